@@ -1,0 +1,224 @@
+"""The command ``learned-optim``."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from learned_optim import __version__, available_rules
+from learned_optim.checkpoint import load_rule, read_provenance
+
+INTERRUPTED = 130  # what shells report after Ctrl-C
+
+EXAMPLES = """examples:
+  learned-optim demo
+  learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
+  learned-optim meta-train --resume runs/mine
+  learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
+  learned-optim data fetch mnist
+"""
+
+
+class CommandError(Exception):
+    """Something the user can put right; shown on one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 1 error, 2 wrong usage, 130 interrupted)."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+    except KeyboardInterrupt:
+        print("learned-optim: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (CommandError, ValueError, OSError, RuntimeError, ImportError) as error:
+        if options.debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"learned-optim: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="learned-optim",
+        description="Optimizers that are learned, not hand-designed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"learned-optim {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="meta-train a small rule and compare it with tuned Adam, in three minutes")
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder for weights, CSV and plot (%(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+
+    meta_train = commands.add_parser("meta-train", help="meta-train a rule from a configuration, or go on with a run")
+    meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration")
+    meta_train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
+    meta_train.add_argument("--output", type=Path, help="run folder (runs/CONFIG)")
+    meta_train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue the run in this folder")
+    meta_train.add_argument("--device", default="cpu", help="where inner training runs (%(default)s)")
+    meta_train.add_argument("--threads", type=int, help="CPU threads")
+    meta_train.set_defaults(run=_meta_train)
+
+    benchmark = commands.add_parser("benchmark", help="compare rules with tuned Adam, RMSprop, SGD and NAG")
+    benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")
+    benchmark.add_argument("--list", action="store_true", help="list the problems")
+    benchmark.add_argument("--rule", action="append", help="name or path; repeatable (the problem's own choice)")
+    benchmark.add_argument("--seeds", type=int, default=20, help="training runs of each optimizer (%(default)s)")
+    benchmark.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for results (%(default)s)")
+    benchmark.set_defaults(run=_benchmark)
+
+    rules = commands.add_parser("rules", help="list the shipped rules")
+    rules.set_defaults(run=_rules)
+
+    data = commands.add_parser("data", help="list or download data sets")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="data sets and where they were found")
+    listing.set_defaults(run=_data_list)
+    fetch = actions.add_parser("fetch", help="download a data set from its official address")
+    fetch.add_argument("name")
+    fetch.add_argument("--output", type=Path, help="folder (the user's cache)")
+    fetch.set_defaults(run=_data_fetch)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    _need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
+    from learned_optim.meta_train.demo import run_demo
+
+    run_demo(options.output)
+
+
+def _meta_train(options: argparse.Namespace) -> None:
+    _need("train", "pydantic", "tqdm", "tensorboard")
+    import torch
+
+    from learned_optim.meta_train.config import load_config
+    from learned_optim.meta_train.progress import run_with_progress
+    from learned_optim.meta_train.trainer import Trainer
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.resume is None:
+        if options.config is None:
+            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
+        folder = options.output or Path("runs") / Path(options.config).stem
+        if (folder / "checkpoint.safetensors").exists():
+            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
+        trainer = Trainer(load_config(options.config, options.set), folder, options.device)
+    else:
+        folder = _run_to_resume(options)
+        trainer = Trainer.resume(folder, options.device)
+        print(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
+    try:
+        run_with_progress(trainer)
+    except KeyboardInterrupt:
+        print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
+        raise
+    print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+
+
+def _run_to_resume(options: argparse.Namespace) -> Path:
+    if options.set:
+        raise CommandError("--set cannot change a run that has begun; start a new one")
+    if options.resume is not True:
+        return Path(options.resume)
+    if options.output is None and options.config is None:
+        raise CommandError("which run? --resume RUN")
+    return Path(options.output or Path("runs") / Path(options.config).stem)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    _need("bench", "pydantic", "sklearn", "matplotlib")
+    from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
+    from learned_optim.meta_train.plots import plot_comparison
+
+    if options.list:
+        for name, comparison in COMPARISONS.items():
+            print(f"{name:20}{comparison.title}, {comparison.steps} steps")
+        return
+    problems = options.problem or list(COMPARISONS)
+    unknown = [name for name in problems if name not in COMPARISONS]
+    if unknown:
+        raise CommandError(f"unknown problem {unknown[0]!r}; known: {', '.join(COMPARISONS)}")
+    if options.seeds < 2:
+        raise CommandError("--seeds must be at least 2")
+    rules = [_rule_argument(rule) for rule in options.rule or ()]
+    results: dict[str, list[Curve]] = {}
+    for name in problems:
+        comparison = COMPARISONS[name]
+        results[name] = compare(comparison, rules or comparison.rules, options.seeds, report=_to_stderr)
+        print(
+            f"\n{comparison.title}, {comparison.steps} steps, {options.seeds} seeds\n{table(results[name])}\n",
+            flush=True,
+        )
+    settings = {"command": "learned-optim benchmark", "problems": problems, "seeds": options.seeds}
+    paths = save_results(results, options.output, settings)
+    figure = options.output / "comparison.png"
+    titles = {name: f"{COMPARISONS[name].title}, {COMPARISONS[name].steps} steps" for name in problems}
+    plot_comparison(results, titles, figure)
+    print("written: " + ", ".join(str(path) for path in (*paths, figure)))
+
+
+def _rule_argument(rule: str) -> str | Path:
+    load_rule(rule)  # fail before hours of tuning, not after
+    return rule if rule in available_rules() else Path(rule)
+
+
+def _rules(options: argparse.Namespace) -> None:
+    for name in available_rules():
+        rule = load_rule(name)
+        parameters = sum(parameter.numel() for parameter in rule.parameters())
+        print(f"{name:22}{rule.name}, {parameters:,} meta-parameters. {read_provenance(name).get('description', '')}")
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    from learned_optim.meta_train.data import DATA_SETS, DataNotFoundError, find
+
+    for name, data_set in DATA_SETS.items():
+        try:
+            place = str(find(name))
+        except DataNotFoundError:
+            place = f"not here: learned-optim data fetch {name}"
+        print(f"{name:15}{data_set.description}\n{'':15}{place}")
+
+
+def _data_fetch(options: argparse.Namespace) -> None:
+    from learned_optim.meta_train.data import fetch
+
+    print(fetch(options.name, options.output))
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Say which extra is missing before anything is done."""
+    import importlib.util
+
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

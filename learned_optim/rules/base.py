@@ -1,0 +1,86 @@
+"""What every update rule offers: one pure, differentiable function of gradient history."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+RuleState = dict[str, Tensor]
+"""What a rule remembers of each coordinate: name -> ``(features, *coordinates)``."""
+
+Settings = Mapping[str, int | float | str | tuple[float, ...]]
+"""Keyword arguments that rebuild a rule's architecture; they travel with its weights."""
+
+
+class UpdateRule(nn.Module, ABC):
+    """A learned function from the gradient history of a coordinate to its update.
+
+    A rule is *coordinatewise*: the update of a coordinate depends on that coordinate's own gradients, on the step
+    count and on nothing else. It therefore commutes with flattening, concatenating and sharding parameters.
+
+    Memory is feature-major: ``grad`` has any shape ``coordinates``; each entry of the state has the shape
+    ``(features, *coordinates)``. Sub-classes keep no state of their own besides their weights, the meta-parameters.
+    """
+
+    name: ClassVar[str]
+    """Name of the architecture in files and configurations."""
+    recurrent_state: ClassVar[frozenset[str]] = frozenset({"hidden", "cell"})
+    """Entries of the state that may be kept in less than float32: activations, not long averages."""
+    recurrent_dtype: ClassVar[torch.dtype] = torch.float32
+    """Dtype in which an optimizer keeps these entries, unless told otherwise."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Settings:
+        """Keyword arguments that build this architecture again."""
+
+    @property
+    @abstractmethod
+    def state_features(self) -> Mapping[str, int]:
+        """Number of features of each entry of the state."""
+
+    @abstractmethod
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        """One step for every coordinate.
+
+        Args:
+            grad: gradient, shape ``coordinates``, in the dtype of the meta-parameters.
+            state: entries of shape ``(features, *coordinates)``; any floating dtype.
+            step: count of this step, 1 for the first; broadcasts against ``grad``.
+
+        Returns:
+            The update, to be *added* to the parameter, shape ``coordinates``; and the new state, in the dtype of the
+            meta-parameters.
+        """
+
+    @abstractmethod
+    def reset_parameters(self, seed: int) -> None:
+        """Draw fresh meta-parameters, independent of torch's global random state."""
+
+    def init_state(
+        self, coordinates: tuple[int, ...], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> RuleState:
+        """The state before the first step: all zeros, shape ``(features, *coordinates)`` each."""
+        return {
+            entry: torch.zeros((features, *coordinates), device=device, dtype=dtype)
+            for entry, features in self.state_features.items()
+        }
+
+    def extra_repr(self) -> str:
+        """The architecture's settings, as in the constructor call."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+
+
+def linear(weight: Tensor, inputs: Tensor) -> Tensor:
+    """Apply ``weight`` ``(out, in)`` to feature-major ``inputs`` ``(in, *coordinates)``: ``(out, *coordinates)``."""
+    coordinates = inputs.shape[1:]
+    flat = inputs.reshape(inputs.shape[0], math.prod(coordinates))
+    return (weight @ flat).reshape(weight.shape[0], *coordinates)
+
+
+def per_feature(values: Tensor, like: Tensor) -> Tensor:
+    """Shape ``values`` ``(features,)`` to broadcast against ``(features, *like.shape)``."""
+    return values.reshape(-1, *([1] * like.dim()))

@@ -1,0 +1,1 @@
+"""Meta-training: tasks, unrolls, gradient estimators and the trainer that produces new update rules."""

@@ -1,0 +1,288 @@
+"""Configuration of a meta-training run: TOML in, frozen dataclasses out, nothing unknown accepted."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from learned_optim.meta_train.meta_loss import MetaLossName
+from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
+from learned_optim.rules import ARCHITECTURES, UpdateRule
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Checked = TypeVar("Checked")
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says where and why, on one line."""
+
+
+class _Strict:
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it from the class
+
+
+@dataclass(frozen=True)
+class RuleConfig(_Strict):
+    """Which rule is meta-trained."""
+
+    architecture: str = "scale-free-lstm"
+    """Name of an architecture."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its constructor."""
+    start_from: str | None = None
+    """Weights to start from: a shipped rule's name or a path. None: fresh ones."""
+
+    def build(self, seed: int) -> UpdateRule:
+        """The rule at the start of meta-training."""
+        if self.architecture not in ARCHITECTURES:
+            raise ConfigError(f"rule.architecture: {_unknown(self.architecture, ARCHITECTURES)}")
+        try:
+            rule = ARCHITECTURES[self.architecture](**self.settings)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"rule.settings: {error}") from error
+        rule.reset_parameters(seed)
+        if self.start_from is not None:
+            from learned_optim.checkpoint import load_rule
+
+            rule.load_state_dict(load_rule(self.start_from).state_dict())
+        return rule
+
+
+@dataclass(frozen=True)
+class TaskConfig(_Strict):
+    """One family of the mixture. In TOML, the family's options stand beside ``family`` and ``weight``."""
+
+    family: str
+    """A shipped family's name, or ``package.module:Class`` for one's own."""
+    weight: Positive = 1.0
+    """How often it is drawn, relative to the others."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The family's own options."""
+
+    def build(self) -> TaskFamily:
+        """The family with its options checked."""
+        cls = _family_class(self.family)
+        return _checked(cls, self.options, f"tasks[{self.family}]")
+
+
+@dataclass(frozen=True)
+class UnrollConfig(_Strict):
+    """How tasks are trained while the rule learns."""
+
+    truncation: Count = 20
+    """Inner steps of a window: the reach of the meta-gradient."""
+    horizon: tuple[Count, Count] = (100, 100)
+    """Range of the length of an inner training, drawn log-uniformly for each."""
+    instances: Count = 16
+    """Copies of a task that advance together, each with its own starting point and data."""
+    pool: Count = 1
+    """Inner trainings under way at a time, at staggered stages; they advance in turn."""
+    windows_per_step: Count = 1
+    """Members of the pool whose meta-gradients are averaged for one meta-step."""
+    rescale: Probability = 0.0
+    """Probability that a task's parameters are rescaled at random."""
+    rescale_range: tuple[Positive, Positive] = (0.1, 10.0)
+    """Range of that factor, drawn log-uniformly for each instance."""
+
+
+@dataclass(frozen=True)
+class EstimatorConfig(_Strict):
+    """How the meta-gradient is estimated."""
+
+    name: Literal["truncated-bptt"] = "truncated-bptt"
+    meta_loss: MetaLossName = "mean"
+    second_derivatives: bool = False
+    replay_coordinates: Count | None = None
+    """Coordinates that the meta-gradient is taken through; None: all."""
+
+
+@dataclass(frozen=True)
+class MetaOptimizerConfig(_Strict):
+    """Adam on the meta-parameters."""
+
+    lr: Positive = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip_norm: Positive | None = None
+    """Upper bound of the meta-gradient's norm."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential average of the weights that is validated and kept; 0: the weights themselves."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig(_Strict):
+    """Held-out tasks on which the best weights are chosen."""
+
+    every: Count = 100
+    """Meta-steps between validations."""
+    horizon: Count = 100
+    """Inner steps."""
+    tasks: Count = 1
+    """Tasks drawn from each family."""
+    instances: Count = 16
+    """Copies of each task."""
+
+
+@dataclass(frozen=True)
+class Config(_Strict):
+    """Everything that determines a meta-training run, apart from the machine."""
+
+    tasks: tuple[TaskConfig, ...]
+    steps: Count
+    """Meta-steps."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    description: str = ""
+    rule: RuleConfig = RuleConfig()
+    unroll: UnrollConfig = UnrollConfig()
+    estimator: EstimatorConfig = EstimatorConfig()
+    meta_optimizer: MetaOptimizerConfig = MetaOptimizerConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("at least one [[tasks]] entry is needed")
+        if self.unroll.windows_per_step > self.unroll.pool:
+            raise ValueError("unroll.windows_per_step cannot exceed unroll.pool")
+
+    def to_json(self) -> str:
+        """The configuration as JSON, keys sorted: what run folders and weights files record."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, or a shipped configuration by name, and apply ``key.path=value`` overrides.
+
+    Raises:
+        ConfigError: file missing or not TOML, unknown key, wrong type, or a value out of range.
+    """
+    path = _locate(source)
+    try:
+        tables = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(tables, override)
+    return config_from_tables(tables, str(source))
+
+
+def config_from_tables(tables: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Check nested tables, as TOML gives them, and build the configuration."""
+    tables = dict(tables)
+    if isinstance(tables.get("tasks"), list):
+        tables["tasks"] = [_gather_options(entry) for entry in tables["tasks"]]
+    config = _checked(Config, tables, source)
+    config.rule.build(config.seed)
+    for task in config.tasks:
+        task.build()
+    return config
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.toml"))}
+
+
+def _locate(source: str | Path) -> Path:
+    shipped = shipped_configs()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}; shipped ones: {', '.join(shipped)}")
+    return path
+
+
+def _gather_options(entry: Any) -> Any:
+    if not isinstance(entry, Mapping) or "options" in entry:
+        return entry
+    own = {"family", "weight"}
+    options = {key: value for key, value in entry.items() if key not in own}
+    return {**{key: entry[key] for key in own if key in entry}, "options": options}
+
+
+def _family_class(name: str) -> type[TaskFamily]:
+    if name in FAMILIES:
+        return FAMILIES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"tasks: {_unknown(name, FAMILIES)}; your own is written package.module:Class")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"tasks: cannot import {name!r}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
+        raise ConfigError(f"tasks: {name!r} is not a sub-class of TaskFamily")
+    return cls
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, for example meta_optimizer.lr=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = re.findall(r"[^.\[\]]+", key)
+    here: Any = tables
+    for part in parents:
+        if isinstance(here, list):
+            here = _item(here, part, override)
+        else:
+            here = here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            raise ConfigError(f"--set {override!r}: {part!r} is not a table")
+    if isinstance(here, list):
+        raise ConfigError(f"--set {override!r}: name a key of an entry, for example tasks[0].weight=2")
+    here[last] = value
+
+
+def _item(entries: list[Any], index: str, override: str) -> Any:
+    if not index.isdigit() or int(index) >= len(entries):
+        raise ConfigError(f"--set {override!r}: no entry {index!r}; there are {len(entries)}, counted from 0")
+    return entries[int(index)]
+
+
+def _checked(cls: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"{source}: {_explain(item, cls)}" for item in error.errors())) from error
+
+
+def _explain(item: Any, cls: type) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "unexpected_keyword_argument":
+        *parents, last = item["loc"]
+        return f"unknown key {place!r}{_suggestion(str(last), _keys(cls, parents))}"
+    return f"{place}: {item['msg']}, got {item['input']!r}" if place else str(item["msg"])
+
+
+def _keys(cls: Any, parents: Sequence[Any]) -> list[str]:
+    for parent in parents:
+        if isinstance(parent, int):
+            continue
+        cls = next((f.type for f in dataclasses.fields(cls) if f.name == parent), None)
+        cls = TaskConfig if cls == tuple[TaskConfig, ...] else cls
+        if not dataclasses.is_dataclass(cls):
+            return []
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    return f"unknown name {name!r}{_suggestion(name, list(known))}; known: {', '.join(known)}"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,151 @@
+r"""Truncated backpropagation through time: the gradient of the meta-loss over a window of inner steps.
+
+With inner gradients treated as constants (Andrychowicz et al. 2016, section 2: "the gradients of the optimizee do not
+depend on the optimizer parameters") the chain rule needs no second pass through the optimizee. Write :math:`u_s` for
+the update of inner step :math:`s` and :math:`g_t` for the gradient of the loss :math:`L_t` after update :math:`t`.
+Since the parameters after step :math:`t` are :math:`p_0 + \sum_{s \le t} u_s`,
+
+.. math:: \nabla \sum_t w_t L_t = \sum_s \Big( \sum_{t \ge s} w_t g_t \Big) \cdot \nabla u_s .
+
+The unroll has seen every :math:`g_t` already. So the window is run once without autograd, and then the rule alone is
+replayed on the recorded gradients, each update dotted with its *gradient-to-go*. A coordinatewise rule may be replayed
+on a random sample of the coordinates: with importance weights the estimate stays unbiased, at a fraction of the cost.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_train.meta_loss import META_LOSSES, MetaLossName
+from learned_optim.meta_train.unroll import InnerState, unroll
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import UpdateRule
+
+
+class MetaGradient(NamedTuple):
+    """What an estimator returns."""
+
+    grads: tuple[Tensor, ...]
+    """One tensor for each of the rule's parameters, in their order."""
+    meta_loss: Tensor
+    """0-d."""
+    losses: Tensor
+    """Inner losses of the window, ``(steps, B)``."""
+    state: InnerState
+    """Detached inner state after the window: the start of the next."""
+
+
+def truncated_bptt(
+    rule: UpdateRule,
+    task: VectorizedTask,
+    state: InnerState,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    meta_loss: MetaLossName = "mean",
+    second_derivatives: bool = False,
+    replay_coordinates: int | None = None,
+) -> MetaGradient:
+    """Gradient of the meta-loss over ``steps`` inner steps from ``state``, with respect to the rule's weights.
+
+    Args:
+        rule: its parameters are the meta-parameters; their ``.grad`` is left alone.
+        task: B instances.
+        state: start of the window; no gradient flows into it.
+        steps: truncation length.
+        generator: source of the batches, and of the choice of coordinates.
+        meta_loss: see :mod:`learned_optim.meta_train.meta_loss`.
+        second_derivatives: differentiate through the inner gradients too (no shortcut then: slower).
+        replay_coordinates: take the meta-gradient through this many coordinates at most, drawn from all ``B * N`` by
+            :func:`sample_coordinates`; None takes all. Unbiased, but not available with second derivatives.
+
+    Raises:
+        ValueError: ``replay_coordinates`` is combined with ``second_derivatives``.
+    """
+    if second_derivatives:
+        if replay_coordinates is not None:
+            raise ValueError("replay_coordinates needs constant inner gradients; set second_derivatives = false")
+        return _through_the_unroll(rule, task, state, steps, generator, meta_loss)
+    return _by_replay(rule, task, state, steps, generator, meta_loss, replay_coordinates)
+
+
+def _by_replay(
+    rule: UpdateRule,
+    task: VectorizedTask,
+    state: InnerState,
+    steps: int,
+    generator: torch.Generator,
+    meta_loss: MetaLossName,
+    replay_coordinates: int | None,
+) -> MetaGradient:
+    with torch.no_grad():
+        window = unroll(rule, task, state, steps, generator, record_grads=True)
+    assert window.grads is not None  # for the type checker: they were asked for
+    losses = window.losses.requires_grad_()
+    value = META_LOSSES[meta_loss](losses, state.initial_loss)
+    (weights,) = torch.autograd.grad(value, losses)
+
+    grads = window.grads.flatten(1)
+    grads_to_go = (weights[:, :, None] * window.grads[1:]).flip(0).cumsum(0).flip(0).flatten(1)
+    rule_state = {entry: tensor.flatten(1) for entry, tensor in state.rule_state.items()}
+    if replay_coordinates is not None and replay_coordinates < grads.shape[1]:
+        chosen, factors = sample_coordinates(grads_to_go, replay_coordinates, generator)
+        grads, grads_to_go = grads[:, chosen], grads_to_go[:, chosen] * factors
+        rule_state = {entry: tensor[:, chosen] for entry, tensor in rule_state.items()}
+
+    surrogate = torch.zeros((), device=grads.device, dtype=grads.dtype)
+    with torch.enable_grad():
+        for index in range(steps):
+            update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
+            surrogate = surrogate + (update * grads_to_go[index]).sum()
+        meta_grads = torch.autograd.grad(surrogate, tuple(rule.parameters()), allow_unused=True)
+    return MetaGradient(_filled(rule, meta_grads), value.detach(), losses.detach(), window.state)
+
+
+def sample_coordinates(
+    grads_to_go: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw coordinates with replacement, in proportion to the norm of their gradient-to-go ``(steps, coordinates)``.
+
+    That norm bounds what a coordinate can contribute to the meta-gradient. A few coordinates, such as a network's
+    output layer, contribute most of it; drawn uniformly, they would be missed most of the time.
+
+    Returns:
+        Indices ``(count,)`` and the factors ``(count,)`` on their contributions that make the sum unbiased.
+    """
+    norms = torch.linalg.vector_norm(grads_to_go, dim=0).cpu()
+    if not 0 < float(norms.sum()) < torch.inf:  # nothing to go by: all contributions vanish, or are not finite
+        norms = torch.ones_like(norms)
+    probabilities = norms / norms.sum()
+    chosen = torch.multinomial(probabilities, count, replacement=True, generator=generator)
+    factors = 1 / (count * probabilities[chosen])
+    return chosen.to(grads_to_go.device), factors.to(grads_to_go.device)
+
+
+def _through_the_unroll(
+    rule: UpdateRule,
+    task: VectorizedTask,
+    state: InnerState,
+    steps: int,
+    generator: torch.Generator,
+    meta_loss: MetaLossName,
+) -> MetaGradient:
+    with torch.enable_grad():
+        window = unroll(rule, task, state, steps, generator, second_derivatives=True)
+        value = META_LOSSES[meta_loss](window.losses, state.initial_loss)
+        meta_grads = torch.autograd.grad(value, tuple(rule.parameters()), allow_unused=True)
+    return MetaGradient(_filled(rule, meta_grads), value.detach(), window.losses.detach(), detached(window.state))
+
+
+def detached(state: InnerState) -> InnerState:
+    """The same state without its graph."""
+    rule_state = {entry: tensor.detach() for entry, tensor in state.rule_state.items()}
+    return state._replace(parameters=state.parameters.detach(), grad=state.grad.detach(), rule_state=rule_state)
+
+
+def _filled(rule: UpdateRule, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.zeros_like(parameter) if grad is None else grad
+        for parameter, grad in zip(rule.parameters(), grads, strict=True)
+    )

@@ -1,0 +1,35 @@
+"""Meta-training under a progress bar."""
+
+import math
+import sys
+
+from tqdm import tqdm
+
+from learned_optim.meta_train.trainer import Trainer
+
+
+def run_with_progress(trainer: Trainer) -> None:
+    """Run ``trainer`` to its end: a live bar with the remaining time on a terminal, else a line for each validation."""
+    live = sys.stderr.isatty()
+    with tqdm(
+        total=trainer.config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
+    ) as bar:
+        for progress in trainer.run():
+            bar.update()
+            if progress.validation is None:
+                continue
+            best = (
+                "best so far"
+                if progress.validation == progress.best_validation
+                else f"best {_short(progress.best_validation)}"
+            )
+            line = f"validation {_short(progress.validation)} ({best})"
+            if live:
+                bar.set_postfix_str(line)
+            else:
+                skipped = f", {progress.skipped} steps skipped" if progress.skipped else ""
+                print(f"meta-step {progress.meta_step}: {line}{skipped}, {progress.seconds:.0f} s", flush=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else str(value)

@@ -1,0 +1,61 @@
+"""What a task is: an ordinary ``nn.Module``, a stream of batches and a loss."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Split = Literal["train", "validation", "test"]
+"""Which part of the data, and so of the distribution over tasks, is used."""
+
+Batch = Any
+"""Whatever one inner step needs: a tensor, or a nest of tuples and dicts of tensors."""
+
+
+class Task(ABC):
+    """One kind of optimizee. Many *instances* of it, each with parameters of its own, are trained side by side."""
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """A freshly initialised module, drawn with torch's global random state (which the caller seeds).
+
+        All calls return the same architecture. Buffers may hold a random problem, such as a quadratic's matrix.
+        """
+
+    @abstractmethod
+    def batch(self, instances: int, generator: torch.Generator) -> Batch:
+        """Data of one inner step for every instance: each tensor has the shape ``(instances, ...)``."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Loss of *one* instance on its own batch, a 0-d tensor. It is vectorised by ``torch.func.vmap``."""
+
+
+class TaskFamily(ABC):
+    """A distribution over tasks. Sub-classes are frozen dataclasses whose fields are the options of a configuration."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt option in a configuration is an error
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        """Draw a task: architecture, batch size and other choices. ``split`` says from which part of the data."""
+
+
+class DataTask(Task):
+    """A task on a data set held in memory: batches are drawn uniformly, with replacement.
+
+    Args:
+        data: tensors with the same first dimension; a batch holds ``batch_size`` rows of each.
+        batch_size: rows of a batch.
+    """
+
+    def __init__(self, data: tuple[Tensor, ...], batch_size: int) -> None:
+        self.data = data
+        self.batch_size = batch_size
+
+    def batch(self, instances: int, generator: torch.Generator) -> Batch:
+        """Rows drawn independently for every instance."""
+        rows = torch.randint(len(self.data[0]), (instances, self.batch_size), generator=generator)
+        return tuple(tensor[rows] for tensor in self.data)

@@ -1,0 +1,119 @@
+"""Multi-layer perceptrons that classify small images: the paper's networks, and random architectures."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learned_optim.meta_train import data
+from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.sampling import log_uniform, log_uniform_integer
+
+Activation = Literal["sigmoid", "tanh", "relu", "gelu", "elu"]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+}
+
+PAPER_DEVIATION = 0.01  # of the initial parameters in the released code of Andrychowicz et al. 2016
+
+
+@dataclass(frozen=True)
+class MLPFamily(TaskFamily):
+    """Classify images by a perceptron. The defaults are the base network of Andrychowicz et al. 2016, section 3.2.
+
+    Ranges ``(low, high)`` are drawn for every task: sizes log-uniformly, layers uniformly.
+
+    Args:
+        dataset: "mnist", "cifar10" or "digits" ("fashion-mnist" is for evaluation only).
+        image_size: images are averaged down to this many pixels a side; None keeps them.
+        layers: range of the number of hidden layers.
+        width: range of the units of each hidden layer.
+        activations: one is drawn.
+        batch_size: range of the mini-batch size.
+        initial: "normal": all parameters start as N(0, 0.01^2), as in the paper's released code; "torch": PyTorch's
+            default initialisation.
+        gain: range of the factor on the initial parameters.
+        layer_norm: probability of a layer norm before each activation.
+    """
+
+    dataset: Literal["mnist", "cifar10", "digits", "fashion-mnist"] = "mnist"
+    image_size: int | None = None
+    layers: tuple[int, int] = (1, 1)
+    width: tuple[int, int] = (20, 20)
+    activations: tuple[Activation, ...] = ("sigmoid",)
+    batch_size: tuple[int, int] = (128, 128)
+    initial: Literal["normal", "torch"] = "normal"
+    gain: tuple[float, float] = (1.0, 1.0)
+    layer_norm: float = 0.0
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        """Draw an architecture; ``split`` chooses the images."""
+        layers = int(rng.integers(self.layers[0], self.layers[1] + 1))
+        return MLPTask(
+            image_rows(self.dataset, split, self.image_size),
+            batch_size=log_uniform_integer(rng, self.batch_size),
+            widths=[log_uniform_integer(rng, self.width) for _ in range(layers)],
+            activation=self.activations[int(rng.integers(len(self.activations)))],
+            initial=self.initial,
+            gain=log_uniform(rng, self.gain),
+            layer_norm=bool(rng.random() < self.layer_norm),
+        )
+
+
+class MLPTask(DataTask):
+    """Perceptrons of one architecture on one data set."""
+
+    def __init__(
+        self,
+        images_and_labels: tuple[Tensor, Tensor],
+        batch_size: int,
+        widths: list[int],
+        activation: str,
+        initial: str,
+        gain: float,
+        layer_norm: bool,
+    ) -> None:
+        super().__init__(images_and_labels, batch_size)
+        self.widths, self.activation, self.layer_norm = widths, activation, layer_norm
+        self.initial, self.gain = initial, gain
+
+    def module(self) -> nn.Module:
+        """A perceptron with fresh weights."""
+        images, labels = self.data
+        sizes = [images.shape[1], *self.widths]
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            norm = [nn.LayerNorm(outputs)] if self.layer_norm else []
+            layers += [nn.Linear(inputs, outputs), *norm, ACTIVATIONS[self.activation]()]
+        network = nn.Sequential(*layers, nn.Linear(sizes[-1], int(labels.max()) + 1))
+        with torch.no_grad():
+            for layer in network:
+                if isinstance(layer, nn.Linear):
+                    for parameter in layer.parameters():
+                        if self.initial == "normal":
+                            parameter.normal_(0.0, PAPER_DEVIATION)
+                        parameter.mul_(self.gain)
+        return network
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy, in nats."""
+        images, labels = batch
+        return F.cross_entropy(module(images), labels)
+
+
+@functools.cache
+def image_rows(dataset: str, split: Split, image_size: int | None) -> tuple[Tensor, Tensor]:
+    """Images as rows of floats in 0..1, ``(images, pixels)``, and their labels ``(images,)``."""
+    images, labels = data.load(dataset, split)
+    pixels = images.float() / 255 if image_size is None else data.pooled(images, image_size)
+    return pixels.flatten(1), labels

@@ -1,0 +1,91 @@
+"""Many instances of a task as one function of one matrix of parameters."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.utils._pytree import tree_map
+
+from learned_optim.meta_train.tasks import Batch, Task
+
+
+class VectorizedTask:
+    """``instances`` copies of a task, each with its own starting point, trained as one ``(instances, N)`` matrix.
+
+    Args:
+        task: the kind of optimizee.
+        instances: number of copies, B.
+        seed: determines all starting points and random problems.
+        device: where parameters and batches live.
+        scale: factor between stored and used parameters, broadcastable to ``(B, N)``: the loss sees
+            ``scale * parameters``. Random scales teach a rule that the size of a parameter says little
+            (Lv et al. 2017, section 4.1).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        instances: int,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        scale: Tensor | None = None,
+    ) -> None:
+        self.task, self.instances, self.device = task, instances, torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            modules = [LossModule(task, task.module()) for _ in range(instances)]
+        stacked_parameters, stacked_buffers = stack_module_state(modules)
+        self.skeleton = modules[0].to("meta")
+        self.shapes = {name: tensor.shape[1:] for name, tensor in stacked_parameters.items()}
+        self.buffers = {name: tensor.detach().to(self.device) for name, tensor in stacked_buffers.items()}
+        self.scale = None if scale is None else scale.to(self.device)
+        initial = torch.cat([tensor.detach().flatten(1) for tensor in stacked_parameters.values()], dim=1)
+        initial = initial.to(self.device)
+        self.initial_parameters = initial if self.scale is None else initial / self.scale
+
+    @property
+    def coordinates(self) -> int:
+        """Number of coordinates of one instance, N."""
+        return self.initial_parameters.shape[1]
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        """Fresh data for one inner step of every instance."""
+        batch = self.task.batch(self.instances, generator)
+        return tree_map(lambda tensor: tensor.to(self.device), batch)
+
+    def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
+        """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``."""
+        return vmap(self._instance_loss, randomness="different")(self._used(parameters), self.buffers, batch)
+
+    def losses_and_grads(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses ``(B,)`` and their gradients ``(B, N)`` with respect to ``parameters`` ``(B, N)``."""
+        grads, losses = self._grad_and_value(self._used(parameters), self.buffers, batch)
+        return losses, grads if self.scale is None else grads * self.scale
+
+    @functools.cached_property
+    def _grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return vmap(grad_and_value(self._instance_loss), randomness="different")
+
+    def _used(self, parameters: Tensor) -> Tensor:
+        return parameters if self.scale is None else parameters * self.scale
+
+    def _instance_loss(self, parameters: Tensor, buffers: dict[str, Tensor], batch: Batch) -> Tensor:
+        parts = parameters.split([shape.numel() for shape in self.shapes.values()])
+        named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        loss: Tensor = functional_call(self.skeleton, {**named, **buffers}, (batch,))
+        return loss
+
+
+class LossModule(nn.Module):
+    """A module whose call is the task's loss, so that ``functional_call`` reaches whatever the loss uses."""
+
+    def __init__(self, task: Task, module: nn.Module) -> None:
+        super().__init__()
+        self.task, self.module = task, module
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The task's loss on ``batch``."""
+        return self.task.loss(self.module, batch)

@@ -1,0 +1,242 @@
+"""The oracle: learned optimizers in NumPy float64, written from their equations and not from the package.
+
+Clarity decides here, not speed. Each equation reads as it would for one coordinate, with its quantities (features,
+hidden units) along the leading axis; NumPy carries the coordinates along the trailing axes, where nothing mixes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def _float64(values: ArrayLike) -> Array:
+    return np.array(values, dtype=np.float64)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), through tanh so that no exponential overflows."""
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def affine(weight: Array, x: Array, bias: Array) -> Array:
+    """W x + b for each coordinate: (rows, features), (features, *coordinates) and (rows,) give (rows, *coordinates)."""
+    product = np.tensordot(weight, x, axes=(1, 0))
+    return product + bias.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def lstm_step(gates: Array, cell: Array) -> tuple[Array, Array]:
+    """Hidden and cell state after one LSTM step.
+
+    Args:
+        gates: pre-activations, (4H, *coordinates), in blocks of H: input, forget, candidate, output.
+        cell: cell state before the step, (H, *coordinates).
+    """
+    input_gate, forget_gate, candidate, output_gate = np.split(gates, 4, axis=0)
+    cell = sigmoid(forget_gate) * cell + sigmoid(input_gate) * np.tanh(candidate)
+    hidden = sigmoid(output_gate) * np.tanh(cell)
+    return hidden, cell
+
+
+def log_and_sign(grad: Array, p: float) -> Array:
+    """The two features of a gradient in Andrychowicz et al. (2016), appendix A: (2, *coordinates).
+
+    (log|g| / p, sign g) where |g| >= exp(-p), and (-1, exp(p) g) below.
+    """
+    features = np.empty((2, *grad.shape))
+    for index in np.ndindex(grad.shape):
+        g = grad[index]
+        if abs(g) >= np.exp(-p):
+            features[(0, *index)] = np.log(abs(g)) / p
+            features[(1, *index)] = np.sign(g)
+        else:
+            features[(0, *index)] = -1.0
+            features[(1, *index)] = np.exp(p) * g
+    return features
+
+
+class LSTML2LReference:
+    """Andrychowicz et al. (2016), section 2.1 and appendix A: a stack of LSTM layers on the preprocessed gradient.
+
+    Args:
+        cells: weight (4H, F + H) and bias (4H,) of each layer, bottom first; the weight's columns are [input; hidden].
+        output_weight: (1, H).
+        output_bias: (1,).
+        p: the threshold exp(-p) of the preprocessing.
+        output_scale: factor of the network's output.
+
+    Attributes:
+        hidden, cell: (layers * H, *coordinates), layer by layer; zero before the first step.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[tuple[ArrayLike, ArrayLike]],
+        output_weight: ArrayLike,
+        output_bias: ArrayLike,
+        p: float = 10.0,
+        output_scale: float = 0.1,
+    ) -> None:
+        self.cells = [(_float64(weight), _float64(bias)) for weight, bias in cells]
+        self.output_weight = _float64(output_weight)
+        self.output_bias = _float64(output_bias)
+        self.p = p
+        self.output_scale = output_scale
+        self.steps_taken = 0
+        self.hidden: Array = np.zeros(0)
+        self.cell: Array = np.zeros(0)
+
+    def step(self, grad: ArrayLike) -> Array:
+        """The update, to be added to the parameter, of its shape: output_scale * (w_out . h_top + b_out)."""
+        grad = _float64(grad)
+        layers = len(self.cells)
+        if self.steps_taken == 0:
+            units = self.output_weight.shape[1]
+            self.hidden = np.zeros((layers * units, *grad.shape))
+            self.cell = np.zeros((layers * units, *grad.shape))
+        self.steps_taken += 1
+
+        signal = log_and_sign(grad, self.p)
+        hiddens, new_cells = [], []
+        for (weight, bias), hidden, cell in zip(
+            self.cells, np.split(self.hidden, layers, axis=0), np.split(self.cell, layers, axis=0), strict=True
+        ):
+            gates = affine(weight, np.concatenate([signal, hidden], axis=0), bias)
+            signal, cell = lstm_step(gates, cell)
+            hiddens.append(signal)
+            new_cells.append(cell)
+        self.hidden = np.concatenate(hiddens, axis=0)
+        self.cell = np.concatenate(new_cells, axis=0)
+        output: Array = affine(self.output_weight, signal, self.output_bias)[0]
+        return self.output_scale * output
+
+
+class ScaleFreeLSTMReference:
+    """One LSTM layer that mixes five normalised directions and scales the result, around Adam's direction.
+
+    For one coordinate with gradient g at step t = 1, 2, ...
+
+        m_k    <- b_k m_k + (1 - b_k) g         b = .5, .9, .99, .999
+        v_j    <- a_j v_j + (1 - a_j) g^2       a = .95 (fast), .999 (slow)
+        mhat_k  = m_k / (1 - b_k^t),  vhat_j = v_j / (1 - a_j^t)
+        fast    = sqrt(vhat_fast) + eps,  slow = sqrt(vhat_slow) + eps,  eps = 1e-12
+        d       = [mhat / slow (4), g / fast]
+        x       = [d, log(fast / slow)]
+        s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
+        h, c    = LSTM(W [x; h] + b + W_step s)
+        [c_1 .. c_5, z] = V h + b_out
+        update  = -rate exp(6 tanh(3 z / 6)) (d_.9 + sum_k c_k d_k)
+
+    Args:
+        weight: (4H, 6 + H), columns [x; h], blocks of H rows: input, forget, candidate, output.
+        bias: (4H,).
+        step_weight: (4H, 3).
+        output_weight: (6, H).
+        output_bias: (6,).
+        momentum_decays: b; they include 0.9, the decay of Adam's momentum.
+        rate: learning rate of the untrained rule.
+
+    Attributes:
+        momentum: (4, *coordinates).
+        second_moment: (2, *coordinates), fast then slow.
+        hidden, cell: (H, *coordinates).
+        All are zero before the first step.
+    """
+
+    SECOND_MOMENT_DECAYS = (0.95, 0.999)
+    TIME_SCALES = (30.0, 300.0, 3000.0)
+    EPS = 1e-12
+
+    def __init__(
+        self,
+        weight: ArrayLike,
+        bias: ArrayLike,
+        step_weight: ArrayLike,
+        output_weight: ArrayLike,
+        output_bias: ArrayLike,
+        momentum_decays: Sequence[float] = (0.5, 0.9, 0.99, 0.999),
+        rate: float = 3e-3,
+    ) -> None:
+        self.weight = _float64(weight)
+        self.bias = _float64(bias)
+        self.step_weight = _float64(step_weight)
+        self.output_weight = _float64(output_weight)
+        self.output_bias = _float64(output_bias)
+        self.momentum_decays = tuple(momentum_decays)
+        self.rate = rate
+        self.steps_taken = 0
+        self.momentum: Array = np.zeros(0)
+        self.second_moment: Array = np.zeros(0)
+        self.hidden: Array = np.zeros(0)
+        self.cell: Array = np.zeros(0)
+
+    def step(self, grad: ArrayLike) -> Array:
+        """The update, to be added to the parameter, of its shape."""
+        grad = _float64(grad)
+        if self.steps_taken == 0:
+            units = self.output_weight.shape[1]
+            self.momentum = np.zeros((len(self.momentum_decays), *grad.shape))
+            self.second_moment = np.zeros((len(self.SECOND_MOMENT_DECAYS), *grad.shape))
+            self.hidden = np.zeros((units, *grad.shape))
+            self.cell = np.zeros((units, *grad.shape))
+        self.steps_taken += 1
+        t = self.steps_taken
+
+        self.momentum = np.stack(
+            [b * m + (1.0 - b) * grad for b, m in zip(self.momentum_decays, self.momentum, strict=True)]
+        )
+        self.second_moment = np.stack(
+            [a * v + (1.0 - a) * grad**2 for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)]
+        )
+        fast, slow = (
+            np.sqrt(v / (1.0 - a**t)) + self.EPS
+            for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)
+        )
+        averaged = [m / (1.0 - b**t) / slow for b, m in zip(self.momentum_decays, self.momentum, strict=True)]
+        directions = np.stack([*averaged, grad / fast])
+
+        inputs = np.concatenate([directions, np.log(fast / slow)[np.newaxis], self.hidden], axis=0)
+        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
+        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
+        self.hidden, self.cell = lstm_step(gates, self.cell)
+
+        *coefficients, scale_output = affine(self.output_weight, self.hidden, self.output_bias)
+        direction = directions[self.momentum_decays.index(0.9)]
+        for coefficient, d in zip(coefficients, directions, strict=True):
+            direction = direction + coefficient * d
+        log_scale = 6.0 * np.tanh(scale_output * 3.0 / 6.0)
+        update: Array = -self.rate * np.exp(log_scale) * direction
+        return update
+
+
+def adam_updates(grads: ArrayLike, lr: float, betas: tuple[float, float], eps: float) -> Array:
+    """The updates of Adam (Kingma & Ba 2015, algorithm 1) for the gradients (steps, *coordinates), in their shape."""
+    grads = _float64(grads)
+    first_decay, second_decay = betas
+    first_moment = np.zeros(grads.shape[1:])
+    second_moment = np.zeros(grads.shape[1:])
+    updates = np.empty_like(grads)
+    for index, grad in enumerate(grads):
+        t = index + 1
+        first_moment = first_decay * first_moment + (1.0 - first_decay) * grad
+        second_moment = second_decay * second_moment + (1.0 - second_decay) * grad**2
+        first_unbiased = first_moment / (1.0 - first_decay**t)
+        second_unbiased = second_moment / (1.0 - second_decay**t)
+        updates[index] = -lr * first_unbiased / (np.sqrt(second_unbiased) + eps)
+    return updates
+
+
+def central_difference(function: Callable[[Array], float], point: ArrayLike, epsilon: float) -> Array:
+    """Gradient of a scalar function by (f(x + e) - f(x - e)) / (2 e) in each coordinate, error O(epsilon^2)."""
+    point = _float64(point)
+    gradient = np.empty_like(point)
+    for index in np.ndindex(point.shape):
+        above, below = point.copy(), point.copy()
+        above[index] += epsilon
+        below[index] -= epsilon
+        gradient[index] = (function(above) - function(below)) / (2.0 * epsilon)
+    return gradient

@@ -1,0 +1,124 @@
+"""The wheel, as a user gets it: built from the checkout, installed elsewhere, beside somebody else's ``kernels``."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+SHIPPED = {".py", ".safetensors", ".toml", ".typed"}
+"""Kinds of file that belong into the wheel wherever they lie; weights/ brings its cards (.md) as well."""
+
+THEIR_KERNELS = 'OWNER = "Hugging Face"\n'
+
+TRAIN = """
+import sys
+sys.modules["triton"] = None  # import triton fails
+import kernels, torch, learned_optim
+print(kernels.OWNER)
+print(learned_optim.__file__)
+
+torch.manual_seed(0)
+model = torch.nn.Linear(10, 1)
+inputs = torch.randn(64, 10)
+targets = inputs @ torch.randn(10, 1)
+optimizer = learned_optim.LearnedOptimizer(model.parameters())
+for _ in range(20):
+    optimizer.zero_grad()
+    loss = torch.nn.functional.mse_loss(model(inputs), targets)
+    loss.backward()
+    optimizer.step()
+    print(loss.item())
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    completed = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert completed.returncode == 0, f"{command}\n{completed.stdout}\n{completed.stderr}"
+    return completed.stdout
+
+
+def files_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks or would add, links kept: building leaves no trace in the tree that is tested."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    copy = tmp_path_factory.mktemp("checkout")
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():  # not deleted since it was added
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built straight from the checkout."""
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, cwd=checkout)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_whole_package_and_nothing_else(checkout: Path, wheel: Path) -> None:
+    packages = {"learned_optim": Path(), "kernels": Path("learned_optim"), "meta_train": Path("learned_optim")}
+    expected = {
+        (parent / path.relative_to(checkout)).as_posix()
+        for folder, parent in packages.items()
+        for path in (checkout / folder).rglob("*")
+        if path.suffix in SHIPPED or path.parent.name == "weights"
+    }
+    metadata = {name for name in files_in(wheel) if name.startswith("learned_optim-")}
+    assert files_in(wheel) - metadata == expected
+    assert any(name.endswith("/licenses/LICENSE") for name in metadata)
+
+
+def test_sdist_builds_the_same_wheel(checkout: Path, wheel: Path, tmp_path: Path) -> None:
+    # Without --wheel or --sdist, build makes the sdist and then the wheel from it.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, cwd=checkout)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    (rebuilt,) = tmp_path.glob("*.whl")
+    assert files_in(rebuilt) == files_in(wheel)
+    with tarfile.open(sdist) as archive:
+        assert {Path(name).name for name in archive.getnames()} >= {"LICENSE", "README.md", "pyproject.toml"}
+
+
+def test_installed_wheel_trains_and_leaves_other_packages_alone(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    venv.create(environment, symlinks=True)  # without pip: that of the running environment is faster
+    python = environment / "bin" / "python"
+    (site,) = environment.glob("lib/python*/site-packages")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    theirs = site / "kernels" / "__init__.py"
+    theirs.parent.mkdir()
+    theirs.write_text(THEIR_KERNELS)
+
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    # After its own packages, the new environment sees torch & co. of the running one; a .pth file's folders are not
+    # searched for further .pth files, so an editable install of this checkout stays out of sight.
+    borrowed = site / "borrowed.pth"
+    borrowed.write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    owner, location, *losses = run(python, "-I", "-c", TRAIN, cwd=tmp_path).splitlines()
+    assert owner == "Hugging Face"
+    assert Path(location).parent == site / "learned_optim"
+    assert len(losses) == 20
+    assert float(losses[-1]) < float(losses[0])
+
+    borrowed.unlink()
+    run(*pip, "uninstall", "--yes", "learned-optim", cwd=tmp_path)
+    assert not (site / "learned_optim").exists()
+    assert theirs.read_text() == THEIR_KERNELS
