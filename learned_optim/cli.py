@@ -183,7 +183,8 @@ def _rules(options: argparse.Namespace) -> None:
     for name in available_rules():
         rule = load_rule(name)
         parameters = sum(parameter.numel() for parameter in rule.parameters())
-        print(f"{name:22}{rule.name}, {parameters:,} meta-parameters. {read_provenance(name).get('description', '')}")
+        description = read_provenance(name).get("config", {}).get("description", "")
+        print(f"{name:22}{rule.name}, {parameters:,} meta-parameters. {description}")
 
 
 def _data_list(options: argparse.Namespace) -> None:

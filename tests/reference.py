@@ -123,7 +123,7 @@ class ScaleFreeLSTMReference:
         m_k    <- b_k m_k + (1 - b_k) g         b = .5, .9, .99, .999
         v_j    <- a_j v_j + (1 - a_j) g^2       a = .95 (fast), .999 (slow)
         mhat_k  = m_k / (1 - b_k^t),  vhat_j = v_j / (1 - a_j^t)
-        fast    = sqrt(vhat_fast) + eps,  slow = sqrt(vhat_slow) + eps,  eps = 1e-12
+        fast    = sqrt(vhat_fast + eps^2),  slow = sqrt(vhat_slow + eps^2),  eps = 1e-12
         d       = [mhat / slow (4), g / fast]
         x       = [d, log(fast / slow)]
         s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
@@ -193,7 +193,7 @@ class ScaleFreeLSTMReference:
             [a * v + (1.0 - a) * grad**2 for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)]
         )
         fast, slow = (
-            np.sqrt(v / (1.0 - a**t)) + self.EPS
+            np.sqrt(v / (1.0 - a**t) + self.EPS**2)
             for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)
         )
         averaged = [m / (1.0 - b**t) / slow for b, m in zip(self.momentum_decays, self.momentum, strict=True)]

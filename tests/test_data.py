@@ -493,7 +493,7 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / f"{FIRST}.part").write_bytes(server.files[FIRST][:2_000])
     assert contents(data.fetch("mnist", tmp_path, mirrors=[server.address])) == server.files
-    assert server.requests[0] == (FIRST, "bytes=2000-")
+    assert server.requests == [(FIRST, "bytes=2000-"), (SECOND, None)]
 
 
 @pytest.mark.parametrize("size", [10, 5_000, 6_000], ids=["short", "whole", "too long"])

@@ -81,6 +81,13 @@ def linear(weight: Tensor, inputs: Tensor) -> Tensor:
     return (weight @ flat).reshape(weight.shape[0], *coordinates)
 
 
+def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:
+    """Fill ``parameter``, on whatever device, with normal numbers cut at two deviations, drawn on the CPU."""
+    values = torch.empty(parameter.shape, device="cpu")
+    nn.init.trunc_normal_(values, 0.0, deviation, -2 * deviation, 2 * deviation, generator=generator)
+    parameter.copy_(values)
+
+
 def per_feature(values: Tensor, like: Tensor) -> Tensor:
     """Shape ``values`` ``(features,)`` to broadcast against ``(features, *like.shape)``."""
     return values.reshape(-1, *([1] * like.dim()))

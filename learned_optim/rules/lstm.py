@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import linear, per_feature
+from learned_optim.rules.base import linear, per_feature, truncated_normal_
 
 
 class LSTMCell(nn.Module):
@@ -28,7 +28,7 @@ class LSTMCell(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Truncated normal weights of deviation 1/sqrt(fan in), as in Sonnet; forget gates start open (bias 1)."""
         deviation = (self.inputs + self.hidden) ** -0.5
-        nn.init.trunc_normal_(self.weight, 0.0, deviation, -2 * deviation, 2 * deviation, generator=generator)
+        truncated_normal_(self.weight, deviation, generator)
         self.bias.zero_()
         self.bias[self.hidden : 2 * self.hidden] = 1.0
 

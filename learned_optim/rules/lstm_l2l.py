@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
+from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
 
 
@@ -36,7 +36,7 @@ class LSTML2L(UpdateRule):
         output_scale: factor on the network's output (0.1 in the re-implementations of the paper).
 
     Raises:
-        ValueError: a size is less than 1, or ``p`` or ``output_scale`` is not positive.
+        ValueError: a size is less than 1, ``p`` not in (0, 80], or ``output_scale`` not positive.
     """
 
     name = "lstm-l2l"
@@ -45,8 +45,8 @@ class LSTML2L(UpdateRule):
         super().__init__()
         if hidden_size < 1 or layers < 1:
             raise ValueError(f"hidden_size and layers must be at least 1, got {hidden_size} and {layers}")
-        if not (p > 0 and output_scale > 0):
-            raise ValueError(f"p and output_scale must be positive, got {p} and {output_scale}")
+        if not (0 < p <= 80 and 0 < output_scale < math.inf):  # exp(80) is still a float32
+            raise ValueError(f"p must lie in (0, 80] and output_scale be positive, got {p} and {output_scale}")
         self.hidden_size, self.layers, self.p, self.output_scale = hidden_size, layers, p, output_scale
         self.cells = nn.ModuleList(LSTMCell(2 if layer == 0 else hidden_size, hidden_size) for layer in range(layers))
         self.output_weight = nn.Parameter(torch.zeros(1, hidden_size))
@@ -76,7 +76,7 @@ class LSTML2L(UpdateRule):
             assert isinstance(cell, LSTMCell)  # for the type checker
             cell.reset_parameters(generator)
         deviation = self.hidden_size**-0.5
-        nn.init.trunc_normal_(self.output_weight, 0.0, deviation, -2 * deviation, 2 * deviation, generator=generator)
+        truncated_normal_(self.output_weight, deviation, generator)
         self.output_bias.zero_()
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:

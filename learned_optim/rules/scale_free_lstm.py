@@ -21,7 +21,7 @@ class ScaleFreeLSTM(UpdateRule):
     """One-layer coordinatewise LSTM that steers a mixture of momenta.
 
     Momenta ``m_k`` at several time scales and two second moments ``v``, all bias-corrected as in Adam, give the
-    *directions* ``d_k = m_k / (sqrt(v_slow) + eps)`` and ``d_g = grad / (sqrt(v_fast) + eps)``: invariant to the scale
+    *directions* ``d_k = m_k / sqrt(v_slow + eps^2)`` and ``d_g = grad / sqrt(v_fast + eps^2)``: invariant to the scale
     of the loss. The LSTM reads the directions, ``log sqrt(v_fast / v_slow)`` and ``tanh(step / time scale)``; from its
     outputs ``c`` and ``s``
 
@@ -53,7 +53,7 @@ class ScaleFreeLSTM(UpdateRule):
             raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
         if not all(0 <= decay < 1 for decay in momentum_decays) or ADAM_MOMENTUM not in momentum_decays:
             raise ValueError(f"momentum_decays must lie in [0, 1) and contain {ADAM_MOMENTUM}, got {momentum_decays}")
-        if not rate > 0:
+        if not 0 < rate < math.inf:
             raise ValueError(f"rate must be positive, got {rate}")
         self.hidden_size, self.momentum_decays, self.rate = hidden_size, tuple(momentum_decays), rate
         directions = len(momentum_decays) + 1
@@ -88,13 +88,15 @@ class ScaleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
+        largest = torch.finfo(grad.dtype).max ** 0.5 / 2  # its square is finite
+        grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
         step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], self.momentum_decays, step)
         second_moment, corrected_second_moment = moving_averages(
             grad.square(), state["second_moment"], SECOND_MOMENT_DECAYS, step
         )
-        fast_rms, slow_rms = corrected_second_moment.sqrt() + EPSILON
+        fast_rms, slow_rms = (corrected_second_moment + EPSILON**2).sqrt()  # inside, so that the root has a derivative
         directions = torch.cat([corrected_momentum / slow_rms, (grad / fast_rms)[None]])
         rms_ratio = (fast_rms / slow_rms).log()[None]
         step_features = torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
