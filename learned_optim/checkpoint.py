@@ -27,7 +27,7 @@ def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] 
     """Write a rule's weights, architecture and settings to ``path``, whole or not at all.
 
     Args:
-        rule: the rule; weights are stored on the CPU in their own dtype.
+        rule: the rule, on any device.
         path: file to write, by custom ``NAME.safetensors``.
         provenance: anything JSON can hold: tasks, configuration, seed, cost, results.
     """
@@ -49,7 +49,7 @@ def load_rule(source: str | Path) -> UpdateRule:
         source: one of :func:`available_rules`, or the path of a ``.safetensors`` file.
 
     Returns:
-        The rule on the CPU, its weights not requiring gradients.
+        The rule on the CPU, its weights in float32 and not requiring gradients.
 
     Raises:
         ValueError: unknown name, or a file that holds no rule of this package (foreign, truncated, from a newer
@@ -62,8 +62,9 @@ def load_rule(source: str | Path) -> UpdateRule:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     try:
-        rule = ARCHITECTURES[architecture](**json.loads(metadata["settings"]))
-        rule.load_state_dict(tensors)
+        with torch.device("cpu"):  # whatever torch.set_default_device says
+            rule = ARCHITECTURES[architecture](**json.loads(metadata["settings"]))
+        rule.float().load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: weights do not fit the architecture {architecture!r}: {error}") from error
     return rule.requires_grad_(False)
@@ -95,8 +96,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} holds no learned-optim rule (no such entry in its metadata)")
-            if int(metadata["version"]) > VERSION:
-                raise ValueError(f"{path} was written by a newer learned-optim (format {metadata['version']}): upgrade")
+            if metadata.get("version") != str(VERSION):
+                found = metadata.get("version")
+                raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole .safetensors file (truncated or of another kind): {error}") from error

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         run(options)
+        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
     except KeyboardInterrupt:
         print("learned-optim: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -113,6 +114,10 @@ def _meta_train(options: argparse.Namespace) -> None:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    try:
+        torch.zeros((), device=options.device)
+    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
+        raise CommandError(f"--device {options.device}: {error}") from error
     if options.resume is None:
         if options.config is None:
             raise CommandError("name a configuration, or a run to go on with: --resume RUN")
@@ -127,7 +132,8 @@ def _meta_train(options: argparse.Namespace) -> None:
     try:
         run_with_progress(trainer)
     except KeyboardInterrupt:
-        print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
+        if (folder / "checkpoint.safetensors").exists():
+            print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
     print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
 

@@ -18,6 +18,7 @@ class Settings(NamedTuple):
     """What a parameter group says about its step."""
 
     lr: float | Tensor
+    """A number or a 0-d tensor."""
     weight_decay: float
     maximize: bool
 
@@ -28,7 +29,7 @@ class Slot(NamedTuple):
     parameter: Tensor
     grad: Tensor
     state: RuleState
-    """Entries of shape ``(features, *parameter.shape)``."""
+    """Entries of shape ``(features, *parameter.shape)``, contiguous."""
 
 
 class Piece(NamedTuple):
@@ -73,7 +74,11 @@ def apply_in_blocks(
     size = block_size or default_block_size(rule, slots[0].parameter.device)
     parameters = [slot.parameter.reshape(-1) for slot in slots]  # copies where memory is not contiguous
     grads = [slot.grad.reshape(-1) for slot in slots]
-    states = [{entry: tensor.flatten(1) for entry, tensor in slot.state.items()} for slot in slots]
+    # view, not reshape: a copy of a state would be updated in its place, and lost
+    states = [
+        {entry: tensor.view(len(tensor), slot.parameter.numel()) for entry, tensor in slot.state.items()}
+        for slot in slots
+    ]
     for pieces in blocks([grad.numel() for grad in grads], size):
         grad = _joined([grads[piece.place][piece.start : piece.stop] for piece in pieces], 0)
         views = [
@@ -120,10 +125,11 @@ def default_block_size(rule: UpdateRule, device: torch.device) -> int:
 
 
 def _move(parameter: Tensor, update: Tensor, settings: Settings) -> None:
-    """``parameter <- (1 - lr weight_decay) parameter + lr update``, in place."""
+    """``parameter <- (1 - lr weight_decay) parameter + lr update``, in place and rounded once to its dtype."""
+    change = settings.lr * update
     if settings.weight_decay != 0:
-        parameter.mul_(1 - settings.lr * settings.weight_decay)
-    parameter.add_((settings.lr * update).to(parameter.dtype))
+        change -= settings.lr * settings.weight_decay * parameter.to(update.dtype)
+    parameter.add_(change)
 
 
 def _signed(grad: Tensor, settings: Settings) -> Tensor:

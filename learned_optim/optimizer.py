@@ -25,7 +25,8 @@ class LearnedOptimizer(Optimizer):
     .. math:: p \leftarrow (1 - lr \cdot weight\_decay)\, p + lr \cdot \mathrm{rule}(\text{gradient history of } p)
 
     The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). Its arithmetic is float32, float64
-    for float64 parameters; moments are kept in that dtype too.
+    for float64 parameters; moments are kept in that dtype too. A gradient of NaN makes its own coordinate NaN for
+    good, parameter and state, as with Adam, and no other coordinate.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
@@ -44,7 +45,8 @@ class LearnedOptimizer(Optimizer):
         ValueError: no parameters, ``lr`` or ``weight_decay`` negative or not a number, unknown rule name, a file that
             holds no rule, ``state_dtype`` not a floating dtype of at most 32 bits.
         TypeError: ``params`` or ``rule`` is of a wrong type, or a parameter is complex.
-        RuntimeError: ``fused=True`` where no fused kernel can run, or a sparse gradient in :meth:`step`.
+        RuntimeError: ``fused=True`` where no fused kernel can run; in :meth:`step`, a sparse gradient or capture in a
+            CUDA graph.
 
     When not to use it: for sparse gradients and complex parameters, which it refuses; where AdamW's regularisation
     has been tuned to the last digit; for models far larger than those measured in the documentation.
@@ -110,41 +112,48 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("LearnedOptimizer cannot be captured in a CUDA graph: the step count would stand still")
+        self._refuse_sparse_gradients()
         for group in self.param_groups:
-            settings = Settings(group["lr"], group["weight_decay"], group["maximize"])
-            for slots, step in self._slots(group["params"]):
-                reference = slots[0].parameter
-                dtype = _arithmetic_dtype(reference.dtype)
-                rule = self._placed_rule(reference.device, dtype)
-                apply_in_blocks(rule, slots, step.to(reference.device, dtype, non_blocking=True), settings)
+            lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+            settings = Settings(lr, group["weight_decay"], group["maximize"])
+            for (device, dtype, count), slots in self._slots(group["params"]).items():
+                arithmetic = _arithmetic_dtype(dtype)
+                step = torch.full((), count, device=device, dtype=arithmetic)
+                apply_in_blocks(self._placed_rule(device, arithmetic), slots, step, settings)
         return loss
 
-    def _slots(self, parameters: Iterable[Tensor]) -> list[tuple[list[Slot], Tensor]]:
+    def _refuse_sparse_gradients(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        "LearnedOptimizer does not support sparse gradients; use sparse=False in the embedding, or "
+                        "torch.optim.SparseAdam for its parameters"
+                    )
+
+    def _slots(self, parameters: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, float], list[Slot]]:
         """Slots that one call can process: of one device, dtype and step count, with that count already advanced."""
         together: defaultdict[tuple[torch.device, torch.dtype, float], list[Slot]] = defaultdict(list)
-        steps: dict[tuple[torch.device, torch.dtype, float], Tensor] = {}
         for parameter in parameters:
             if parameter.grad is None:
                 continue
-            if parameter.grad.layout != torch.strided:
-                raise RuntimeError(
-                    "LearnedOptimizer does not support sparse gradients; use sparse=False in the embedding, or "
-                    "torch.optim.SparseAdam for its parameters"
-                )
             state = self._state_of(parameter)
             state["step"] += 1
-            key = (parameter.device, parameter.dtype, float(state["step"]))
             entries = {entry: state[entry] for entry in self._rule.state_features}
-            together[key].append(Slot(parameter, parameter.grad, entries))
-            steps[key] = state["step"]
-        return [(slots, steps[key]) for key, slots in together.items()]
+            together[parameter.device, parameter.dtype, float(state["step"])].append(
+                Slot(parameter, parameter.grad, entries)
+            )
+        return together
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
             dtype = _arithmetic_dtype(parameter.dtype)
             shape = tuple(parameter.shape)
-            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU, so that no step has to ask a GPU
+            # On the CPU, whatever torch.set_default_device says: no step has to ask a GPU.
+            state["step"] = torch.zeros((), device="cpu", dtype=torch.float32)
             for entry, tensor in self._rule.init_state(shape, device="meta", dtype=dtype).items():
                 state[entry] = torch.zeros_like(tensor, device=parameter.device, dtype=self._entry_dtype(entry, dtype))
         return state
@@ -163,30 +172,60 @@ class LearnedOptimizer(Optimizer):
         return self._placed_rules[key]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state; every entry keeps the dtype it was saved in.
+        """Continue from a copy of a state; every entry keeps the dtype it was saved in.
+
+        The rule is no part of the state: construct the optimizer with the one that the state was saved with.
 
         Raises:
-            ValueError: the state belongs to other parameters or to another rule.
+            ValueError: the state belongs to other parameters or to another architecture; nothing is loaded then.
         """
-        self._check_state(state_dict)
-        super().load_state_dict(state_dict)
-        # The base class has cast the entries to the dtypes of the parameters: take the saved ones.
-        saved = state_dict["state"]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        for key, parameter in zip(keys, parameters, strict=True):
-            for entry, tensor in saved.get(key, {}).items():
-                if entry != "step" and isinstance(tensor, Tensor):
-                    self.state[parameter][entry] = tensor.detach().to(parameter.device, copy=True).contiguous()
+        saved: dict[Any, Any] = {}
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
-        features = self._rule.state_features
-        for state in state_dict["state"].values():
-            found = {entry: tensor.shape[0] for entry, tensor in state.items() if entry != "step"}
-            if found != dict(features):
+        def check(_: Optimizer, state_dict: dict[str, Any]) -> None:
+            saved.update(self._state_by_parameter(state_dict))
+            for parameter, state in saved.items():
+                self._check_state(parameter, state)
+
+        def restore(_: Optimizer) -> None:
+            # The base class has cast the entries to the dtypes of the parameters and shares the rest with state_dict.
+            for parameter, state in saved.items():
+                for entry in self._rule.state_features:
+                    value = state[entry].detach().to(parameter.device, copy=True)
+                    self.state[parameter][entry] = value.contiguous()
+                self.state[parameter]["step"] = torch.tensor(float(state["step"]), device="cpu", dtype=torch.float32)
+
+        # Hooks, because those of the user may rewrite the state before and read it after.
+        handles = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _state_by_parameter(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        """The states in a state dict, without those of parameters that have none yet."""
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        states = ((parameter, state_dict["state"].get(key)) for key, parameter in zip(keys, parameters, strict=False))
+        return {parameter: state for parameter, state in states if state}
+
+    def _check_state(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        shapes = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
+        features = {entry: shape[0] if shape else 1 for entry, shape in shapes.items()}
+        needed = {"step": 1, **self._rule.state_features}
+        if features != needed:
+            raise ValueError(
+                f"the state was saved with another rule: it holds {features} (entry: features), "
+                f"the rule {self._rule.name!r} needs {needed}; construct the optimizer with that rule"
+            )
+        for entry in self._rule.state_features:
+            if shapes[entry][1:] != parameter.shape:
                 raise ValueError(
-                    f"the state was saved with another rule: it holds {found} (entry: features), "
-                    f"the rule {self._rule.name!r} needs {dict(features)}; construct the optimizer with that rule"
+                    f"the state was saved for other parameters: {entry!r} is for one of shape {shapes[entry][1:]}, "
+                    f"the parameter in its place has {tuple(parameter.shape)}"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -199,14 +238,15 @@ class LearnedOptimizer(Optimizer):
         self._placed_rules = {}
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                group.setdefault(key, value)
+                if key != "differentiable":  # the base class adds it to the defaults
+                    group.setdefault(key, value)
 
 
 def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
     if isinstance(rule, str | Path):
         return load_rule(rule)
     if isinstance(rule, UpdateRule):
-        return copy.deepcopy(rule).requires_grad_(False).float()
+        return copy.deepcopy(rule).requires_grad_(False)
     raise TypeError(f"rule must be a name, a path or an UpdateRule, got {type(rule).__name__}")
 
 
@@ -214,7 +254,7 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
-    if not float(lr) >= 0.0:
+    if not lr >= 0.0:
         raise ValueError(f"Invalid learning rate: {lr}; it multiplies the learned update, 1.0 is the rule as trained")
     if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")

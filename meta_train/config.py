@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.meta_loss import MetaLossName
 from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
+from learned_optim.meta_train.tasks.sampling import check_range
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
 Positive = Annotated[float, Field(gt=0)]
@@ -53,9 +55,10 @@ class RuleConfig(_Strict):
             raise ConfigError(f"rule.settings: {error}") from error
         rule.reset_parameters(seed)
         if self.start_from is not None:
-            from learned_optim.checkpoint import load_rule
-
-            rule.load_state_dict(load_rule(self.start_from).state_dict())
+            try:
+                rule.load_state_dict(load_rule(self.start_from).state_dict())
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"rule.start_from: {error}") from error
         return rule
 
 
@@ -83,7 +86,7 @@ class UnrollConfig(_Strict):
     truncation: Count = 20
     """Inner steps of a window: the reach of the meta-gradient."""
     horizon: tuple[Count, Count] = (100, 100)
-    """Range of the length of an inner training, drawn log-uniformly for each."""
+    """Range of the length of an inner training, drawn log-uniformly for each; rounded up to whole windows."""
     instances: Count = 16
     """Copies of a task that advance together, each with its own starting point and data."""
     pool: Count = 1
@@ -95,6 +98,12 @@ class UnrollConfig(_Strict):
     rescale_range: tuple[Positive, Positive] = (0.1, 10.0)
     """Range of that factor, drawn log-uniformly for each instance."""
 
+    def __post_init__(self) -> None:
+        check_range("horizon", self.horizon, 1)
+        check_range("rescale_range", self.rescale_range, 0, included=False)
+        if self.windows_per_step > self.pool:
+            raise ValueError(f"windows_per_step cannot exceed pool, got {self.windows_per_step} and {self.pool}")
+
 
 @dataclass(frozen=True)
 class EstimatorConfig(_Strict):
@@ -105,6 +114,10 @@ class EstimatorConfig(_Strict):
     second_derivatives: bool = False
     replay_coordinates: Count | None = None
     """Coordinates that the meta-gradient is taken through; None: all."""
+
+    def __post_init__(self) -> None:
+        if self.second_derivatives and self.replay_coordinates is not None:
+            raise ValueError("replay_coordinates needs constant inner gradients; leave out second_derivatives")
 
 
 @dataclass(frozen=True)
@@ -151,8 +164,6 @@ class Config(_Strict):
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("at least one [[tasks]] entry is needed")
-        if self.unroll.windows_per_step > self.unroll.pool:
-            raise ValueError("unroll.windows_per_step cannot exceed unroll.pool")
 
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""
@@ -167,8 +178,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = _locate(source)
     try:
-        tables = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(tables, override)
@@ -227,13 +238,14 @@ def _family_class(name: str) -> type[TaskFamily]:
 
 def _override(tables: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    names = re.findall(r"[^.\[\]]+", key)
+    if not equals or not names:
         raise ConfigError(f"--set {override!r}: expected key=value, for example meta_optimizer.lr=1e-3")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string
-    *parents, last = re.findall(r"[^.\[\]]+", key)
+    *parents, last = names
     here: Any = tables
     for part in parents:
         if isinstance(here, list):
@@ -265,6 +277,8 @@ def _explain(item: Any, cls: type) -> str:
     if item["type"] == "unexpected_keyword_argument":
         *parents, last = item["loc"]
         return f"unknown key {place!r}{_suggestion(str(last), _keys(cls, parents))}"
+    if item["type"] == "value_error":  # raised by a __post_init__, which says what it was given
+        return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
     return f"{place}: {item['msg']}, got {item['input']!r}" if place else str(item["msg"])
 
 

@@ -421,18 +421,20 @@ def _download(name: str, target: Path, sha256: str, mirrors: Sequence[str], prog
 def _download_from(address: str, target: Path, sha256: str, progress: bool) -> None:
     """Continue or start a ``.part``, check it, and give it its name."""
     part = _part(target)
-    continued = part.exists()
-    try:
-        _receive(address, part, progress)
-        # Copied while it is checked: whatever another process does to the .part, what is published was checked.
-        with part.open("rb") as stream:
-            _write_whole(target, _checked(stream, sha256))
-        part.unlink()
-    except _UselessPartError:
-        part.unlink(missing_ok=True)
-        if not continued:
-            raise
-        _download_from(address, target, sha256, progress)  # the beginning was at fault: start afresh
+    may_start_afresh = part.exists()  # once: what was there may be at fault
+    while True:
+        try:
+            _receive(address, part, progress)
+            # Copied while it is checked: whatever another process does to the .part, what is published was checked.
+            with part.open("rb") as stream:
+                _write_whole(target, _checked(stream, sha256))
+            part.unlink(missing_ok=True)
+            return
+        except _UselessPartError:
+            part.unlink(missing_ok=True)
+            if not may_start_afresh:
+                raise
+            may_start_afresh = False
 
 
 def _part(target: Path) -> Path:
@@ -447,8 +449,6 @@ def _receive(address: str, part: Path, progress: bool) -> None:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     with response:
         continued = response.status == 206  # Partial Content
-        if continued and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            raise _UselessPartError("the server sent another range than asked for")
         start = offset if continued else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from learned_optim.meta_train.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.vectorize import VectorizedTask
 
@@ -85,7 +85,8 @@ class Problem:
 
     def run(self, make_optimizer: MakeOptimizer) -> np.ndarray:
         """Losses ``(steps + 1, seeds)``."""
-        return train(self.task, make_optimizer, self.steps, torch_generator(self.seed, "comparison batches"))
+        with fixed_global_state(derive_seed(self.seed, "comparison dropout")):
+            return train(self.task, make_optimizer, self.steps, torch_generator(self.seed, "comparison batches"))
 
     def tune(self, name: str, rates: Iterable[float] = RATES) -> Tuned:
         """The rate with the lowest mean final loss; run this on a problem of another seed than the comparison's."""
@@ -100,12 +101,16 @@ class Problem:
 def mean_and_band(
     losses: np.ndarray, resamples: int = 1000, confidence: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over seeds and its bootstrap confidence band, each ``(steps + 1,)``, from losses ``(steps + 1, seeds)``."""
+    """Mean over seeds and its bootstrap confidence band, each ``(steps + 1,)``, from losses ``(steps + 1, seeds)``.
+
+    A band reaches infinity where enough resamples hold a diverged run. With very few seeds it is too narrow.
+    """
     rng = np.random.default_rng(0)
     seeds = losses.shape[1]
     picks = rng.integers(seeds, size=(resamples, seeds))
     counts = np.stack([np.bincount(pick, minlength=seeds) for pick in picks], axis=1) / seeds
-    with np.errstate(invalid="ignore"):
-        means = losses @ counts
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    diverged = ~np.isfinite(losses)
+    means = np.where(diverged @ counts > 0, np.inf, np.where(diverged, 0, losses) @ counts)
+    quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(means, quantiles, axis=1, method="nearest")  # others subtract infinities
     return losses.mean(axis=1), low, high

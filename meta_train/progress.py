@@ -1,5 +1,6 @@
 """Meta-training under a progress bar."""
 
+import contextlib
 import math
 import sys
 
@@ -11,10 +12,13 @@ from learned_optim.meta_train.trainer import Trainer
 def run_with_progress(trainer: Trainer) -> None:
     """Run ``trainer`` to its end: a live bar with the remaining time on a terminal, else a line for each validation."""
     live = sys.stderr.isatty()
-    with tqdm(
-        total=trainer.config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
-    ) as bar:
-        for progress in trainer.run():
+    with (
+        tqdm(
+            total=trainer.config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
+        ) as bar,
+        contextlib.closing(trainer.run()) as run,  # an interrupted run is saved here, not when memory is tidied up
+    ):
+        for progress in run:
             bar.update()
             if progress.validation is None:
                 continue

@@ -1,13 +1,18 @@
 """Random numbers by purpose: every draw of a run follows from (seed, purpose, counters), so nothing has to be saved."""
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A 63-bit seed that is a fixed function of its arguments and independent between different arguments."""
+    """A 63-bit seed that is a fixed function of its arguments and independent between different arguments.
+
+    A purpose always comes with the same number of counters: trailing zeros make no difference.
+    """
     words = [seed, zlib.crc32(purpose.encode()), *counters]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -20,3 +25,15 @@ def torch_generator(seed: int, purpose: str, *counters: int, device: torch.devic
 def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """A NumPy generator seeded by :func:`derive_seed`."""
     return np.random.default_rng(derive_seed(seed, purpose, *counters))
+
+
+@contextlib.contextmanager
+def fixed_global_state(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global random state, from which modules and dropout draw, for a block, and put it back after."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also change all GPUs
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -8,13 +8,13 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from learned_optim.checkpoint import save_rule
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.config import Config, config_from_tables
 from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
-from learned_optim.meta_train.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.tasks.sampling import log_uniform_integer
 from learned_optim.meta_train.unroll import InnerState, start, unroll
@@ -95,7 +95,7 @@ class Trainer:
         self.best_validation = math.inf
         self.seconds = 0.0
 
-    def run(self) -> Iterator[Progress]:
+    def run(self) -> Generator[Progress]:
         """Meta-train to the configured number of steps, one :class:`Progress` for each.
 
         With a folder, a checkpoint is written now and then, at the end, and when the loop is left early for whatever
@@ -110,26 +110,28 @@ class Trainer:
                     consistent = False
                     progress = self._step()
                     consistent = True
-                clock = time.monotonic()
-                self.seconds += clock - last_clock
-                last_clock = clock
-                log.write(progress)
+                    clock = time.monotonic()
+                    self.seconds += clock - last_clock
+                    last_clock = clock
+                    progress = replace(progress, seconds=self.seconds)
+                    log.write(progress)
                 if clock - last_checkpoint > CHECKPOINT_SECONDS:
                     log.flush()
                     self.save_checkpoint()
                     last_checkpoint = clock
                 yield progress
         finally:
-            log.close()
-            if consistent:
-                self.save_checkpoint()
+            with uninterrupted():
+                log.close()
+                if consistent:
+                    self.save_checkpoint()
 
     # One meta-step
 
     def _step(self) -> Progress:
-        windows = [
-            self._advance((self.meta_step * self._per_step + index) % len(self.pool)) for index in range(self._per_step)
-        ]
+        first = self.meta_step * self._per_step
+        with fixed_global_state(derive_seed(self.config.seed, "dropout", self.meta_step), self.device):
+            windows = [self._advance((first + index) % len(self.pool)) for index in range(self._per_step)]
         grads = [torch.stack(parts).mean(0) for parts in zip(*(window.grads for window in windows), strict=True)]
         grad_norm = float(torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads])))
         if math.isfinite(grad_norm):
@@ -237,8 +239,9 @@ class Trainer:
         logarithms = []
         for number, (task, seed) in enumerate(self._validation_tasks(split)):
             generator = torch_generator(seed, "validation", number)
-            state = start(rule, task, generator)
-            losses = unroll(rule, task, state, settings.horizon, generator).losses
+            with fixed_global_state(derive_seed(seed, "validation dropout"), self.device):
+                state = start(rule, task, generator)
+                losses = unroll(rule, task, state, settings.horizon, generator).losses
             final = losses[-max(1, settings.horizon // 10) :].mean(0)
             final = torch.minimum(final.nan_to_num(math.inf), DIVERGED * state.initial_loss)
             logarithms.append(math.log(max(float(final.mean()), 1e-30)))
@@ -289,13 +292,19 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: it is damaged, or not a meta-training checkpoint.
         """
         path = folder / "checkpoint.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"nothing to resume: no {path}")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        except SafetensorError as error:
+            raise ValueError(f"cannot resume: {path} is damaged: {error}") from error
+        if not {"config", "progress"} <= metadata.keys():
+            raise ValueError(f"cannot resume: {path} is not a meta-training checkpoint")
         trainer = cls(config_from_tables(json.loads(metadata["config"])), folder, device)
         trainer._restore(json.loads(metadata["progress"]), tensors)
         return trainer
@@ -335,7 +344,8 @@ class RunLog:
         kept = []
         if path.is_file():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["meta_step"]) <= meta_step]
+                whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can cut the last
+                kept = [row for row in whole if int(row["meta_step"]) <= meta_step]
         text = io.StringIO()
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         writer.writeheader()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
+from learned_optim.meta_train.seeds import fixed_global_state
 from learned_optim.meta_train.tasks import Batch, Task
 
 
@@ -34,15 +35,16 @@ class VectorizedTask:
         scale: Tensor | None = None,
     ) -> None:
         self.task, self.instances, self.device = task, instances, torch.device(device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with fixed_global_state(seed):
             modules = [LossModule(task, task.module()) for _ in range(instances)]
         stacked_parameters, stacked_buffers = stack_module_state(modules)
+        trained = {name: tensor for name, tensor in stacked_parameters.items() if tensor.requires_grad}
+        constant = {name: tensor for name, tensor in stacked_parameters.items() if not tensor.requires_grad}
         self.skeleton = modules[0].to("meta")
-        self.shapes = {name: tensor.shape[1:] for name, tensor in stacked_parameters.items()}
-        self.buffers = {name: tensor.detach().to(self.device) for name, tensor in stacked_buffers.items()}
+        self.shapes = {name: tensor.shape[1:] for name, tensor in trained.items()}
+        self.buffers = {name: tensor.detach().to(self.device) for name, tensor in (constant | stacked_buffers).items()}
         self.scale = None if scale is None else scale.to(self.device)
-        initial = torch.cat([tensor.detach().flatten(1) for tensor in stacked_parameters.values()], dim=1)
+        initial = torch.cat([tensor.detach().flatten(1) for tensor in trained.values()], dim=1)
         initial = initial.to(self.device)
         self.initial_parameters = initial if self.scale is None else initial / self.scale
 

@@ -460,6 +460,24 @@ def test_fetch_goes_to_the_cache_where_find_looks(
     assert data.find("mnist").is_relative_to(nowhere / "cache")
 
 
+@pytest.mark.parametrize("installed", [True, False], ids=["tqdm", "without tqdm"])
+def test_progress_is_shown_on_a_terminal_if_tqdm_is_there(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], installed: bool
+) -> None:
+    if installed:
+        pytest.importorskip("tqdm")
+    else:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    data.fetch("mnist", tmp_path / "no terminal", mirrors=[server.address])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    data.fetch("mnist", tmp_path / "quiet", mirrors=[server.address], progress=False)
+    assert capsys.readouterr().err == ""
+    data.fetch("mnist", tmp_path / "shown", mirrors=[server.address])
+    assert (f"{FIRST}: 100%" in capsys.readouterr().err) == installed
+    assert contents(tmp_path / "shown" / "mnist") == server.files
+
+
 def test_fetch_replaces_a_file_with_another_checksum(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / SECOND).write_bytes(b"damaged")

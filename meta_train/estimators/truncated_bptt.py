@@ -83,7 +83,8 @@ def _by_replay(
         window = unroll(rule, task, state, steps, generator, record_grads=True)
     assert window.grads is not None  # for the type checker: they were asked for
     losses = window.losses.requires_grad_()
-    value = META_LOSSES[meta_loss](losses, state.initial_loss)
+    with torch.enable_grad():
+        value = META_LOSSES[meta_loss](losses, state.initial_loss)
     (weights,) = torch.autograd.grad(value, losses)
 
     grads = window.grads.flatten(1)
@@ -103,9 +104,7 @@ def _by_replay(
     return MetaGradient(_filled(rule, meta_grads), value.detach(), losses.detach(), window.state)
 
 
-def sample_coordinates(
-    grads_to_go: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw coordinates with replacement, in proportion to the norm of their gradient-to-go ``(steps, coordinates)``.
 
     That norm bounds what a coordinate can contribute to the meta-gradient. A few coordinates, such as a network's

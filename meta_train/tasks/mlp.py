@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learned_optim.meta_train import data
 from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
-from learned_optim.meta_train.tasks.sampling import log_uniform, log_uniform_integer
+from learned_optim.meta_train.tasks.sampling import check_range, log_uniform, log_uniform_integer
 
 Activation = Literal["sigmoid", "tanh", "relu", "gelu", "elu"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -55,6 +55,17 @@ class MLPFamily(TaskFamily):
     initial: Literal["normal", "torch"] = "normal"
     gain: tuple[float, float] = (1.0, 1.0)
     layer_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("layers", self.layers, 0)
+        check_range("width", self.width, 1)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("gain", self.gain, 0, included=False)
+        unknown = [name for name in self.activations if name not in ACTIVATIONS]
+        if unknown or not self.activations:
+            raise ValueError(f"activations must be some of {', '.join(ACTIVATIONS)}, got {list(self.activations)}")
+        if not 0 <= self.layer_norm <= 1:
+            raise ValueError(f"layer_norm is a probability, got {self.layer_norm}")
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture; ``split`` chooses the images."""

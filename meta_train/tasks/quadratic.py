@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
-from learned_optim.meta_train.tasks.sampling import log_uniform, log_uniform_integer
+from learned_optim.meta_train.tasks.sampling import check_range, log_uniform, log_uniform_integer
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class QuadraticFamily(TaskFamily):
     condition: tuple[float, float] | None = None
     noise: float = 0.0
     initial_deviation: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range("dimensions", self.dimensions, 1)
+        if self.condition is not None:
+            check_range("condition", self.condition, 1)
+        if not (self.noise >= 0 and self.initial_deviation >= 0):
+            raise ValueError(
+                f"noise and initial_deviation must not be negative, got {self.noise} and {self.initial_deviation}"
+            )
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw dimension and condition; every instance draws its own ``W`` and ``y``, so all splits are disjoint."""

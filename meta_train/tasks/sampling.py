@@ -1,5 +1,7 @@
 """Draws that several task families share."""
 
+import math
+
 import numpy as np
 
 
@@ -12,3 +14,11 @@ def log_uniform_integer(rng: np.random.Generator, bounds: tuple[int, int]) -> in
     """An integer in ``[low, high]``, its logarithm uniform."""
     low, high = bounds
     return min(high, int(log_uniform(rng, (low, high + 1))))
+
+
+def check_range(name: str, bounds: tuple[float, float], lowest: float, *, included: bool = True) -> None:
+    """Raise ``ValueError`` unless ``lowest <= low <= high`` (or ``lowest < low``) for an option ``(low, high)``."""
+    low, high = bounds
+    if not lowest <= low <= high < math.inf or (low == lowest and not included):
+        sign = "<=" if included else "<"
+        raise ValueError(f"{name} must be a range [low, high] with {lowest:g} {sign} low <= high, got {list(bounds)}")

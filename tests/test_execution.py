@@ -1,0 +1,194 @@
+"""The packed and cut path against one call of the rule for each tensor."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learned_optim.execution import Piece, Settings, Slot, apply_in_blocks, apply_per_tensor, blocks, default_block_size
+from learned_optim.rules import ScaleFreeLSTM, UpdateRule
+from test_rules import RULES, Build, each, few_examples, normal, random_state, randomised
+
+PLAIN = Settings(lr=1.0, weight_decay=0.0, maximize=False)
+Shape = tuple[int, ...]
+
+SMALL_AND_LARGE: Sequence[Shape] = [*[(1 + index % 7,) for index in range(20)], (), (0,), (3, 0), (17, 19), (2, 3)]
+
+# A rule called on other blocks is the same up to its last bits (test_rules.py: vector registers and their remainders,
+# the kernel that BLAS takes). 32 roundings of the arithmetic, relative to the tensor's largest value; seen: 4.
+ROUNDINGS = 32
+
+
+def layouts() -> list[Tensor]:
+    """Parameters whose memory is not contiguous: transposed, channels last, strided; and a contiguous one."""
+    images = normal(2, 3, 4, 5, seed=2).to(memory_format=torch.channels_last)
+    return [normal(5, 7, seed=1).t(), images, normal(10, seed=3)[::2], normal(4, 4, seed=4)]
+
+
+def as_slots(
+    rule: UpdateRule, parameters: Sequence[Tensor], dtype: torch.dtype, recurrent: torch.dtype | None = None
+) -> list[Slot]:
+    """Slots as after some steps: moments in the dtype of the arithmetic, the rest in ``recurrent``."""
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    slots = []
+    for index, parameter in enumerate(parameters):
+        kept = torch.empty_like(parameter, dtype=dtype).copy_(0.01 * parameter)  # about as large as the updates
+        state = {
+            entry: value.to(recurrent if recurrent is not None and entry in rule.recurrent_state else arithmetic)
+            for entry, value in random_state(rule, *parameter.shape).items()
+        }
+        # Backward may leave gradients in another layout than the parameters'.
+        slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state))
+    return slots
+
+
+def clones(slots: Sequence[Slot]) -> list[Slot]:
+    return [Slot(p.clone(), g.clone(), {entry: value.clone() for entry, value in s.items()}) for p, g, s in slots]
+
+
+def assert_same(actual: Tensor, expected: Tensor, arithmetic: torch.dtype, largest: float) -> None:
+    """Equal up to the arithmetic's roundings, relative to ``largest``, and one of the dtype that is stored."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    stored = torch.finfo(actual.dtype)
+    spacing = stored.eps * expected.double().abs().clamp(min=stored.smallest_normal)
+    excess = (actual.double() - expected.double()).abs() - spacing
+    assert (excess <= ROUNDINGS * torch.finfo(arithmetic).eps * largest).all(), f"apart by {excess.max()}"
+
+
+def largest_of(tensor: Tensor) -> float:
+    return tensor.double().abs().max().item() if tensor.numel() else 0.0
+
+
+def assert_same_slots(actual: Sequence[Slot], expected: Sequence[Slot], before: Sequence[Slot]) -> None:
+    for one, other, start in zip(actual, expected, before, strict=True):
+        arithmetic = torch.float64 if start.parameter.dtype == torch.float64 else torch.float32
+        moved = largest_of(other.parameter.double() - start.parameter.double())
+        assert_same(one.parameter, other.parameter, arithmetic, moved)
+        for entry, value in other.state.items():
+            assert_same(one.state[entry], value, arithmetic, largest_of(value))
+
+
+CASES = [
+    pytest.param(torch.float32, None, id="float32"),
+    pytest.param(torch.float32, torch.bfloat16, id="float32-recurrent-bfloat16"),
+    pytest.param(torch.float64, None, id="float64"),
+    pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16"),
+    pytest.param(torch.float16, torch.float16, id="float16"),
+]
+
+
+@each(RULES)
+@pytest.mark.parametrize(("dtype", "recurrent"), CASES)
+@pytest.mark.parametrize("block_size", [13, 200, None], ids=["block-13", "block-200", "block-default"])
+@pytest.mark.parametrize("kind", ["small-and-large", "layouts"])
+def test_blocks_do_not_depart_from_one_call_a_tensor(
+    build: Build, dtype: torch.dtype, recurrent: torch.dtype | None, block_size: int | None, kind: str
+) -> None:
+    rule = randomised(build()).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    shapes = [normal(*shape, seed=index) for index, shape in enumerate(SMALL_AND_LARGE)]
+    slots = as_slots(rule, shapes if kind == "small-and-large" else layouts(), dtype, recurrent)
+    for count in (1, 2):
+        before, blocked, step = clones(slots), clones(slots), torch.tensor(float(count))
+        apply_per_tensor(rule, slots, step, PLAIN)
+        apply_in_blocks(rule, blocked, step, PLAIN, block_size)
+        # The next step starts from the plain path's result, so that errors neither pile up nor cancel.
+        assert_same_slots(blocked, slots, before)
+        assert any(not torch.equal(new.parameter, old.parameter) for new, old in zip(slots, before, strict=True))
+
+
+@each(RULES)
+@few_examples
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=6),
+    block_size=st.integers(1, 40),
+)
+def test_no_shape_or_block_size_is_stepped_differently(build: Build, shapes: list[Shape], block_size: int) -> None:
+    rule = randomised(build())
+    slots = as_slots(rule, [normal(*shape, seed=index) for index, shape in enumerate(shapes)], torch.float64)
+    before, blocked = clones(slots), clones(slots)
+    apply_per_tensor(rule, slots, torch.tensor(3.0), PLAIN)
+    apply_in_blocks(rule, blocked, torch.tensor(3.0), PLAIN, block_size)
+    assert_same_slots(blocked, slots, before)
+
+
+@pytest.mark.parametrize("path", [apply_per_tensor, apply_in_blocks], ids=["per-tensor", "blocks"])
+def test_gradients_are_not_written_to(path: Callable[[UpdateRule, Sequence[Slot], Tensor, Settings], None]) -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    slots = as_slots(rule, [*layouts(), normal(3)], torch.float32)
+    before, versions = [slot.grad.clone() for slot in slots], [slot.grad._version for slot in slots]
+    path(rule, slots, torch.tensor(1.0), Settings(lr=0.5, weight_decay=0.1, maximize=True))
+    assert all(torch.equal(slot.grad, grad) for slot, grad in zip(slots, before, strict=True))
+    assert [slot.grad._version for slot in slots] == versions
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_parameter_is_not_rounded_twice(dtype: torch.dtype) -> None:
+    # Rounding the update first would miss the nearest value in a few of a hundred coordinates.
+    rule = randomised(ScaleFreeLSTM(rate=1.0)).float()
+    (slot,) = as_slots(rule, [normal(1000)], dtype)
+    update, _ = rule(slot.grad.float(), slot.state, torch.tensor(1.0))
+    expected = (slot.parameter.float() + 0.7 * update).to(dtype)
+    apply_per_tensor(rule, [slot], torch.tensor(1.0), PLAIN._replace(lr=0.7))
+    assert torch.equal(slot.parameter, expected)
+
+
+def test_nan_does_not_spread_to_its_neighbours() -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    slots = as_slots(rule, [normal(5), normal(6)], torch.float32)
+    slots[0].grad[2] = float("nan")
+    apply_in_blocks(rule, slots, torch.tensor(1.0), PLAIN)
+    assert slots[0].parameter.isnan().tolist() == [False, False, True, False, False]
+    assert not slots[1].parameter.isnan().any()
+    for value in slots[0].state.values():
+        assert not value[:, [0, 1, 3, 4]].isnan().any()
+
+
+def test_state_that_cannot_be_written_in_place_is_not_lost_silently() -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
+    slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(RuntimeError, match="view"):
+        apply_in_blocks(rule, [slot], torch.tensor(1.0), PLAIN)
+
+
+def test_no_slots_at_all_do_not_raise() -> None:
+    apply_in_blocks(randomised(ScaleFreeLSTM()), [], torch.tensor(1.0), PLAIN)
+
+
+def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once() -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    size = default_block_size(rule, torch.device("cpu"))
+    calls: list[int] = []
+    rule.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].numel()))
+    apply_in_blocks(rule, as_slots(rule, [normal(3)] * 50, torch.float32), torch.tensor(1.0), PLAIN)
+    assert calls == [150]
+    calls.clear()
+    apply_in_blocks(rule, as_slots(rule, [normal(2 * size + 1)], torch.float32), torch.tensor(1.0), PLAIN)
+    assert calls == [size, size, 1]
+
+
+def test_rule_with_large_state_does_not_overflow_the_cache() -> None:
+    cpu = torch.device("cpu")
+    sizes = [default_block_size(ScaleFreeLSTM(hidden_size=hidden), cpu) for hidden in (6, 60, 600)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[1]
+    assert sizes[2] == 1024  # smaller blocks would spend their time in calls
+
+
+@few_examples
+@given(sizes=st.lists(st.integers(0, 50), max_size=12), block_size=st.integers(1, 30))
+def test_blocks_do_not_miss_or_repeat_a_coordinate(sizes: list[int], block_size: int) -> None:
+    def coordinates(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
+        for place, start, stop in pieces:
+            assert start < stop
+            for coordinate in range(start, stop):
+                yield place, coordinate
+
+    found = [list(coordinates(block)) for block in blocks(sizes, block_size)]
+    assert [pair for block in found for pair in block] == [(p, c) for p, size in enumerate(sizes) for c in range(size)]
+    assert all(len(block) == block_size for block in found[:-1])
+    assert not found or 0 < len(found[-1]) <= block_size
