@@ -198,7 +198,7 @@ def _data_list(options: argparse.Namespace) -> None:
 
     for name, data_set in DATA_SETS.items():
         try:
-            place = str(find(name))
+            place = str(find(name)) if data_set.layouts else "nothing to fetch"
         except DataNotFoundError:
             place = f"not here: learned-optim data fetch {name}"
         print(f"{name:15}{data_set.description}\n{'':15}{place}")

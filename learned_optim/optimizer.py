@@ -33,7 +33,8 @@ class LearnedOptimizer(Optimizer):
         rule: name of a shipped rule (see :func:`learned_optim.available_rules`), path of a ``.safetensors`` file, or
             an :class:`UpdateRule`, of which a copy is kept.
         lr: factor on the learned update; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
-            Schedulers work: they scale the update relative to the rule's own step size.
+            Schedulers work: they scale the update relative to the rule's own step size (``OneCycleLR`` and
+            ``CyclicLR`` with ``cycle_momentum=False``: there is no momentum to cycle).
         weight_decay: decoupled weight decay; a step shrinks parameters by ``lr * weight_decay``, so that AdamW's
             ``lr=1e-3, weight_decay=1e-2`` corresponds to ``1e-5`` here.
         maximize: ascend instead of descend.

@@ -58,7 +58,7 @@ class RuleConfig(_Strict):
             try:
                 rule.load_state_dict(load_rule(self.start_from).state_dict())
             except (OSError, RuntimeError, ValueError) as error:
-                raise ConfigError(f"rule.start_from: {error}") from error
+                raise ConfigError(f"rule.start_from: {' '.join(str(error).split())}") from error
         return rule
 
 
@@ -229,7 +229,7 @@ def _family_class(name: str) -> type[TaskFamily]:
         raise ConfigError(f"tasks: {_unknown(name, FAMILIES)}; your own is written package.module:Class")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no name before the colon
         raise ConfigError(f"tasks: cannot import {name!r}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
         raise ConfigError(f"tasks: {name!r} is not a sub-class of TaskFamily")

@@ -77,7 +77,7 @@ def unroll(
         update, rule_state = rule(grad, rule_state, step)
         parameters = parameters + update
         batch = task.batch(generator)
-        loss, grad = task.losses_and_grads(parameters, batch)
+        loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)
         grad = grad if second_derivatives else grad.detach()
         losses.append(loss)
         if record_grads:

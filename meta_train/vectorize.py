@@ -40,11 +40,11 @@ class VectorizedTask:
         stacked_parameters, stacked_buffers = stack_module_state(modules)
         trained = {name: tensor for name, tensor in stacked_parameters.items() if tensor.requires_grad}
         constant = {name: tensor for name, tensor in stacked_parameters.items() if not tensor.requires_grad}
-        self.skeleton = modules[0].to("meta")
+        self.skeleton = modules[0]  # never used with its own tensors; on the meta device it would lose tied weights
         self.shapes = {name: tensor.shape[1:] for name, tensor in trained.items()}
         self.buffers = {name: tensor.detach().to(self.device) for name, tensor in (constant | stacked_buffers).items()}
         self.scale = None if scale is None else scale.to(self.device)
-        initial = torch.cat([tensor.detach().flatten(1) for tensor in trained.values()], dim=1)
+        initial = torch.cat([tensor.detach().reshape(instances, -1) for tensor in trained.values()], dim=1)
         initial = initial.to(self.device)
         self.initial_parameters = initial if self.scale is None else initial / self.scale
 
@@ -62,8 +62,17 @@ class VectorizedTask:
         """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``."""
         return vmap(self._instance_loss, randomness="different")(self._used(parameters), self.buffers, batch)
 
-    def losses_and_grads(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses ``(B,)`` and their gradients ``(B, N)`` with respect to ``parameters`` ``(B, N)``."""
+    def losses_and_grads(
+        self, parameters: Tensor, batch: Batch, *, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Losses ``(B,)`` and their gradients ``(B, N)`` with respect to ``parameters`` ``(B, N)``.
+
+        ``differentiable`` lets the gradients be differentiated once more.
+        """
+        if differentiable and parameters.requires_grad:
+            # vmap(grad) has wrong second derivatives through layer and batch norm (pytorch/functorch issue 534).
+            losses = self.losses(parameters, batch)
+            return losses, torch.autograd.grad(losses.sum(), parameters, create_graph=True)[0]
         grads, losses = self._grad_and_value(self._used(parameters), self.buffers, batch)
         return losses, grads if self.scale is None else grads * self.scale
 

@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 SMALL_AND_LARGE: Sequence[Shape] = [*[(1 + index % 7,) for index in range(20)], (), (0,), (3, 0), (17, 19), (2, 3)]
 
 # A rule called on other blocks is the same up to its last bits (test_rules.py: vector registers and their remainders,
-# the kernel that BLAS takes). 32 roundings of the arithmetic, relative to the tensor's largest value; seen: 4.
+# the kernel that BLAS takes). 32 roundings of the arithmetic, relative to the tensor's largest value; seen: 8.5.
 ROUNDINGS = 32
 
 

@@ -1,6 +1,5 @@
 """Vectorised tasks against a plain loop over separate modules with autograd."""
 
-import random
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -112,8 +111,7 @@ def test_instances_differ_in_starting_point_and_batch(build: Callable[[], Task])
     vectorized = VectorizedTask(build(), INSTANCES, SEED)
     start = vectorized.initial_parameters
     assert all(not torch.equal(start[0], other) for other in start[1:])
-    if vectorized.batch(generator()) is not None:
-        assert len(set(vectorized.losses(start, vectorized.batch(generator())).tolist())) == INSTANCES
+    assert len(set(vectorized.losses(start, vectorized.batch(generator())).tolist())) == INSTANCES
 
 
 def test_scale_leaves_the_starting_loss_and_gives_grads_of_the_stored_parameters() -> None:
@@ -137,16 +135,22 @@ def test_scale_leaves_the_starting_loss_and_gives_grads_of_the_stored_parameters
     torch.testing.assert_close(grads, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_second_derivatives_flow_through_losses_and_grads() -> None:
-    vectorized = VectorizedTask(perceptrons(layer_norm=True), 1, SEED)
+@each_task
+def test_differentiable_grads_have_the_right_derivatives(build: Callable[[], Task]) -> None:
+    vectorized = VectorizedTask(build(), INSTANCES, SEED, scale=torch.tensor([[0.5], [1.0], [2.0]]))
     batch = vectorized.batch(generator())
     point = vectorized.initial_parameters.clone().requires_grad_()
-    _, grads = vectorized.losses_and_grads(point, batch)
+    losses, grads = vectorized.losses_and_grads(point, batch, differentiable=True)
+    constant_losses, constant_grads = vectorized.losses_and_grads(point.detach(), batch)
+    torch.testing.assert_close(losses.detach(), constant_losses, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(grads.detach(), constant_grads, rtol=ROUNDING, atol=ROUNDING)
+
     direction = torch.randn(grads.shape, generator=generator(1))
     (product,) = torch.autograd.grad((grads * direction).sum(), point)
-    step = 1e-5 * direction
-    above, below = (vectorized.losses_and_grads(point.detach() + sign * step, batch)[1] for sign in (1, -1))
-    torch.testing.assert_close(product, (above - below) / 2e-5, rtol=1e-6, atol=1e-7)  # as above
+    above, below = (vectorized.losses_and_grads(point.detach() + sign * 1e-6 * direction, batch)[1] for sign in (1, -1))
+    # Differences over 1e-6: rounding 1e-16 / 1e-6 and truncation 1e-12 times a fourth derivative, which batch norm
+    # of five rows can make large.
+    torch.testing.assert_close(product, (above - below) / 2e-6, rtol=1e-6, atol=1e-7)
     assert product.abs().max() > 0.01
 
 
@@ -189,13 +193,13 @@ def test_frozen_parameters_are_not_coordinates() -> None:
     torch.testing.assert_close(losses, torch.stack(expected).detach(), rtol=ROUNDING, atol=0)
 
 
-def test_global_random_states_are_left_alone() -> None:
+@each_task
+def test_global_random_state_is_left_alone(build: Callable[[], Task]) -> None:
     torch.manual_seed(3)
-    before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002  # the global one
-    vectorized = VectorizedTask(perceptrons(layer_norm=False), INSTANCES, SEED)
+    before = torch.get_rng_state()
+    vectorized = VectorizedTask(build(), INSTANCES, SEED)
     vectorized.losses_and_grads(vectorized.initial_parameters, vectorized.batch(generator()))
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:] == (random.getstate(), repr(np.random.get_state()))  # noqa: NPY002
+    assert torch.equal(before, torch.get_rng_state())
 
 
 @each_task

@@ -1,0 +1,292 @@
+"""Gradient estimators against the truth: autograd through the unroll, and finite differences of the meta-loss."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
+from learned_optim.meta_train.estimators.truncated_bptt import sample_coordinates
+from learned_optim.meta_train.meta_loss import FLOOR, META_LOSSES, MetaLossName, log_loss, mean_loss
+from learned_optim.meta_train.tasks import Task
+from learned_optim.meta_train.tasks.mlp import MLPTask
+from learned_optim.meta_train.tasks.quadratic import QuadraticTask
+from learned_optim.meta_train.unroll import InnerState, start, unroll
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
+from reference import central_difference
+from user_tasks import Plane
+
+INSTANCES, WARM_UP, STEPS = 2, 3, 4
+ROUNDING = 1e-10  # relative; float64 carries 16 digits, and the chain runs through 4 steps of an LSTM
+DIFFERENCE = 1e-6  # of finite differences: rounding 1e-16 / 1e-6 and truncation 1e-12, times curvatures up to 1e4
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def randomised(rule: UpdateRule) -> UpdateRule:
+    """Meta-parameters N(0, 0.3^2), since a weight that starts at zero would hide terms of the gradient."""
+    with torch.no_grad():
+        for index, parameter in enumerate(rule.parameters()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator(100 + index)))
+    return rule.double()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def perceptrons() -> Task:
+    images = torch.rand(30, 4, generator=generator())
+    return MLPTask((images, torch.arange(30) % 3), 6, [3], "tanh", initial="torch", gain=2.0, layer_norm=True)
+
+
+RULES: dict[str, Callable[[], UpdateRule]] = {
+    "lstm-l2l": lambda: LSTML2L(hidden_size=2, layers=2, output_scale=0.3),
+    "scale-free-lstm": lambda: ScaleFreeLSTM(2, momentum_decays=(0.9, 0.5), rate=0.1),
+}
+TASKS: dict[str, Callable[[], Task]] = {
+    "mlp": perceptrons,
+    "quadratic": lambda: QuadraticTask(5, None, 0.1, 1.0),
+    "linear": Plane,
+}
+META_LOSS_NAMES: tuple[MetaLossName, ...] = ("mean", "log")
+each_rule = pytest.mark.parametrize("build_rule", list(RULES.values()), ids=list(RULES))
+each_task = pytest.mark.parametrize("build_task", list(TASKS.values()), ids=list(TASKS))
+each_meta_loss = pytest.mark.parametrize("meta_loss", META_LOSS_NAMES)
+
+
+def under_way(rule: UpdateRule, task: VectorizedTask) -> InnerState:
+    """A state in the middle of an inner training, so that nothing in it is zero."""
+    with torch.no_grad():
+        return unroll(rule, task, start(rule, task, generator(1)), WARM_UP, generator(2)).state
+
+
+def flat(result: MetaGradient) -> Tensor:
+    return parameters_to_vector(result.grads)
+
+
+def slopes_of_meta_loss(
+    rule: UpdateRule, task: VectorizedTask, state: InnerState, meta_loss: MetaLossName, directions: Tensor
+) -> Tensor:
+    """Finite differences of the window's meta-loss as the meta-parameters move along each direction."""
+    here = parameters_to_vector(rule.parameters()).detach().clone()
+
+    @torch.no_grad()
+    def meta_loss_at(coefficients: np.ndarray) -> float:
+        vector_to_parameters(here + torch.from_numpy(coefficients) @ directions, rule.parameters())
+        losses = unroll(rule, task, state, STEPS, generator(3)).losses
+        return float(META_LOSSES[meta_loss](losses, state.initial_loss))
+
+    slopes = central_difference(meta_loss_at, np.zeros(len(directions)), epsilon=1e-6)
+    vector_to_parameters(here, rule.parameters())
+    return torch.from_numpy(slopes)
+
+
+@each_meta_loss
+@each_task
+@each_rule
+def test_replay_is_autograd_through_the_unroll_with_constant_gradients(
+    build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task], meta_loss: MetaLossName
+) -> None:
+    rule = randomised(build_rule())
+    task = VectorizedTask(build_task(), INSTANCES, seed=0, scale=torch.tensor([[0.5], [2.0]]))
+    state = under_way(rule, task)
+    window = unroll(rule, task, state, STEPS, generator(3))
+    value = META_LOSSES[meta_loss](window.losses, state.initial_loss)
+    expected = torch.autograd.grad(value, tuple(rule.parameters()), allow_unused=True)
+
+    result = truncated_bptt(rule, task, state, STEPS, generator(3), meta_loss=meta_loss)
+    for parameter, grad, expected_grad in zip(rule.parameters(), result.grads, expected, strict=True):
+        expected_grad = torch.zeros_like(parameter) if expected_grad is None else expected_grad
+        torch.testing.assert_close(grad, expected_grad, rtol=ROUNDING, atol=1e-14)
+    assert float(flat(result).abs().max()) > 1e-4
+    torch.testing.assert_close(result.meta_loss, value.detach(), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(result.losses, window.losses.detach(), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(result.state.parameters, window.state.parameters.detach(), rtol=ROUNDING, atol=0)
+    assert float(result.state.step) == WARM_UP + STEPS
+
+
+@each_meta_loss
+@each_task
+@each_rule
+def test_second_derivatives_give_the_gradient_of_the_meta_loss(
+    build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task], meta_loss: MetaLossName
+) -> None:
+    rule = randomised(build_rule())
+    task = VectorizedTask(build_task(), INSTANCES, seed=0)
+    state = under_way(rule, task)
+    meta_parameters = sum(parameter.numel() for parameter in rule.parameters())
+    directions = torch.randn(8, meta_parameters, generator=generator(4))  # a wrong component shows in all of them
+    expected = slopes_of_meta_loss(rule, task, state, meta_loss, directions)
+    tolerance = DIFFERENCE * float(expected.abs().max())
+
+    exact = truncated_bptt(rule, task, state, STEPS, generator(3), meta_loss=meta_loss, second_derivatives=True)
+    torch.testing.assert_close(directions @ flat(exact), expected, rtol=0, atol=tolerance)
+    first_order = truncated_bptt(rule, task, state, STEPS, generator(3), meta_loss=meta_loss)
+    error = float((directions @ flat(first_order) - expected).abs().max())
+    if build_task is Plane:  # its gradients are constant: nothing is neglected
+        assert error <= tolerance
+    else:  # lstm-l2l hardly heeds the size of a gradient, so that little is neglected there too
+        assert error > 20 * tolerance
+
+
+def test_losses_follow_the_updates() -> None:
+    """The unroll under plain gradient descent, against the same loop written out."""
+    task = VectorizedTask(QuadraticTask(5, None, 0.1, 1.0), INSTANCES, seed=0)
+    steps_seen = []
+
+    def descend(grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        steps_seen.append(float(step))
+        return -0.01 * grad, state
+
+    state = start(randomised(LSTML2L(2)), task, generator(1))
+    batches, first_batch = generator(3), generator(1)
+    _, grad = task.losses_and_grads(task.initial_parameters, task.batch(first_batch))
+    torch.testing.assert_close(state.initial_loss, task.losses(task.initial_parameters, task.batch(generator(1))))
+    parameters, losses, grads = task.initial_parameters, [], [grad]
+    for _ in range(STEPS):
+        parameters = parameters - 0.01 * grad
+        loss, grad = task.losses_and_grads(parameters, task.batch(batches))
+        losses.append(loss)
+        grads.append(grad)
+    window = unroll(descend, task, state, STEPS, generator(3), record_grads=True)
+    assert window.grads is not None
+    torch.testing.assert_close(window.losses, torch.stack(losses), rtol=0, atol=0)
+    torch.testing.assert_close(window.grads, torch.stack(grads), rtol=0, atol=0)
+    torch.testing.assert_close(window.state.parameters, parameters, rtol=0, atol=0)
+    assert steps_seen == [1, 2, 3, 4]
+    assert unroll(descend, task, state, STEPS, generator(3)).grads is None
+
+
+@each_rule
+def test_two_windows_go_on_as_one(build_rule: Callable[[], UpdateRule]) -> None:
+    rule = randomised(build_rule())
+    task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
+    state = start(rule, task, generator(1))
+    batches = generator(3)
+    first = truncated_bptt(rule, task, state, 3, batches)
+    second = truncated_bptt(rule, task, first.state, 2, batches)
+    with torch.no_grad():
+        whole = unroll(rule, task, state, 5, generator(3))
+    torch.testing.assert_close(torch.cat([first.losses, second.losses]), whole.losses, rtol=0, atol=0)
+    for entry, tensor in whole.state.rule_state.items():
+        torch.testing.assert_close(second.state.rule_state[entry], tensor, rtol=0, atol=0)
+    assert float(second.state.step) == 5
+
+
+@each_meta_loss
+@each_rule
+def test_sampled_coordinates_give_the_full_gradient_on_average(
+    build_rule: Callable[[], UpdateRule], meta_loss: MetaLossName
+) -> None:
+    """200 estimates from 6 of 20 coordinates: no component's mean is more than 5 standard errors off."""
+    rule = randomised(build_rule())
+    task = VectorizedTask(QuadraticTask(10, 50.0, 0.0, 1.0), INSTANCES, seed=0)  # no noise: all windows are the same
+    state = under_way(rule, task)
+    full = flat(truncated_bptt(rule, task, state, STEPS, generator(0), meta_loss=meta_loss))
+    estimates = torch.stack(
+        [
+            flat(truncated_bptt(rule, task, state, STEPS, generator(seed), meta_loss=meta_loss, replay_coordinates=6))
+            for seed in range(200)
+        ]
+    )
+    error = estimates.mean(0) - full
+    standard_error = estimates.std(0) / len(estimates) ** 0.5
+    assert bool((error.abs() <= 5 * standard_error + 1e-15).all())
+    assert float(standard_error.norm()) < 0.1 * float(full.norm())  # so that a bias of a half would be seen
+    assert float(estimates.std(0).norm()) > 0.05 * float(full.norm())  # they are estimates
+
+
+@pytest.mark.parametrize("count", [20, 21, 1000])
+def test_asking_for_all_coordinates_is_exact(count: int) -> None:
+    rule = randomised(ScaleFreeLSTM(2))
+    task = VectorizedTask(QuadraticTask(10, None, 0.0, 1.0), INSTANCES, seed=0)
+    state = under_way(rule, task)
+    full = truncated_bptt(rule, task, state, STEPS, generator())
+    result = truncated_bptt(rule, task, state, STEPS, generator(), replay_coordinates=count)
+    assert torch.equal(flat(result), flat(full))
+
+
+def test_coordinates_are_drawn_in_proportion_to_their_gradient_to_go() -> None:
+    grads_to_go = torch.tensor([[3.0, 0.0, 0.0, 1.0], [4.0, 0.0, 2.0, 0.0]])
+    norms = torch.tensor([5.0, 0.0, 2.0, 1.0])
+    chosen, factors = sample_coordinates(grads_to_go, 8000, generator())
+    torch.testing.assert_close(factors, norms.sum() / (8000 * norms[chosen]), rtol=1e-12, atol=0)
+    shares = torch.bincount(chosen, minlength=4) / 8000
+    # Five standard deviations of a share of 8000 draws are at most 5 sqrt(.25 / 8000) = 0.028.
+    torch.testing.assert_close(shares, norms / norms.sum(), rtol=0, atol=0.028)
+    assert shares[1] == 0
+
+
+@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
+def test_draw_of_coordinates_survives_gradients_without_a_direction(value: float) -> None:
+    grads_to_go = torch.ones(3, 5)
+    grads_to_go[:, 2 if value else slice(None)] = value
+    chosen, factors = sample_coordinates(grads_to_go, 1000, generator())
+    assert set(chosen.tolist()) == set(range(5))
+    torch.testing.assert_close(factors, torch.full((1000,), 5 / 1000))
+
+
+def test_sampled_replay_of_second_derivatives_is_refused() -> None:
+    rule = randomised(ScaleFreeLSTM(2))
+    task = VectorizedTask(Plane(), INSTANCES, seed=0)
+    state = start(rule, task, generator())
+    with pytest.raises(ValueError, match="replay_coordinates needs constant inner gradients"):
+        truncated_bptt(rule, task, state, 2, generator(), second_derivatives=True, replay_coordinates=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"replay_coordinates": 3}, {"second_derivatives": True}],
+    ids=["replay", "sampled-replay", "second-derivatives"],
+)
+@pytest.mark.parametrize("grad_mode", [True, False], ids=["grad-mode", "no-grad-mode"])
+@each_rule
+def test_nothing_but_the_result_is_left_behind(
+    build_rule: Callable[[], UpdateRule], grad_mode: bool, options: dict[str, int]
+) -> None:
+    rule = randomised(build_rule())
+    task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
+    state = under_way(rule, task)
+    copy = [tensor.clone() for tensor in tensors(state)]
+    for index, parameter in enumerate(rule.parameters()):
+        parameter.grad = torch.full_like(parameter, index)
+    weights = parameters_to_vector(rule.parameters()).detach().clone()
+    random_state = torch.get_rng_state()
+
+    with torch.set_grad_enabled(grad_mode):
+        result = truncated_bptt(rule, task, state, STEPS, generator(3), **options)  # type: ignore[arg-type]
+    for index, parameter in enumerate(rule.parameters()):
+        assert parameter.requires_grad
+        assert parameter.grad is not None
+        assert bool((parameter.grad == index).all())
+    assert torch.equal(parameters_to_vector(rule.parameters()), weights)
+    assert all(torch.equal(tensor, before) for tensor, before in zip(tensors(state), copy, strict=True))
+    assert torch.equal(random_state, torch.get_rng_state())
+    left = [*tensors(result.state), *result.grads, result.meta_loss, result.losses]
+    assert [tensor.requires_grad for tensor in left] == [False] * len(left)
+    if grad_mode:
+        expected = truncated_bptt(rule, task, state, STEPS, generator(3), **options)  # type: ignore[arg-type]
+        assert torch.equal(flat(result), flat(expected))
+
+
+def tensors(state: InnerState) -> list[Tensor]:
+    return [state.parameters, state.grad, *state.rule_state.values(), state.step, state.initial_loss]
+
+
+def test_meta_losses_are_their_formulas() -> None:
+    losses = torch.tensor([[2.0, 0.5], [1.0, 8.0]])
+    initial = torch.tensor([4.0, 2.0])
+    assert float(mean_loss(losses, initial)) == pytest.approx(11.5 / 4)
+    expected = np.log(np.array([0.5, 0.25, 0.25, 4.0]) + FLOOR).mean()
+    assert float(log_loss(losses, initial)) == pytest.approx(expected, rel=1e-12)
+    assert float(log_loss(torch.zeros(2, 2), initial)) == pytest.approx(np.log(FLOOR))

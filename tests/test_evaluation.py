@@ -1,0 +1,191 @@
+"""Training with real optimizers: rows of a matrix are runs of their own, and baselines get the rate they deserve."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from learned_optim import LearnedOptimizer
+from learned_optim.meta_train.evaluation import BASELINES, RATES, Problem, final_loss, mean_and_band, train
+from learned_optim.meta_train.seeds import fixed_global_state
+from learned_optim.meta_train.tasks import QuadraticFamily, Task
+from learned_optim.meta_train.tasks.mlp import MLPTask
+from learned_optim.meta_train.tasks.quadratic import QuadraticTask
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import ScaleFreeLSTM
+from user_tasks import DropoutFamily
+
+INSTANCES, STEPS, SEED = 3, 8, 5
+ROUNDING = 1e-9  # relative; float64, but Adam divides by roots of small second moments
+
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    **{name: partial(make, lr=0.05) for name, make in BASELINES.items()},
+    "learned": partial(LearnedOptimizer, rule=ScaleFreeLSTM(2), state_dtype=torch.float32),
+}
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def perceptrons() -> Task:
+    images = torch.rand(30, 4, generator=generator())
+    return MLPTask((images, torch.arange(30) % 3), 6, [3], "tanh", initial="torch", gain=1.0, layer_norm=True)
+
+
+def spheres(deviation: float = 1.0) -> QuadraticFamily:
+    """``||x - optimum||^2`` up to a rotation: the Hessian is twice the identity, the ideal rate of SGD is 1/2."""
+    return QuadraticFamily(dimensions=(4, 4), condition=(1.0, 1.0), initial_deviation=deviation)
+
+
+@pytest.mark.parametrize("build", [perceptrons, partial(QuadraticTask, 4, None, 0.1, 1.0)], ids=["mlp", "quadratic"])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.usefixtures("double")
+def test_every_row_is_a_training_of_its_own(make: MakeOptimizer, build: Callable[[], Task]) -> None:
+    task = build()
+    losses = train(VectorizedTask(task, INSTANCES, SEED), make, STEPS, generator())
+
+    with fixed_global_state(SEED):
+        modules = [task.module() for _ in range(INSTANCES)]
+    optimizers = [make(module.parameters()) for module in modules]
+    batches, expected = generator(), np.empty((STEPS + 1, INSTANCES))
+    for step in range(STEPS + 1):
+        batch = task.batch(INSTANCES, batches)
+        for index, (module, optimizer) in enumerate(zip(modules, optimizers, strict=True)):
+            optimizer.zero_grad()
+            loss = task.loss(module, tree_map(lambda tensor, index=index: tensor[index], batch))
+            loss.backward()
+            expected[step, index] = float(loss.detach())
+            optimizer.step()
+    np.testing.assert_allclose(losses, expected, rtol=ROUNDING)
+    assert losses.dtype == np.float64
+
+
+def test_training_leaves_the_task_as_it_was() -> None:
+    task = VectorizedTask(QuadraticTask(4, None, 0.0, 1.0), INSTANCES, SEED)
+    start = task.initial_parameters.clone()
+    first = train(task, OPTIMIZERS["SGD"], STEPS, generator())
+    assert torch.equal(task.initial_parameters, start)
+    assert not task.initial_parameters.requires_grad
+    assert np.array_equal(train(task, OPTIMIZERS["SGD"], STEPS, generator()), first)
+
+
+@pytest.mark.usefixtures("double")
+def test_tuning_finds_the_rate_that_curvature_dictates() -> None:
+    problem = Problem(spheres(), seeds=3, steps=10, seed=0)
+    rates = (1.0, 0.75, 0.5, 0.25, 0.01)
+    tuned = problem.tune("SGD", rates)
+    assert tuned.name == "SGD"
+    assert tuned.rate == 0.5
+    start = problem.run(partial(BASELINES["SGD"], lr=0.0))[0].mean()
+    for rate in rates:  # every step multiplies the distance to the optimum by 1 - 2 rate
+        assert tuned.scores[rate] == pytest.approx(start * (1 - 2 * rate) ** 20, rel=1e-9, abs=1e-25)
+    assert problem.tune("SGD", reversed(rates)).rate == 0.5
+
+
+def test_rates_are_the_documented_grid() -> None:
+    assert RATES == (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5)
+
+
+def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
+    problem = Problem(spheres(), seeds=3, steps=20, seed=0)
+    losses = problem.run(partial(BASELINES["SGD"], lr=1e8))  # grows 2e8-fold a step: float32 ends at the fifth
+    broken = ~np.isfinite(losses)
+    assert not broken[:2].any()
+    assert broken[6:].all()
+    assert bool((np.diff(broken.astype(int), axis=0) >= 0).all())  # no way back
+    assert not np.isnan(losses).any()
+    assert np.isinf(final_loss(losses)).all()
+    tuned = problem.tune("SGD", (1e8, 0.1))
+    assert tuned.rate == 0.1
+    assert tuned.scores[1e8] == np.inf
+
+
+def test_one_diverged_seed_spoils_a_rate() -> None:
+    losses = np.ones((21, 2))
+    losses[20, 1] = np.inf
+    assert final_loss(losses).tolist() == [1.0, np.inf]
+
+
+def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
+    losses = np.arange(101.0)[:, None] * np.array([1.0, 2.0])  # 100 steps: the last ten losses are 91 ... 100
+    assert final_loss(losses).tolist() == [95.5, 191.0]
+    assert final_loss(losses[:6]).tolist() == [5.0, 10.0]  # at least the last
+
+
+def test_problem_is_the_same_for_every_optimizer_and_differs_by_seed() -> None:
+    family = QuadraticFamily(dimensions=(2, 30), noise=0.5)
+    still: MakeOptimizer = partial(torch.optim.SGD, lr=0.0)
+    first = Problem(family, 4, STEPS, seed=1)
+    adam = first.run(OPTIMIZERS["Adam"])
+    again = first.run(still)
+    assert np.array_equal(adam[0], again[0])
+    assert np.array_equal(again, Problem(family, 4, STEPS, seed=1).run(still))
+    other = Problem(family, 4, STEPS, seed=2)
+    assert not np.array_equal(other.run(still), again)
+    assert len(set(again[0].tolist())) == 4
+
+
+def test_dropout_is_the_same_for_every_optimizer() -> None:
+    problem = Problem(DropoutFamily(), 4, STEPS, seed=1)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = problem.run(OPTIMIZERS["Adam"])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert np.array_equal(problem.run(OPTIMIZERS["Adam"]), first)
+
+
+class TestBand:
+    def test_covers_the_true_mean_about_as_often_as_it_says(self) -> None:
+        """A percentile bootstrap of 20 draws covers somewhat less than 95%: between 88% and 97% of 400 times."""
+        rng = np.random.default_rng(0)
+        losses = rng.normal(3.0, 2.0, size=(400, 20))
+        mean, low, high = mean_and_band(losses)
+        np.testing.assert_allclose(mean, losses.mean(1))
+        covered = float(np.mean((low <= 3.0) & (high >= 3.0)))
+        assert 0.88 <= covered <= 0.97
+
+    def test_narrows_with_confidence_and_with_seeds(self) -> None:
+        rng = np.random.default_rng(0)
+        losses = rng.normal(0.0, 1.0, size=(1, 400))
+
+        def width(values: np.ndarray, confidence: float) -> float:
+            _, low, high = mean_and_band(values, confidence=confidence)
+            return float((high - low)[0])
+
+        # Normal theory: 2 * 1.96 * 1 / sqrt(seeds) for 95%, 1.645 for 90%; the resampling scatters by some percent.
+        assert width(losses, 0.95) == pytest.approx(2 * 1.96 / 20, rel=0.15)
+        assert width(losses, 0.90) == pytest.approx(2 * 1.645 / 20, rel=0.15)
+        assert width(losses[:, :25], 0.95) > 2.5 * width(losses, 0.95)
+
+    def test_of_one_seed_is_its_loss(self) -> None:
+        mean, low, high = mean_and_band(np.array([[2.0], [1.0]]))
+        assert mean.tolist() == low.tolist() == high.tolist() == [2.0, 1.0]
+
+    def test_of_two_seeds_reaches_from_one_to_the_other(self) -> None:
+        mean, low, high = mean_and_band(np.array([[1.0, 3.0]]))
+        assert (float(mean[0]), float(low[0]), float(high[0])) == (2.0, 1.0, 3.0)
+
+    def test_reaches_infinity_with_a_diverged_seed_and_is_never_undefined(self) -> None:
+        losses = np.ones((2, 20))
+        losses[1, 3] = np.inf
+        mean, low, high = mean_and_band(losses)
+        assert (mean[1], high[1]) == (np.inf, np.inf)
+        assert low[1] == 1.0  # (19/20)^20 = 36% of the resamples miss it
+        np.testing.assert_allclose((mean[0], low[0], high[0]), 1.0)
+        mean, low, high = mean_and_band(np.full((1, 5), np.inf))
+        assert mean[0] == low[0] == high[0] == np.inf

@@ -1,0 +1,609 @@
+"""Meta-training: interrupted runs take the course of uninterrupted ones, and the loop does what its settings say."""
+
+import csv
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+
+from learned_optim import load_rule
+from learned_optim.checkpoint import read_provenance, save_rule
+from learned_optim.cli import main
+from learned_optim.meta_train import trainer as trainer_module
+from learned_optim.meta_train.config import Config, config_from_tables, load_config
+from learned_optim.meta_train.trainer import DIVERGED, Progress, RunLog, Trainer
+from learned_optim.rules import LSTML2L
+from user_tasks import Failing
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 12
+
+QUADRATIC = {"family": "quadratic", "dimensions": [2, 4], "condition": [1.0, 20.0], "initial_deviation": 1.0}
+# Every feature that has a state: a pool at staggered stages, several windows a step, rescaling, sampled coordinates,
+# schedule, clipping, averaging, validations. Tiny, so that a run takes a fraction of a second.
+TABLES: dict[str, Any] = {
+    "steps": STEPS,
+    "rule": {"settings": {"hidden_size": 2, "momentum_decays": [0.9]}},
+    "tasks": [QUADRATIC, {"family": "user_tasks:DropoutFamily"}],
+    "unroll": {"truncation": 2, "horizon": [3, 9], "instances": 2, "pool": 3, "windows_per_step": 2, "rescale": 0.5},
+    "estimator": {"meta_loss": "log", "replay_coordinates": 3},
+    "meta_optimizer": {"lr": 1e-2, "schedule": "cosine", "clip_norm": 0.5, "average": 0.9},
+    "validation": {"every": 4, "horizon": 4, "instances": 2},
+}
+
+
+def configuration(**changes: Any) -> Config:
+    """TABLES with some tables updated and some values replaced."""
+    tables = dict(TABLES)
+    for name, change in changes.items():
+        tables[name] = {**tables[name], **change} if isinstance(change, Mapping) else change
+    return config_from_tables(tables)
+
+
+def plain(**changes: Any) -> Config:
+    """One quadratic at a time, one window a step, and nothing that hides what a step does."""
+    unroll = {"pool": 1, "windows_per_step": 1, "rescale": 0.0} | changes.pop("unroll", {})
+    meta_optimizer = {"schedule": "constant", "clip_norm": None, "average": 0.0} | changes.pop("meta_optimizer", {})
+    estimator = {"meta_loss": "mean", "replay_coordinates": None} | changes.pop("estimator", {})
+    tasks = changes.pop("tasks", [QUADRATIC])
+    return configuration(tasks=tasks, unroll=unroll, meta_optimizer=meta_optimizer, estimator=estimator, **changes)
+
+
+def run(trainer: Trainer) -> list[Progress]:
+    return list(trainer.run())
+
+
+def weights(rule: torch.nn.Module) -> Tensor:
+    return parameters_to_vector(rule.parameters()).detach().clone()
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv without the time that they took."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Tensors of a safetensors file, bit for bit."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    return {name: f"{tensor.dtype} {tuple(tensor.shape)}".encode() + data(tensor) for name, tensor in tensors.items()}
+
+
+def data(tensor: Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
+
+
+def assert_same_outcome(folder: Path, expected: Path) -> None:
+    assert metrics(folder) == metrics(expected)
+    for name in ("checkpoint", "best", "latest"):
+        assert contents(folder / f"{name}.safetensors") == contents(expected / f"{name}.safetensors"), name
+    provenance, expected_provenance = (
+        {key: value for key, value in read_provenance(path / "best.safetensors").items() if key != "seconds"}
+        for path in (folder, expected)
+    )
+    assert provenance == expected_provenance
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Matrices of four columns gain nothing from more, and results are compared bit for bit with other processes'."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """The command line changes the handler of SIGTERM."""
+    previous = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("run")
+    progress = run(Trainer(configuration(), folder))
+    assert [entry.meta_step for entry in progress] == list(range(1, STEPS + 1))
+    assert [entry.validation is not None for entry in progress] == [step % 4 == 0 for step in range(1, STEPS + 1)]
+    return folder
+
+
+class TestResume:
+    @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3, 11)], ids=str)
+    def test_loop_that_is_left_early(self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path) -> None:
+        trainer = Trainer(configuration(), tmp_path)
+        for stop in stops:
+            for progress in trainer.run():
+                if progress.meta_step == stop:
+                    break
+            assert [int(row["meta_step"]) for row in metrics(tmp_path)] == list(range(1, stop + 1))
+            trainer = Trainer.resume(tmp_path)
+            assert trainer.meta_step == stop
+        run(trainer)
+        assert_same_outcome(tmp_path, uninterrupted)
+
+    def test_finished_run_stays_as_it_is(self, uninterrupted: Path) -> None:
+        before = contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)
+        assert run(Trainer.resume(uninterrupted)) == []
+        assert (contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)) == before
+
+    def test_does_not_depend_on_the_global_random_state(self, uninterrupted: Path, tmp_path: Path) -> None:
+        torch.manual_seed(12345)
+        state = torch.get_rng_state()
+        run(Trainer(configuration(), tmp_path))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert_same_outcome(tmp_path, uninterrupted)
+
+    def test_another_seed_is_another_run(self, uninterrupted: Path, tmp_path: Path) -> None:
+        run(Trainer(configuration(seed=1), tmp_path))
+        assert contents(tmp_path / "latest.safetensors") != contents(uninterrupted / "latest.safetensors")
+
+    def test_failure_within_a_step_leaves_the_last_whole_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = configuration(tasks=[{"family": "user_tasks:FailingFamily"}], estimator={"replay_coordinates": None})
+        run(Trainer(config, tmp_path / "whole"))
+
+        folder = tmp_path / "failed"
+        monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", -1.0)  # one at every step
+        monkeypatch.setattr(Failing, "batches", 0)
+        monkeypatch.setattr(Failing, "fail_at", 21)
+        trainer = Trainer(config, folder)
+        with pytest.raises(OSError, match="disk gone"):
+            run(trainer)
+        monkeypatch.setattr(Failing, "fail_at", 0)
+        resumed = Trainer.resume(folder)
+        assert 1 <= resumed.meta_step < STEPS
+        assert len(metrics(folder)) == resumed.meta_step
+        run(resumed)
+        assert_same_outcome(folder, tmp_path / "whole")
+
+    def test_rows_after_the_checkpoint_are_dropped_even_if_cut_short(self, tmp_path: Path) -> None:
+        """What a kill leaves: rows that were written after the checkpoint, the last of them only in part."""
+        trainer = Trainer(plain(steps=200, validation={"every": 1000}), tmp_path)
+        for progress in trainer.run():
+            if progress.meta_step == 123:
+                break
+        lines = (tmp_path / "metrics.csv").read_text().splitlines(keepends=True)
+        rows = metrics(tmp_path)
+        row_after = lines[-1].replace("123,", "124,", 1)
+        for cut_short in ("12", "1", "125", "125,0.5,0.25", row_after.replace("124,", "125,")[:-3]):
+            (tmp_path / "metrics.csv").write_text("".join([*lines, row_after, cut_short]))
+            RunLog(tmp_path, meta_step=123).close()
+            assert metrics(tmp_path) == rows
+
+    def test_of_nothing_says_so(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"nothing to resume: no .*checkpoint\.safetensors"):
+            Trainer.resume(tmp_path)
+
+    def test_of_what_is_no_checkpoint_says_so(self, tmp_path: Path) -> None:
+        path = tmp_path / "checkpoint.safetensors"
+        save_rule(LSTML2L(2), path)
+        with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
+            Trainer.resume(tmp_path)
+        save_file({"a": torch.zeros(1)}, path)
+        with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
+            Trainer.resume(tmp_path)
+
+    def test_of_a_damaged_checkpoint_says_so(self, tmp_path: Path) -> None:
+        trainer = Trainer(plain(), tmp_path)
+        trainer.save_checkpoint()
+        path = tmp_path / "checkpoint.safetensors"
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(ValueError, match=r"cannot resume: .*checkpoint\.safetensors is damaged"):
+            Trainer.resume(tmp_path)
+
+
+HELD = """
+steps = 12
+[rule]
+settings = {{ hidden_size = 2, momentum_decays = [0.9] }}
+[[tasks]]
+family = "user_tasks:HeldFamily"
+folder = "{folder}"
+[unroll]
+truncation = 2
+horizon = [3, 9]
+instances = 2
+pool = 3
+windows_per_step = 2
+[meta_optimizer]
+lr = 1e-2
+average = 0.9
+[validation]
+every = 4
+horizon = 4
+instances = 2
+"""
+HOLD_AT = 35  # the batch at which the process is held: in the middle of a window of the sixth meta-step
+# The command line with a checkpoint at every step instead of every minute.
+CHECKPOINT_EVERY_STEP = """
+import sys
+from learned_optim.cli import main
+from learned_optim.meta_train import trainer
+trainer.CHECKPOINT_SECONDS = -1.0
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration whose runs can be held, and the folder of a run that was not."""
+    folder = tmp_path_factory.mktemp("held")
+    path = folder / "held.toml"
+    path.write_text(HELD.format(folder=folder))
+    run(Trainer(load_config(path), folder / "whole"))
+    return path, folder / "whole"
+
+
+class TestInterruptedProcess:
+    """The real command line in a process of its own, interrupted in the middle of a window, then resumed."""
+
+    def interrupt(self, number: signal.Signals, config: Path, folder: Path, command: list[str]) -> tuple[int, str]:
+        """Run the command, send the signal when it is held, let it go on; return its status and messages."""
+        reached, go_on = config.parent / "reached", config.parent / "go on"
+        reached.unlink(missing_ok=True)
+        go_on.unlink(missing_ok=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "HOLD_AT": str(HOLD_AT),
+        }
+        process = subprocess.Popen(
+            [sys.executable, *command, "meta-train", str(config), "--output", str(folder), "--threads", "1"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            deadline = time.monotonic() + 120  # seconds; imports take a few
+            while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(number)
+            go_on.touch()
+            _, messages = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert reached.exists(), messages
+        return process.returncode, messages
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("sigterm")
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+    def test_signal_lets_the_step_finish_and_saves(
+        self, number: signal.Signals, held: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        config, whole = held
+        status, messages = self.interrupt(number, config, tmp_path, ["-m", "learned_optim.cli"])
+        assert status == 130
+        assert f"saved; continue with: learned-optim meta-train --resume {tmp_path}" in messages
+        assert "Traceback" not in messages
+        assert [int(row["meta_step"]) for row in metrics(tmp_path)] == list(range(1, 7))
+        assert main(["meta-train", "--resume", str(tmp_path)]) == 0
+        assert_same_outcome(tmp_path, whole)
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("sigterm")
+    def test_kill_loses_only_what_followed_the_checkpoint(self, held: tuple[Path, Path], tmp_path: Path) -> None:
+        config, whole = held
+        status, _ = self.interrupt(signal.SIGKILL, config, tmp_path, ["-c", CHECKPOINT_EVERY_STEP])
+        assert status == -signal.SIGKILL
+        assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+            "best.safetensors",
+            "checkpoint.safetensors",
+            "latest.safetensors",
+        ]
+        assert main(["meta-train", "--resume", str(tmp_path)]) == 0
+        assert_same_outcome(tmp_path, whole)
+
+    @pytest.mark.usefixtures("sigterm")
+    def test_run_that_exists_is_not_overwritten(
+        self, held: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config, whole = held
+        before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+        assert main(["meta-train", str(config), "--output", str(whole)]) == 1
+        message = capsys.readouterr().err
+        assert f"{whole} holds a run already; continue it with --resume {whole}, or choose --output" in message
+        assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
+def test_signal_in_the_last_save_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(plain(steps=3), tmp_path)
+    save = trainer.save_checkpoint
+
+    def interrupted_save() -> None:
+        signal.raise_signal(signal.SIGINT)
+        save()
+
+    monkeypatch.setattr(trainer, "save_checkpoint", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer)
+    assert Trainer.resume(tmp_path).meta_step == 3
+
+
+def test_signal_in_a_step_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(plain(steps=5), tmp_path)
+    update = trainer._update
+
+    def interrupted_update(grads: list[Tensor], grad_norm: float) -> None:
+        if trainer.meta_step == 2:
+            signal.raise_signal(signal.SIGINT)
+        update(grads, grad_norm)
+
+    monkeypatch.setattr(trainer, "_update", interrupted_update)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer)
+    assert [row["meta_step"] for row in metrics(tmp_path)] == ["1", "2", "3"]
+    assert Trainer.resume(tmp_path).meta_step == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_runs_outside_the_main_thread() -> None:
+    trainer = Trainer(plain(steps=2))
+    thread = threading.Thread(target=lambda: run(trainer))
+    thread.start()
+    thread.join()
+    assert trainer.meta_step == 2
+
+
+class TestCheckpoint:
+    def test_is_written_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainer = Trainer(plain(), tmp_path)
+        steps = trainer.run()
+        next(steps)
+        trainer.save_checkpoint()
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+        next(steps)
+
+        def no_space(descriptor: int) -> None:
+            raise OSError("no space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", no_space)
+            with pytest.raises(OSError, match="no space"):
+                trainer.save_checkpoint()
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
+        assert {path.name for path in tmp_path.iterdir()} == {*before, "metrics.csv", "tensorboard"}
+        steps.close()
+        assert Trainer.resume(tmp_path).meta_step == 2
+
+    def test_is_written_now_and_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter(range(0, 10_000, 25))  # seconds: a step takes 25 of the 60 between checkpoints
+        monkeypatch.setattr(trainer_module.time, "monotonic", lambda: next(clock))
+        saved = []
+        for progress in Trainer(plain(steps=7), tmp_path).run():
+            path = tmp_path / "checkpoint.safetensors"
+            saved.append(Trainer.resume(tmp_path).meta_step if path.exists() else 0)
+            assert progress.seconds == 25 * progress.meta_step
+        assert saved == [0, 0, 3, 3, 3, 6, 6]
+        assert Trainer.resume(tmp_path).meta_step == 7
+        assert Trainer.resume(tmp_path).seconds == 7 * 25
+
+    def test_weights_are_rules_with_their_provenance(self, tmp_path: Path) -> None:
+        config = configuration()
+        trainer = Trainer(config, tmp_path)
+        run(trainer)
+        assert torch.equal(weights(load_rule(tmp_path / "best.safetensors")), weights(trainer.best))
+        assert torch.equal(weights(load_rule(tmp_path / "latest.safetensors")), weights(trainer.averaged))
+        provenance = read_provenance(tmp_path / "best.safetensors")
+        assert config_from_tables(provenance["config"]) == config
+        assert provenance["meta_step"] == STEPS
+
+
+class TestStep:
+    def test_update_that_is_not_finite_is_skipped_and_counted(self) -> None:
+        config = plain(steps=40, tasks=[{"family": "user_tasks:OverflowingFamily"}], validation={"every": 1000})
+        trainer = Trainer(config)
+        before, skipped = weights(trainer.rule), 0
+        for progress in trainer.run():
+            after = weights(trainer.rule)
+            skipped += not math.isfinite(progress.grad_norm)
+            assert progress.skipped == trainer.skipped == skipped
+            assert torch.equal(before, after) == (not math.isfinite(progress.grad_norm))
+            before = after
+        assert 5 <= skipped <= 35  # half the windows of two batches hold an infinite one
+        assert bool(before.isfinite().all())
+
+    @pytest.mark.parametrize("schedule", ["constant", "cosine"])
+    def test_rate_follows_the_schedule(self, schedule: str) -> None:
+        trainer = Trainer(plain(steps=4, meta_optimizer={"lr": 0.25, "schedule": schedule}))
+        rates = [trainer.meta_optimizer.param_groups[0]["lr"] for _ in trainer.run()]
+        factors = [1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4] if schedule == "cosine" else [1.0] * 4
+        assert rates == pytest.approx([0.25 * factor for factor in factors])
+
+    def test_first_update_is_a_step_of_adam_against_the_gradient(self) -> None:
+        trainer = Trainer(plain(meta_optimizer={"lr": 1e-3}))
+        before = weights(trainer.rule)
+        next(trainer.run())
+        grad = torch.cat(
+            [
+                (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).flatten()
+                for parameter in trainer.rule.parameters()
+            ]
+        )
+        moved = weights(trainer.rule) - before
+        pushed = grad.abs() > 1e-5  # where Adam's epsilon, 1e-8, does not count
+        assert int(pushed.sum()) >= 5
+        torch.testing.assert_close(moved[pushed], -1e-3 * grad[pushed].sign(), rtol=0.01, atol=0)
+
+    @pytest.mark.parametrize("bound", [1e-3, 1e6])
+    def test_gradient_is_clipped_to_its_bound_and_reported_unclipped(self, bound: float) -> None:
+        trainer = Trainer(plain(steps=3, meta_optimizer={"clip_norm": bound}))
+        for progress in trainer.run():
+            assert progress.grad_norm > 1e-3
+            norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.rule.parameters() if p.grad is not None))
+            assert norm == pytest.approx(min(bound, progress.grad_norm), rel=1e-5)
+
+    @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+    def test_average_is_exponential_with_a_short_memory_at_the_start(self, decay: float) -> None:
+        trainer = Trainer(plain(steps=8, meta_optimizer={"average": decay}))
+        expected = torch.zeros_like(weights(trainer.rule))
+        for progress in trainer.run():
+            done = progress.meta_step - 1
+            keep = min(decay, done / (done + 10))
+            expected = keep * expected + (1 - keep) * weights(trainer.rule)
+            torch.testing.assert_close(weights(trainer.averaged), expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(weights(trainer.averaged), weights(trainer.rule)) == (decay == 0)
+
+    def test_meta_training_lowers_the_validation_score(self) -> None:
+        """From Adam at 0.003, which goes 0.06 far in 20 steps, towards optima at a distance of 2."""
+        config = plain(
+            steps=60,
+            unroll={"truncation": 10, "horizon": [20, 20], "instances": 8},
+            estimator={"meta_loss": "log"},
+            meta_optimizer={"lr": 0.02, "clip_norm": 0.1, "schedule": "cosine"},
+            validation={"every": 20, "horizon": 20, "instances": 16, "tasks": 2},
+        )
+        trainer = Trainer(config)
+        untrained = trainer.validate(trainer.averaged)
+        run(trainer)
+        assert trainer.best_validation < 0.5 * untrained
+        assert trainer.validate(trainer.best) == trainer.best_validation
+
+    def test_best_weights_are_those_with_the_lowest_score(self) -> None:
+        trainer = Trainer(plain(steps=6, meta_optimizer={"lr": 0.5}, validation={"every": 1}))
+        scores, kept = [], []
+        for progress in trainer.run():
+            assert progress.validation is not None
+            scores.append(progress.validation)
+            kept.append(weights(trainer.averaged))
+            assert progress.best_validation == min(scores)
+            assert torch.equal(weights(trainer.best), kept[scores.index(min(scores))])
+        assert len(set(scores)) > 1
+
+
+class TestPool:
+    def test_first_members_start_staggered_and_later_ones_run_to_the_end(self) -> None:
+        trainer = Trainer(plain(steps=96, unroll={"pool": 8, "horizon": [20, 20]}, validation={"every": 1000}))
+        horizons: dict[int, int] = {}
+        stages: list[set[float]] = []
+        for _ in trainer.run():
+            members = [member for member in trainer.pool if member is not None]
+            horizons |= {member.draw: member.horizon for member in members}
+            stages.append({float(member.state.step) for member in members})
+        first = [horizons[draw] for draw in range(1, 9)]
+        later = [horizons[draw] for draw in range(9, max(horizons) + 1)]
+        assert all(2 <= horizon < 20 for horizon in first)
+        assert len(set(first)) >= 4
+        assert len(later) >= 8
+        assert set(later) == {20}
+        assert len(stages[-1]) >= 4  # after twelve rounds they stand at different stages
+
+    def test_single_member_is_not_cut_short(self) -> None:
+        trainer = Trainer(plain(unroll={"horizon": [20, 20]}))
+        next(trainer.run())
+        assert trainer.pool[0] is not None
+        assert trainer.pool[0].horizon == 20
+
+    def test_members_take_turns(self) -> None:
+        config = plain(steps=3, unroll={"pool": 3, "windows_per_step": 2, "horizon": [100, 100]})
+        trainer = Trainer(config)
+        stages = [[float(member.state.step) if member else 0.0 for member in trainer.pool] for _ in trainer.run()]
+        assert stages == [[2, 2, 0], [4, 2, 2], [4, 4, 4]]
+
+    def test_inner_training_ends_with_the_window_that_reaches_its_horizon(self) -> None:
+        trainer = Trainer(plain(steps=9, unroll={"truncation": 4, "horizon": [10, 10]}, validation={"every": 1000}))
+        stages = []
+        for _ in trainer.run():
+            assert trainer.pool[0] is not None
+            stages.append((trainer.pool[0].draw, float(trainer.pool[0].state.step)))
+        assert stages == [(draw, step) for draw in (1, 2, 3) for step in (4, 8, 12)]
+
+    def test_weights_decide_how_often_a_family_is_drawn(self) -> None:
+        tasks = [
+            {"family": "quadratic", "dimensions": [2, 2], "weight": 3.0},
+            {"family": "quadratic", "dimensions": [3, 3], "weight": 1.0},
+        ]
+        trainer = Trainer(plain(tasks=tasks))
+        sizes = [trainer._build_task(draw).coordinates for draw in range(400)]
+        assert set(sizes) == {2, 3}
+        assert sizes.count(2) / 400 == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / 400))
+
+    def test_rescaling_is_as_frequent_and_as_wide_as_asked_for(self) -> None:
+        unroll = {"rescale": 0.25, "rescale_range": [0.1, 10.0], "instances": 3}
+        trainer = Trainer(plain(unroll=unroll, tasks=[{"family": "quadratic"}]))
+        scales = [trainer._build_task(draw).scale for draw in range(400)]
+        drawn = torch.stack([scale for scale in scales if scale is not None])
+        assert len(drawn) / 400 == pytest.approx(0.25, abs=5 * math.sqrt(0.75 * 0.25 / 400))
+        assert drawn.shape[1:] == (3, 1)
+        assert 0.1 <= float(drawn.min()) < 0.13
+        assert 7.5 < float(drawn.max()) <= 10.0
+        # 300 logarithms, uniform over 2 decades: their mean scatters by 2 / sqrt(12 * 300).
+        assert float(drawn.log10().mean()) == pytest.approx(0.0, abs=5 * 2 / math.sqrt(12 * drawn.numel()))
+
+
+class TestValidation:
+    def test_is_the_same_at_every_call(self) -> None:
+        trainer = Trainer(configuration())
+        torch.manual_seed(1)
+        first = trainer.validate(trainer.averaged)
+        torch.manual_seed(2)
+        assert trainer.validate(trainer.averaged) == first
+        assert trainer.validate(trainer.averaged, "test") != first
+
+    def test_does_not_disturb_meta_training(self) -> None:
+        often, never = Trainer(configuration(validation={"every": 1})), Trainer(configuration(validation={"every": 99}))
+        run(often)
+        run(never)
+        assert torch.equal(weights(often.rule), weights(never.rule))
+
+    @pytest.mark.parametrize("output_scale", [1e20, math.nan, -1.0], ids=["far-off", "not-a-number", "grows"])
+    def test_diverged_counts_as_ten_times_the_initial_loss(self, output_scale: float) -> None:
+        trainer = Trainer(plain(validation={"tasks": 3, "instances": 4, "horizon": 30}))
+        still = LSTML2L(2)
+        torch.nn.init.zeros_(still.output_weight)
+        initial = trainer.validate(still)  # without noise, nothing moves the loss
+        moving = LSTML2L(2)
+        torch.nn.init.zeros_(moving.output_weight)
+        torch.nn.init.constant_(moving.output_bias, 1e20 if output_scale == -1.0 else output_scale)
+        assert trainer.validate(moving) == pytest.approx(DIVERGED * initial, rel=1e-5)
+
+    def test_score_is_the_geometric_mean_over_tasks_of_the_last_tenth(self) -> None:
+        """A rule that moves every coordinate by the same amount: its losses can be written out."""
+        config = plain(tasks=[QUADRATIC, QUADRATIC | {"dimensions": [7, 7]}], validation={"horizon": 20, "tasks": 2})
+        trainer = Trainer(config)
+        drift = LSTML2L(2)
+        torch.nn.init.zeros_(drift.output_weight)
+        torch.nn.init.constant_(drift.output_bias, 0.1)  # times the output scale 0.1: 0.01 a step
+        logarithms = []
+        for task, _ in trainer._validation_tasks("validation"):
+            batch = task.batch(torch.Generator())
+            finals = [task.losses(task.initial_parameters + 0.01 * step, batch) for step in (19, 20)]
+            initial = task.losses(task.initial_parameters, batch)
+            assert bool((torch.stack(finals).mean(0) < DIVERGED * initial).all())
+            logarithms.append(math.log(float(torch.stack(finals).mean())))
+        assert len(logarithms) == 4
+        expected = math.exp(sum(logarithms) / 4)
+        assert trainer.validate(drift.requires_grad_(False)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_progress_is_a_line_for_each_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learned_optim.meta_train.progress import run_with_progress
+
+    run_with_progress(Trainer(configuration(), tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["meta-step 4", "meta-step 8", "meta-step 12"]
+    assert all(re.search(r": validation \S+ \(best", line) for line in lines)
+    assert "best so far" in lines[0]
