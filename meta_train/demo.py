@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from learned_optim.checkpoint import save_rule
 from learned_optim.meta_train.benchmark import RELU_DIGITS, Comparison, best_baseline, compare, save_results, table
 from learned_optim.meta_train.config import load_config
 from learned_optim.meta_train.plots import plot_comparison
@@ -19,9 +20,10 @@ def run_demo(folder: Path) -> None:
     """Meta-train a rule, compare it and the shipped default with Adam; print a table, write CSV and a plot."""
     began = time.monotonic()
     print("1. Meta-training a rule on small tanh, GELU and ELU networks for scikit-learn's digits")
-    trainer = Trainer(load_config("demo"), folder / "fresh-rule")
+    trainer = Trainer(load_config("demo"))
     run_with_progress(trainer)
-    fresh = (folder / "fresh-rule" / "best.safetensors").rename(folder / "fresh rule.safetensors")
+    fresh = folder / "fresh rule.safetensors"
+    save_rule(trainer.best, fresh, trainer.provenance())
     print(f"   {trainer.seconds:.0f} s; the rule's weights: {fresh}")
 
     print(f"2. Training a network that no rule has seen, {SEEDS} seeds, {STEPS} steps: {UNSEEN.title}")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from learned_optim import __version__
 from learned_optim.checkpoint import save_rule
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.config import Config, config_from_tables
@@ -30,7 +31,8 @@ from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
-DIVERGED = 10.0  # a final loss counts as at most this many initial losses
+DIVERGED = 10.0  # a final loss counts as at most this many initial losses,
+SOLVED = 1e-3  # and as at least this fraction of one
 
 
 @dataclass
@@ -230,10 +232,11 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
-        """Geometric mean over held-out tasks of the final loss (mean over instances and the last tenth of the steps).
+        """Geometric mean over held-out tasks of the final loss relative to the initial one.
 
-        The tasks and their batches are the same at every call. A loss above ten times the initial one, or not finite,
-        counts as ten times the initial loss.
+        The final loss is the mean over instances and the last tenth of the steps. A task counts as at least a
+        thousandth, or a few noiseless ones would decide, and as ten if its loss grew further or is not finite.
+        The tasks and their batches are the same at every call.
         """
         settings = self.config.validation
         logarithms = []
@@ -244,7 +247,7 @@ class Trainer:
                 losses = unroll(rule, task, state, settings.horizon, generator).losses
             final = losses[-max(1, settings.horizon // 10) :].mean(0)
             final = torch.minimum(final.nan_to_num(math.inf), DIVERGED * state.initial_loss)
-            logarithms.append(math.log(max(float(final.mean()), 1e-30)))
+            logarithms.append(math.log(max(float(final.mean() / state.initial_loss.mean()), SOLVED)))
         return math.exp(sum(logarithms) / len(logarithms))
 
     def _validation_tasks(self, split: Split) -> Iterator[tuple[VectorizedTask, int]]:
@@ -282,9 +285,19 @@ class Trainer:
         metadata = {"config": self.config.to_json(), "progress": json.dumps(progress)}
         contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomically(self.folder / "checkpoint.safetensors", save(contents, metadata))
-        provenance = {"config": json.loads(self.config.to_json()), **progress, "torch": torch.__version__}
-        save_rule(self.best, self.folder / "best.safetensors", provenance)
-        save_rule(self.averaged, self.folder / "latest.safetensors", provenance)
+        save_rule(self.best, self.folder / "best.safetensors", self.provenance())
+        save_rule(self.averaged, self.folder / "latest.safetensors", self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """How the weights came about: what their file records."""
+        return {
+            "config": json.loads(self.config.to_json()),
+            "meta_steps": self.meta_step,
+            "best_validation": self.best_validation,
+            "seconds": self.seconds,
+            "learned_optim": __version__,
+            "torch": torch.__version__,
+        }
 
     @classmethod
     def resume(cls, folder: Path, device: torch.device | str = "cpu") -> "Trainer":

@@ -266,7 +266,7 @@ def test_reader_that_goes_away_causes_no_traceback() -> None:
     os.close(reading)
     process = subprocess.run(
         [sys.executable, "-m", "learned_optim.cli", "rules"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},  # the pipe is written to at the end
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,

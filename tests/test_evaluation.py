@@ -18,14 +18,20 @@ from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import ScaleFreeLSTM
-from user_tasks import DropoutFamily
+from user_tasks import DropoutFamily, OverflowingFamily
 
 INSTANCES, STEPS, SEED = 3, 8, 5
 ROUNDING = 1e-9  # relative; float64, but Adam divides by roots of small second moments
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+def baseline(name: str, rate: float) -> MakeOptimizer:
+    return lambda parameters: BASELINES[name](parameters, rate)
+
+
 OPTIMIZERS: dict[str, MakeOptimizer] = {
-    **{name: partial(make, lr=0.05) for name, make in BASELINES.items()},
+    **{name: baseline(name, 0.05) for name in BASELINES},
     "learned": partial(LearnedOptimizer, rule=ScaleFreeLSTM(2), state_dtype=torch.float32),
 }
 
@@ -90,7 +96,7 @@ def test_tuning_finds_the_rate_that_curvature_dictates() -> None:
     tuned = problem.tune("SGD", rates)
     assert tuned.name == "SGD"
     assert tuned.rate == 0.5
-    start = problem.run(partial(BASELINES["SGD"], lr=0.0))[0].mean()
+    start = problem.run(baseline("SGD", 0.0))[0].mean()
     for rate in rates:  # every step multiplies the distance to the optimum by 1 - 2 rate
         assert tuned.scores[rate] == pytest.approx(start * (1 - 2 * rate) ** 20, rel=1e-9, abs=1e-25)
     assert problem.tune("SGD", reversed(rates)).rate == 0.5
@@ -102,7 +108,7 @@ def test_rates_are_the_documented_grid() -> None:
 
 def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
     problem = Problem(spheres(), seeds=3, steps=20, seed=0)
-    losses = problem.run(partial(BASELINES["SGD"], lr=1e8))  # grows 2e8-fold a step: float32 ends at the fifth
+    losses = problem.run(baseline("SGD", 1e8))  # grows 2e8-fold a step: float32 ends at the fifth
     broken = ~np.isfinite(losses)
     assert not broken[:2].any()
     assert broken[6:].all()
@@ -112,6 +118,23 @@ def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
     tuned = problem.tune("SGD", (1e8, 0.1))
     assert tuned.rate == 0.1
     assert tuned.scores[1e8] == np.inf
+
+
+class Idle(Optimizer):
+    """Leaves the parameters alone, whatever their gradients."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        pass
+
+
+def test_run_that_was_not_finite_once_does_not_recover() -> None:
+    task = VectorizedTask(OverflowingFamily().sample(np.random.default_rng(0), "test"), INSTANCES, SEED)
+    infinite = np.isinf(train(task, Idle, 30, generator()))
+    assert 1 <= int(np.argmax(infinite[:, 0])) <= 25  # one batch of four overflows, on its own
+    assert np.array_equal(infinite, np.maximum.accumulate(infinite))
 
 
 def test_one_diverged_seed_spoils_a_rate() -> None:
@@ -128,7 +151,7 @@ def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
 
 def test_problem_is_the_same_for_every_optimizer_and_differs_by_seed() -> None:
     family = QuadraticFamily(dimensions=(2, 30), noise=0.5)
-    still: MakeOptimizer = partial(torch.optim.SGD, lr=0.0)
+    still = baseline("SGD", 0.0)
     first = Problem(family, 4, STEPS, seed=1)
     adam = first.run(OPTIMIZERS["Adam"])
     again = first.run(still)

@@ -45,7 +45,8 @@ class Tied(nn.Module):
         self.second.weight = self.first.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.second(self.first(inputs).tanh()).sum(-1)
+        outputs: Tensor = self.second(self.first(inputs).tanh())
+        return outputs.sum(-1)
 
 
 TASKS: dict[str, Callable[[], Task]] = {

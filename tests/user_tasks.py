@@ -60,7 +60,9 @@ class Reconstruction(Task):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(module, Autoencoder)
         code = module.encoder(batch @ module.rotation)
-        return (module.decoder(code) * module.log_scale.exp() - batch).square().mean() + code.abs().mean()
+        error: Tensor = module.decoder(code) * module.log_scale.exp() - batch
+        loss: Tensor = error.square().mean() + code.abs().mean()
+        return loss
 
 
 class Slope(nn.Module):
@@ -87,7 +89,8 @@ class Plane(Task):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(module, Slope)
-        return self.offset + (module.point * (module.direction + batch)).sum()
+        height: Tensor = self.offset + (module.point * (module.direction + batch)).sum()
+        return height
 
 
 @dataclass(frozen=True)
