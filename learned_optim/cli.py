@@ -112,6 +112,7 @@ def _meta_train(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.progress import run_with_progress
     from learned_optim.meta_train.trainer import Trainer
 
+    sys.path.insert(0, str(Path.cwd()))  # task families of the user's own, as with "python -m"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:

@@ -97,6 +97,8 @@ class UnrollConfig(_Strict):
     """Probability that a task's parameters are rescaled at random."""
     rescale_range: tuple[Positive, Positive] = (0.1, 10.0)
     """Range of that factor, drawn log-uniformly for each instance."""
+    random_signs: bool = False
+    """Whether stored parameters have random signs: less noise in the meta-gradient of a rule that is not odd."""
 
     def __post_init__(self) -> None:
         check_range("horizon", self.horizon, 1)

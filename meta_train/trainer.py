@@ -226,6 +226,7 @@ class Trainer:
             derive_seed(self.config.seed, "instances", draw),
             device=self.device,
             scale=scale,
+            random_signs=settings.random_signs,
         )
 
     # Validation

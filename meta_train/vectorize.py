@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
-from learned_optim.meta_train.seeds import fixed_global_state
+from learned_optim.meta_train.seeds import fixed_global_state, torch_generator
 from learned_optim.meta_train.tasks import Batch, Task
 
 
@@ -23,6 +23,9 @@ class VectorizedTask:
         scale: factor between stored and used parameters, broadcastable to ``(B, N)``: the loss sees
             ``scale * parameters``. Random scales teach a rule that the size of a parameter says little
             (Lv et al. 2017, section 4.1).
+        random_signs: turn the sign of each stored parameter with probability 1/2, a factor of -1 on its scale. The task
+            stays the same, but a step of all parameters in the same direction is no direction of its own any more:
+            that one otherwise fills the meta-gradients of a rule that is not odd in the gradient with noise.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class VectorizedTask:
         *,
         device: torch.device | str = "cpu",
         scale: Tensor | None = None,
+        random_signs: bool = False,
     ) -> None:
         self.task, self.instances, self.device = task, instances, torch.device(device)
         with fixed_global_state(seed):
@@ -43,9 +47,12 @@ class VectorizedTask:
         self.skeleton = modules[0]  # never used with its own tensors; on the meta device it would lose tied weights
         self.shapes = {name: tensor.shape[1:] for name, tensor in trained.items()}
         self.buffers = {name: tensor.detach().to(self.device) for name, tensor in (constant | stacked_buffers).items()}
-        self.scale = None if scale is None else scale.to(self.device)
         initial = torch.cat([tensor.detach().reshape(instances, -1) for tensor in trained.values()], dim=1)
         initial = initial.to(self.device)
+        if random_signs:
+            bits = torch.randint(2, initial.shape, generator=torch_generator(seed, "signs"), dtype=initial.dtype)
+            scale = (2 * bits - 1) * (1 if scale is None else scale)
+        self.scale = None if scale is None else scale.to(self.device)
         self.initial_parameters = initial if self.scale is None else initial / self.scale
 
     @property

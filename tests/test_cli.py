@@ -191,6 +191,17 @@ def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str], monkeypa
     assert capsys.readouterr().err == "learned-optim: interrupted\n"
 
 
+def test_interruption_before_anything_is_saved_does_not_say_saved(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(trainer: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("learned_optim.meta_train.progress.run_with_progress", interrupted)
+    assert run("meta-train", "demo") == 130
+    assert capsys.readouterr().err == "learned-optim: interrupted\n"
+
+
 def test_meta_train_runs_and_reports_where_the_weights_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Path("mine.toml").write_text('steps = 2\n[[tasks]]\nfamily = "quadratic"\n[validation]\nhorizon = 2\n')
     small = ["--set", "unroll.truncation=2", "--set", "rule.settings.hidden_size=2"]

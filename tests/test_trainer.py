@@ -29,8 +29,8 @@ from learned_optim.meta_train import trainer as trainer_module
 from learned_optim.meta_train.config import Config, config_from_tables, load_config
 from learned_optim.meta_train.progress import run_with_progress
 from learned_optim.meta_train.seeds import torch_generator
-from learned_optim.meta_train.trainer import DIVERGED, Progress, RunLog, Trainer
-from learned_optim.rules import LSTML2L
+from learned_optim.meta_train.trainer import DIVERGED, SOLVED, Progress, RunLog, Trainer
+from learned_optim.rules import LSTML2L, RuleState
 from user_tasks import Failing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -592,16 +592,24 @@ class TestValidation:
         run(never)
         assert torch.equal(weights(often.rule), weights(never.rule))
 
-    @pytest.mark.parametrize("output_scale", [1e20, math.nan, -1.0], ids=["far-off", "not-a-number", "grows"])
-    def test_diverged_counts_as_ten_times_the_initial_loss(self, output_scale: float) -> None:
+    @pytest.mark.parametrize("output_bias", [300.0, 1e20, math.nan], ids=["far-off", "overflow", "not-a-number"])
+    def test_diverged_counts_as_ten_times_the_initial_loss(self, output_bias: float) -> None:
         trainer = Trainer(plain(validation={"tasks": 3, "instances": 4, "horizon": 30}))
         still = LSTML2L(2)
         torch.nn.init.zeros_(still.output_weight)
         assert trainer.validate(still) == pytest.approx(1.0, rel=1e-5)  # without noise, nothing moves the loss
         moving = LSTML2L(2)
         torch.nn.init.zeros_(moving.output_weight)
-        torch.nn.init.constant_(moving.output_bias, 1e20 if output_scale == -1.0 else output_scale)
+        torch.nn.init.constant_(moving.output_bias, output_bias)
         assert trainer.validate(moving) == pytest.approx(DIVERGED, rel=1e-5)
+
+    def test_solved_counts_as_a_thousandth_of_the_initial_loss(self) -> None:
+        class Descent(LSTML2L):
+            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+                return -0.5 * grad, state  # reaches the minimum of ||x - optimum||^2 in one step
+
+        spheres = QUADRATIC | {"condition": [1.0, 1.0]}
+        assert Trainer(plain(tasks=[spheres])).validate(Descent(2)) == pytest.approx(SOLVED)
 
     def test_score_is_the_geometric_mean_over_tasks_of_the_last_tenth(self) -> None:
         """A rule that moves every coordinate by the same amount: its losses can be written out."""
@@ -622,7 +630,7 @@ class TestValidation:
         assert trainer.validate(drift.requires_grad_(False)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_interruption_while_progress_is_shown_has_saved_when_it_is_reported(
+def test_interruption_while_progress_is_shown_saves_or_says_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*values: object, **options: object) -> None:
@@ -632,6 +640,15 @@ def test_interruption_while_progress_is_shown_has_saved_when_it_is_reported(
     with pytest.raises(KeyboardInterrupt):
         run_with_progress(Trainer(configuration(), tmp_path))
     assert Trainer.resume(tmp_path).meta_step == 4  # the first validation
+
+    def no_space() -> None:
+        raise OSError("no space left on device")
+
+    trainer = Trainer.resume(tmp_path)
+    monkeypatch.setattr(trainer, "save_checkpoint", no_space)
+    with pytest.raises((OSError, KeyboardInterrupt)) as caught:
+        run_with_progress(trainer)
+    assert str(caught.value) == "no space left on device"
 
 
 def test_progress_is_a_line_for_each_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,25 @@ def test_scale_leaves_the_starting_loss_and_gives_grads_of_the_stored_parameters
     torch.testing.assert_close(grads, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [None, torch.tensor([[0.1], [1.0], [10.0]])], ids=["alone", "with-scale"])
+def test_random_signs_leave_the_task_as_it_is_and_turn_half_of_the_gradients(scale: torch.Tensor | None) -> None:
+    task = perceptrons(layer_norm=False)
+    plain = VectorizedTask(task, INSTANCES, SEED, scale=scale)
+    signed = VectorizedTask(task, INSTANCES, SEED, scale=scale, random_signs=True)
+    batch = plain.batch(generator())
+    signs = (signed.initial_parameters / plain.initial_parameters).round()
+    assert (signs.abs() == 1).all()
+    # Fair coins: their mean lies within five deviations of zero, and instances have their own.
+    assert abs(float(signs.mean())) < 5 / signs.numel() ** 0.5
+    assert not torch.equal(signs[0], signs[1])
+    plain_losses, plain_grads = plain.losses_and_grads(plain.initial_parameters, batch)
+    signed_losses, signed_grads = signed.losses_and_grads(signed.initial_parameters, batch)
+    torch.testing.assert_close(signed_losses, plain_losses, rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(signed_grads, plain_grads * signs, rtol=ROUNDING, atol=ROUNDING)
+    again = VectorizedTask(task, INSTANCES, SEED, scale=scale, random_signs=True)
+    assert torch.equal(again.initial_parameters, signed.initial_parameters)
+
+
 @each_task
 def test_differentiable_grads_have_the_right_derivatives(build: Callable[[], Task]) -> None:
     vectorized = VectorizedTask(build(), INSTANCES, SEED, scale=torch.tensor([[0.5], [1.0], [2.0]]))
