@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed-demo ## train a digit classifier with the learned optimizer and with Adam
+demo: $(VENV)/.installed-demo ## meta-train a small rule, compare it and the default with tuned Adam
 	$(BIN)/learned-optim demo
 
 test: $(VENV)/.installed-dev ## run the whole test suite

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")
     benchmark.add_argument("--list", action="store_true", help="list the problems")
     benchmark.add_argument("--rule", action="append", help="name or path; repeatable (the problem's own choice)")
+    benchmark.add_argument("--baseline", action="append", help="Adam, RMSprop, SGD or NAG; repeatable (all of them)")
     benchmark.add_argument("--seeds", type=int, default=20, help="training runs of each optimizer (%(default)s)")
     benchmark.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for results (%(default)s)")
     benchmark.set_defaults(run=_benchmark)
@@ -152,6 +153,7 @@ def _run_to_resume(options: argparse.Namespace) -> Path:
 def _benchmark(options: argparse.Namespace) -> None:
     _need("bench", "pydantic", "sklearn", "matplotlib")
     from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
+    from learned_optim.meta_train.evaluation import BASELINES, RATES
     from learned_optim.meta_train.plots import plot_comparison
 
     if options.list:
@@ -164,20 +166,24 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise CommandError(f"unknown problem {unknown[0]!r}; known: {', '.join(COMPARISONS)}")
     if options.seeds < 2:
         raise CommandError("--seeds must be at least 2")
+    baselines = options.baseline or list(BASELINES)
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     rules = [_rule_argument(rule) for rule in options.rule or ()]
+    settings = {"command": "learned-optim benchmark", "seeds": options.seeds, "rates": RATES}
     results: dict[str, list[Curve]] = {}
+    figure = options.output / "comparison.png"
     for name in problems:
         comparison = COMPARISONS[name]
-        results[name] = compare(comparison, rules or comparison.rules, options.seeds, report=_to_stderr)
-        print(
-            f"\n{comparison.title}, {comparison.steps} steps, {options.seeds} seeds\n{table(results[name])}\n",
-            flush=True,
+        title = f"{comparison.title}, {comparison.steps} steps"
+        results[name] = compare(
+            comparison, rules or comparison.rules, options.seeds, baselines=baselines, report=_to_stderr
         )
-    settings = {"command": "learned-optim benchmark", "problems": problems, "seeds": options.seeds}
-    paths = save_results(results, options.output, settings)
-    figure = options.output / "comparison.png"
-    titles = {name: f"{COMPARISONS[name].title}, {COMPARISONS[name].steps} steps" for name in problems}
-    plot_comparison(results, titles, figure)
+        print(f"\n{title}, {options.seeds} seeds\n{table(results[name])}\n", flush=True)
+        paths = save_results(results, options.output, settings)  # after each problem: an interruption loses little
+        titles = {name: f"{COMPARISONS[name].title}, {COMPARISONS[name].steps} steps" for name in results}
+        plot_comparison(results, titles, figure)
     print("written: " + ", ".join(str(path) for path in (*paths, figure)))
 
 

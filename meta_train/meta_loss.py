@@ -7,7 +7,7 @@ from torch import Tensor
 
 MetaLossName = Literal["mean", "log"]
 
-FLOOR = 1e-4  # relative to the initial loss: progress below it hardly counts, or solved tasks would drown the others
+FLOOR = 1e-6  # relative to the initial loss: progress below it no longer counts, and log stays finite
 
 
 def mean_loss(losses: Tensor, initial_loss: Tensor) -> Tensor:
