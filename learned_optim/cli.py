@@ -171,7 +171,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     if unknown:
         raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     rules = [_rule_argument(rule) for rule in options.rule or ()]
-    settings = {"command": "learned-optim benchmark", "seeds": options.seeds, "rates": RATES}
+    settings = {"command": "learned-optim benchmark", "problems": problems, "seeds": options.seeds, "rates": RATES}
     results: dict[str, list[Curve]] = {}
     figure = options.output / "comparison.png"
     for name in problems:

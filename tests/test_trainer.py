@@ -411,7 +411,7 @@ class TestCheckpoint:
         assert torch.equal(weights(load_rule(tmp_path / "latest.safetensors")), weights(trainer.averaged))
         provenance = read_provenance(tmp_path / "best.safetensors")
         assert config_from_tables(provenance["config"]) == config
-        assert provenance["meta_step"] == STEPS
+        assert provenance["meta_steps"] == STEPS
 
 
 class TestStep:
