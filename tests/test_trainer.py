@@ -258,6 +258,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder / "whole"
 
 
+@pytest.mark.timeout(600)  # longer than the two deadlines within
 class TestInterruptedProcess:
     """The real command line in a process of its own, interrupted in the middle of a window, then resumed."""
 
@@ -279,12 +280,12 @@ class TestInterruptedProcess:
             text=True,
         )
         try:
-            deadline = time.monotonic() + 150  # seconds; imports take a few on an idle machine
+            deadline = time.monotonic() + 250  # seconds; imports take a few on an idle machine
             while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
             process.send_signal(number)
             go_on.touch()
-            _, messages = process.communicate(timeout=100)
+            _, messages = process.communicate(timeout=150)
         finally:
             process.kill()
         assert reached.exists(), messages
