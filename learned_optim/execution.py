@@ -56,8 +56,8 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings
         settings: of the parameter group.
     """
     for slot in slots:
-        state = {entry: tensor.clone() for entry, tensor in slot.state.items()}  # autograd may keep it for later
-        change, state = _step(rule, slot.parameter, slot.grad, state, slot.step, settings)
+        state = {entry: tensor.clone() for entry, tensor in slot.state.items()}  # autograd may keep what it reads
+        change, state = _step(rule, slot.parameter.clone(), slot.grad, state, slot.step, settings)
         slot.parameter.add_(change)
         for entry, tensor in state.items():
             slot.state[entry].copy_(tensor)

@@ -193,7 +193,8 @@ class LearnedOptimizer(Optimizer):
             together[key].append(_local(parameter, grad, state, step))
         apply = apply_per_tensor if group["differentiable"] else apply_in_blocks
         for (device, dtype, _), slots in together.items():
-            apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, settings)
+            with torch.autocast(device.type, enabled=False):
+                apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
