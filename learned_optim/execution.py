@@ -130,7 +130,7 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
     total = sum(sizes)
     padding = -total % LANES
     # view, not reshape: a copy of a state would be updated in its place, and lost
-    views = {entry: [state[entry].view(len(state[entry]), -1) for state in states] for entry in states[0]}
+    views = {entry: [_per_feature(state[entry]) for state in states] for entry in states[0]}
     state = {entry: _side_by_side(tensors, padding, 0.0) for entry, tensors in views.items()}
     if all(step is steps[0] for step in steps):
         step = steps[0]
@@ -165,6 +165,10 @@ def _step(
     return change.masked_fill(kept, 0.0), {
         entry: torch.where(kept, state[entry], tensor) for entry, tensor in new_state.items()
     }
+
+
+def _per_feature(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.view(len(tensor), -1)
 
 
 def _flattened(tensors: Sequence[Tensor], padding: int) -> Tensor:

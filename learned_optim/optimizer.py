@@ -180,17 +180,18 @@ class LearnedOptimizer(Optimizer):
         _count(steps, settings.found_inf)
         # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
         on_device = group["capturable"] or torch.compiler.is_compiling()
+        sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
         together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
-        shared_steps: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
+        shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
         for parameter, grad, step, *tensors in zip(parameters, grads, steps, *states, strict=True):
             count = None if on_device else float(step)
             key = parameter.device, parameter.dtype, count
             if count is not None:
-                if key not in shared_steps:
-                    shared_steps[key] = torch.full((), count, device=parameter.device, dtype=torch.float32)
-                step = shared_steps[key]
-            state = dict(zip(entries, tensors, strict=True))
-            together[key].append(_local(parameter, grad, state, step))
+                if key not in shared:
+                    shared[key] = torch.full((), count, device=parameter.device, dtype=torch.float32)
+                step = shared[key]
+            slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
+            together[key].append(_local(slot) if sharded else slot)
         apply = apply_per_tensor if group["differentiable"] else apply_in_blocks
         for (device, dtype, _), slots in together.items():
             with torch.autocast(device.type, enabled=False):
@@ -370,14 +371,17 @@ def _capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _local(parameter: Any, grad: Any, state: dict[str, Any], step: Tensor) -> Slot:
-    """A slot of the coordinates that are on this device: all of a tensor, this process's shard of a DTensor."""
+def _local(slot: Slot) -> Slot:
+    """The coordinates that are on this device: all of a tensor, this process's shard of a DTensor."""
+    parameter: Any = slot.parameter
+    grad: Any = slot.grad
+    state: dict[str, Any] = slot.state
     if not hasattr(parameter, "to_local"):
-        return Slot(parameter, grad, state, step)
+        return slot
     if grad.placements != parameter.placements:
         grad = grad.redistribute(parameter.device_mesh, parameter.placements)
     shards = {entry: tensor.to_local() for entry, tensor in state.items()}
-    return Slot(parameter.to_local(), grad.to_local(), shards, step)
+    return Slot(parameter.to_local(), grad.to_local(), shards, slot.step)
 
 
 def _refuse_nonfinite(grads: list[Tensor]) -> None:
