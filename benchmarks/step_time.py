@@ -83,9 +83,9 @@ def compare_block_sizes() -> list[tuple[str, ...]]:
         rule = load_rule(name)
         (parameter,) = parameters_with_grads([(count,)])
         assert parameter.grad is not None  # for the type checker
-        slot = Slot(parameter.detach(), parameter.grad, rule.init_state((count,)))
+        slot = Slot(parameter.detach(), parameter.grad, rule.init_state((count,)), torch.ones(()))
         settings = Settings(1.0, 0.0, False)
-        step = functools.partial(apply_in_blocks, rule, [slot], torch.ones(()), settings)
+        step = functools.partial(apply_in_blocks, rule, [slot], settings)
         candidates = {str(size): functools.partial(step, size) for size in BLOCK_SIZES}
         with torch.no_grad():
             medians = paired_medians(candidates)

@@ -1,7 +1,8 @@
 """Rules on disk: weights, architecture and provenance in one ``.safetensors`` file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from learned_optim.rules import ARCHITECTURES, UpdateRule
 FORMAT = "learned-optim-rule"
 VERSION = 1
 SUFFIX = ".safetensors"
+LARGEST_FILE = 64 << 20
+"""Bytes; rules have thousands of weights. What is larger is no rule, or an attack."""
+LARGEST_SIZE = 4096
+"""Of any whole number among a rule's settings, such as units or layers: bounds what a few digits can demand."""
+FLOATS = {"F64", "F32", "F16", "BF16"}
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -57,23 +63,28 @@ def load_rule(source: str | Path) -> UpdateRule:
         FileNotFoundError: no file at the path.
     """
     path = _locate(source)
-    metadata, tensors = _read(path)
-    architecture = metadata.get("architecture", "")
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
-    try:
-        with torch.device("cpu"):  # whatever torch.set_default_device says
-            rule = ARCHITECTURES[architecture](**json.loads(metadata["settings"]))
-        rule.float().load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: weights do not fit the architecture {architecture!r}: {error}") from error
+    with _opened(path) as (file, metadata):
+        architecture = metadata.get("architecture", "")
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+        try:
+            settings = _checked_settings(metadata["settings"])
+            with torch.device("meta"):
+                _check_weights(file, ARCHITECTURES[architecture](**settings))
+            with torch.device("cpu"):  # whatever torch.set_default_device says
+                rule = ARCHITECTURES[architecture](**settings)
+            rule.float().load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: weights do not fit the architecture {architecture!r}: {error}") from error
+    if not all(parameter.isfinite().all() for parameter in rule.parameters()):
+        raise ValueError(f"{path} is damaged: it holds weights that are NaN or infinite")
     return rule.requires_grad_(False)
 
 
 def read_provenance(source: str | Path) -> dict[str, Any]:
     """How a stored rule came about, as given to :func:`save_rule`; raises like :func:`load_rule`."""
-    metadata, _ = _read(_locate(source))
-    provenance: dict[str, Any] = json.loads(metadata.get("provenance", "{}"))
+    with _opened(_locate(source)) as (_, metadata):
+        provenance: dict[str, Any] = json.loads(metadata.get("provenance", "{}"))
     return provenance
 
 
@@ -90,15 +101,43 @@ def _locate(source: str | Path) -> Path:
     raise FileNotFoundError(f"no rule file at {path}")
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def _checked_settings(text: str) -> dict[str, Any]:
+    settings = json.loads(text)
+    if not isinstance(settings, dict):
+        raise TypeError(f"settings must be keyword arguments, got {text[:100]}")
+    for name, value in settings.items():
+        if isinstance(value, int) and value > LARGEST_SIZE:
+            raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {value}")
+    return settings
+
+
+def _check_weights(file: Any, rule: UpdateRule) -> None:
+    """Compare what the file says it holds with what the rule, on the meta device, needs; nothing is allocated."""
+    needed = {name: tuple(tensor.shape) for name, tensor in rule.state_dict().items()}
+    headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+    different = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(f"the shape of {name} is {found.get(name)} in the file, must be {needed.get(name)}")
+    if not {header.get_dtype() for header in headers.values()} <= FLOATS:
+        raise ValueError(f"weights must be of dtype {', '.join(sorted(FLOATS))}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The file, of which only the header has been read, and the rule's metadata."""
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ValueError(f"{path} holds no learned-optim rule: it has {size:,} bytes, rules at most {LARGEST_FILE:,}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # maps the file, and holds the header to its size
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} holds no learned-optim rule (no such entry in its metadata)")
             if metadata.get("version") != str(VERSION):
                 found = metadata.get("version")
                 raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            yield file, metadata
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole .safetensors file (truncated or of another kind): {error}") from error

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from learned_optim.rules import RuleState, UpdateRule
 
@@ -12,15 +13,25 @@ CPU_BLOCK_BYTES = 4 << 20
 """Activations of one block on a CPU: about what the second-level caches hold (found with benchmarks/step_time.py)."""
 GPU_BLOCK_BYTES = 1 << 30
 """Activations of one block on a GPU: bounds the memory that a step borrows."""
+LANES = 64
+"""A block is filled up with zeros to a multiple of this. Vector registers then have no remainder, for which torch takes
+other instructions, and matrix products no odd column: the bits of a coordinate do not depend on its neighbours.
+(Found by trial: 32 is enough for float32 with AVX2; registers of AVX-512 are twice as wide.)"""
 
 
 class Settings(NamedTuple):
-    """What a parameter group says about its step."""
+    """What a parameter group, and perhaps a ``GradScaler``, says about its step."""
 
     lr: float | Tensor
     """A number or a 0-d tensor."""
     weight_decay: float
     maximize: bool
+    skip_nonfinite: bool = False
+    """Leave a coordinate whose gradient is NaN or infinite as it is: parameter and state."""
+    grad_scale: Tensor | None = None
+    """Gradients are this factor too large."""
+    found_inf: Tensor | None = None
+    """Not zero: leave everything as it is."""
 
 
 class Slot(NamedTuple):
@@ -30,114 +41,147 @@ class Slot(NamedTuple):
     grad: Tensor
     state: RuleState
     """Entries of shape ``(features, *parameter.shape)``, contiguous."""
+    step: Tensor
+    """Count of this step, 0-d; on the slot's device, or on the CPU if all slots of a call share it."""
 
 
-class Piece(NamedTuple):
-    """Coordinates ``start`` to ``stop`` of the flattened tensors of a slot, given by its place in the list."""
-
-    place: int
-    start: int
-    stop: int
-
-
-def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], step: Tensor, settings: Settings) -> None:
+def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
     """Step every slot in place, one call of the rule each: the ground truth for every faster path.
+
+    The only path that autograd can follow.
 
     Args:
         rule: on the slots' device, in the dtype of the arithmetic.
         slots: parameters with gradients and states; parameters and states are changed, gradients are not.
-        step: count of this step, 0-d.
         settings: of the parameter group.
     """
     for slot in slots:
-        grad = _signed(slot.grad.to(_dtype(rule)), settings)
-        update, state = rule(grad, slot.state, step)
-        _move(slot.parameter, update, settings)
+        state = {entry: tensor.clone() for entry, tensor in slot.state.items()}  # autograd may keep what it reads
+        change, state = _step(rule, slot.parameter.clone(), slot.grad, state, slot.step, settings)
+        slot.parameter.add_(change)
         for entry, tensor in state.items():
             slot.state[entry].copy_(tensor)
 
 
-def apply_in_blocks(
-    rule: UpdateRule, slots: Sequence[Slot], step: Tensor, settings: Settings, block_size: int | None = None
-) -> None:
+def apply_in_blocks(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:
     """Like :func:`apply_per_tensor`, with small tensors packed together and large ones cut into blocks.
+
+    The result of a coordinate does not depend, to the bit, on which others share its block.
 
     Args:
         rule: as above.
         slots: as above; all parameters of one dtype, states alike.
-        step: as above.
         settings: as above.
         block_size: coordinates of a block; None chooses by rule and device.
     """
     if not slots:
         return
     size = block_size or default_block_size(rule, slots[0].parameter.device)
-    parameters = [slot.parameter.reshape(-1) for slot in slots]  # copies where memory is not contiguous
-    grads = [slot.grad.reshape(-1) for slot in slots]
-    # view, not reshape: a copy of a state would be updated in its place, and lost
-    states = [
-        {entry: tensor.view(len(tensor), slot.parameter.numel()) for entry, tensor in slot.state.items()}
-        for slot in slots
-    ]
-    for pieces in blocks([grad.numel() for grad in grads], size):
-        grad = _joined([grads[piece.place][piece.start : piece.stop] for piece in pieces], 0)
-        views = [
-            {entry: tensor[:, piece.start : piece.stop] for entry, tensor in states[piece.place].items()}
-            for piece in pieces
-        ]
-        state = {entry: _joined([view[entry] for view in views], 1) for entry in views[0]}
-        update, new_state = rule(_signed(grad.to(_dtype(rule)), settings), state, step)
-        lengths = [piece.stop - piece.start for piece in pieces]
-        for piece, part in zip(pieces, update.split(lengths), strict=True):
-            _move(parameters[piece.place][piece.start : piece.stop], part, settings)
-        for entry, tensor in new_state.items():
-            for view, part in zip(views, tensor.split(lengths, dim=1), strict=True):
-                view[entry].copy_(part)
-    for slot, parameter in zip(slots, parameters, strict=True):
-        if not slot.parameter.is_contiguous():
-            slot.parameter.copy_(parameter.view(slot.parameter.shape))
+    for block in blocks([slot.grad.numel() for slot in slots], size):
+        _apply_to_block(rule, [slots[place] for place in block], size, settings)
 
 
-def blocks(sizes: Sequence[int], block_size: int) -> Iterator[list[Piece]]:
-    """Cut tensors of the given sizes into blocks of at most ``block_size`` coordinates, in order, each filled."""
-    pieces: list[Piece] = []
-    room = block_size
+def blocks(sizes: Sequence[int], block_size: int) -> Iterator[list[int]]:
+    """Places of tensors that share a block, in order: together of at most ``block_size`` coordinates, or a single one.
+
+    Tensors without coordinates are left out.
+    """
+    block: list[int] = []
+    total = 0
     for place, size in enumerate(sizes):
-        start = 0
-        while start < size:
-            stop = min(size, start + room)
-            pieces.append(Piece(place, start, stop))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield pieces
-                pieces, room = [], block_size
-    if pieces:
-        yield pieces
+        if size == 0:
+            continue
+        if block and total + size > block_size:
+            yield block
+            block, total = [], 0
+        block.append(place)
+        total += size
+    if block:
+        yield block
 
 
 def default_block_size(rule: UpdateRule, device: torch.device) -> int:
-    """Coordinates whose activations fit the block of this kind of device."""
+    """Coordinates whose activations fit the block of this kind of device, a multiple of :data:`LANES`."""
     units = sum(rule.state_features.values())
     bytes_per_coordinate = 4 * 8 * units  # gates, activations and copies: about eight float32 values for each feature
     available = CPU_BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
-    return max(1024, available // bytes_per_coordinate)
+    return max(1024, available // bytes_per_coordinate // LANES * LANES)
 
 
-def _move(parameter: Tensor, update: Tensor, settings: Settings) -> None:
-    """``parameter <- (1 - lr weight_decay) parameter + lr update``, in place and rounded once to its dtype."""
+def _apply_to_block(rule: UpdateRule, slots: Sequence[Slot], block_size: int, settings: Settings) -> None:
+    if len(slots) > 1 or slots[0].grad.numel() <= block_size:
+        _apply_to_whole(rule, slots, settings)
+        return
+    (slot,) = slots
+    parameter, grad = slot.parameter.reshape(-1), slot.grad.reshape(-1)  # copies where memory is not contiguous
+    state = {entry: tensor.view(len(tensor), -1) for entry, tensor in slot.state.items()}
+    for start in range(0, len(grad), block_size):
+        piece = slice(start, start + block_size)
+        part = {entry: tensor[:, piece] for entry, tensor in state.items()}
+        _apply_to_whole(rule, [Slot(parameter[piece], grad[piece], part, slot.step)], settings)
+    if not slot.parameter.is_contiguous():
+        slot.parameter.copy_(parameter.view(slot.parameter.shape))
+
+
+def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
+    """One call of the rule for all the slots, with few Python operations a slot: models have thousands of tensors."""
+    parameters, grads, states, steps = zip(*slots, strict=True)
+    sizes = [grad.numel() for grad in grads]
+    total = sum(sizes)
+    padding = -total % LANES
+    # view, not reshape: a copy of a state would be updated in its place, and lost
+    views = {entry: [_per_feature(state[entry]) for state in states] for entry in states[0]}
+    state = {entry: _side_by_side(tensors, padding, 0.0) for entry, tensors in views.items()}
+    if all(step is steps[0] for step in steps):
+        step = steps[0]
+    else:
+        step = _side_by_side([step.expand(size) for step, size in zip(steps, sizes, strict=True)], padding, 1.0)
+    change, state = _step(rule, _flattened(parameters, padding), _flattened(grads, padding), state, step, settings)
+    torch._foreach_add_(parameters, _unflatten_dense_tensors(change, parameters))
+    for entry, tensor in state.items():
+        torch._foreach_copy_(views[entry], tensor[:, :total].split(sizes, dim=1))
+
+
+def _step(
+    rule: UpdateRule, parameter: Tensor, grad: Tensor, state: RuleState, step: Tensor, settings: Settings
+) -> tuple[Tensor, RuleState]:
+    """What to add to the parameter, ``lr (update - weight_decay parameter)``, and the new state."""
+    grad = grad.to(_dtype(rule))
+    if settings.grad_scale is not None:
+        grad = grad / settings.grad_scale
+    if settings.maximize:
+        grad = -grad
+    kept = None if settings.found_inf is None else settings.found_inf != 0
+    if settings.skip_nonfinite:
+        nonfinite = ~grad.isfinite()
+        grad = grad.masked_fill(nonfinite, 0.0)
+        kept = nonfinite if kept is None else kept | nonfinite
+    update, new_state = rule(grad, state, step)
     change = settings.lr * update
     if settings.weight_decay != 0:
-        change -= settings.lr * settings.weight_decay * parameter.to(update.dtype)
-    parameter.add_(change)
+        change = change - settings.lr * settings.weight_decay * parameter.to(update.dtype)
+    if kept is None:
+        return change, new_state
+    return change.masked_fill(kept, 0.0), {
+        entry: torch.where(kept, state[entry], tensor) for entry, tensor in new_state.items()
+    }
 
 
-def _signed(grad: Tensor, settings: Settings) -> Tensor:
-    return -grad if settings.maximize else grad
+def _per_feature(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 2 else tensor.view(len(tensor), -1)
 
 
-def _joined(tensors: list[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+def _flattened(tensors: Sequence[Tensor], padding: int) -> Tensor:
+    """All coordinates in one row, and zeros."""
+    flat: Tensor = _flatten_dense_tensors([*tensors, tensors[0].new_zeros(padding)] if padding else tensors)
+    return flat
+
+
+def _side_by_side(tensors: Sequence[Tensor], padding: int, fill: float) -> Tensor:
+    """Joined along the last dimension, and as many columns of ``fill``."""
+    if padding:
+        tensors = [*tensors, tensors[0].new_full((*tensors[0].shape[:-1], padding), fill)]
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), -1)
 
 
 def _dtype(rule: UpdateRule) -> torch.dtype:

@@ -1,8 +1,9 @@
 """LearnedOptimizer: a learned update rule as a drop-in ``torch.optim.Optimizer``."""
 
 import copy
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,11 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
-from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
 from learned_optim.kernels.availability import why_not_fused
 from learned_optim.rules import UpdateRule
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NONFINITE = ("skip", "propagate", "error")
 
 
 class LearnedOptimizer(Optimizer):
@@ -25,8 +27,7 @@ class LearnedOptimizer(Optimizer):
     .. math:: p \leftarrow (1 - lr \cdot weight\_decay)\, p + lr \cdot \mathrm{rule}(\text{gradient history of } p)
 
     The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). Its arithmetic is float32, float64
-    for float64 parameters; moments are kept in that dtype too. A gradient of NaN makes its own coordinate NaN for
-    good, parameter and state, as with Adam, and no other coordinate.
+    for float64 parameters; moments are kept in that dtype too.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
@@ -38,16 +39,24 @@ class LearnedOptimizer(Optimizer):
         weight_decay: decoupled weight decay; a step shrinks parameters by ``lr * weight_decay``, so that AdamW's
             ``lr=1e-3, weight_decay=1e-2`` corresponds to ``1e-5`` here.
         maximize: ascend instead of descend.
+        nonfinite: what to do with a coordinate whose gradient is NaN or infinite. ``"skip"`` leaves it as it is,
+            parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
+            neither case is another coordinate affected, or a GPU waited for. ``"error"`` raises before anything is
+            changed, at the cost of waiting for the GPU in each step.
         fused: True demands a fused kernel, False forbids it, None takes one where there is one.
+        capturable: keep step counts on the device. The step may then be captured in a CUDA graph, and a ``GradScaler``
+            does not wait for the GPU; outside of graphs it takes a little longer.
+        differentiable: let autograd record the step, so that a loss after it can be differentiated through the update;
+            slow.
         state_dtype: dtype of the recurrent part of the state (hidden and cell). None: the rule's own choice, bfloat16
             for the default rule, and float64 for float64 parameters.
 
     Raises:
         ValueError: no parameters, ``lr`` or ``weight_decay`` negative or not a number, unknown rule name, a file that
-            holds no rule, ``state_dtype`` not a floating dtype of at most 32 bits.
+            holds no rule, ``nonfinite`` not one of the three, ``state_dtype`` not a floating dtype of at most 32 bits.
         TypeError: ``params`` or ``rule`` is of a wrong type, or a parameter is complex.
-        RuntimeError: ``fused=True`` where no fused kernel can run; in :meth:`step`, a sparse gradient or capture in a
-            CUDA graph.
+        RuntimeError: ``fused=True`` where no fused kernel can run, or with ``differentiable=True``; in :meth:`step`, a
+            sparse gradient, capture in a CUDA graph without ``capturable=True``, and what ``nonfinite="error"`` finds.
 
     When not to use it: for sparse gradients and complex parameters, which it refuses; where AdamW's regularisation
     has been tuned to the last digit; for models far larger than those measured in the documentation.
@@ -68,7 +77,10 @@ class LearnedOptimizer(Optimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        nonfinite: str = "skip",
         fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         if state_dtype is not None and state_dtype not in STATE_DTYPES:
@@ -76,7 +88,16 @@ class LearnedOptimizer(Optimizer):
         self._rule = _private_copy(rule)
         self._placed_rules: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
         self._state_dtype = state_dtype
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "fused": fused})
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "nonfinite": nonfinite,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults)
 
     @property
     def rule(self) -> UpdateRule:
@@ -99,7 +120,6 @@ class LearnedOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update all parameters that have a gradient.
 
@@ -113,51 +133,116 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("LearnedOptimizer cannot be captured in a CUDA graph: the step count would stand still")
-        self._refuse_sparse_gradients()
-        for group in self.param_groups:
-            lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-            settings = Settings(lr, group["weight_decay"], group["maximize"])
-            for (device, dtype, count), slots in self._slots(group["params"]).items():
-                arithmetic = _arithmetic_dtype(dtype)
-                step = torch.full((), count, device=device, dtype=arithmetic)
-                apply_in_blocks(self._placed_rule(device, arithmetic), slots, step, settings)
+        self._refuse_what_cannot_be_stepped()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            for group in self.param_groups:
+                self._step_group(group)
         return loss
 
-    def _refuse_sparse_gradients(self) -> None:
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a ``GradScaler`` may leave ``grad_scale`` and ``found_inf`` to the step, which then needs no sync."""
+        return self._all_capturable()
+
+    def _all_capturable(self) -> bool:
+        return all(group["capturable"] for group in self.param_groups)
+
+    def _refuse_what_cannot_be_stepped(self) -> None:
+        """Raise before anything is changed."""
+        if not torch.compiler.is_compiling() and _capturing() and not self._all_capturable():
+            raise RuntimeError("to capture the step in a CUDA graph, use LearnedOptimizer(..., capturable=True)")
+        watched = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                grad = parameter.grad
+                if grad is None:
+                    continue
+                if grad.layout != torch.strided:
                     raise RuntimeError(
                         "LearnedOptimizer does not support sparse gradients; use sparse=False in the embedding, or "
                         "torch.optim.SparseAdam for its parameters"
                     )
+                if group["nonfinite"] == "error" and grad.numel() > 0:
+                    watched.append(grad)
+        if watched and not hasattr(self, "found_inf"):  # else a GradScaler looks after them
+            _refuse_nonfinite(watched)
 
-    def _slots(self, parameters: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, float], list[Slot]]:
-        """Slots that one call can process: of one device, dtype and step count, with that count already advanced."""
-        together: defaultdict[tuple[torch.device, torch.dtype, float], list[Slot]] = defaultdict(list)
-        for parameter in parameters:
-            if parameter.grad is None:
+    def _step_group(self, group: dict[str, Any]) -> None:
+        entries = list(self._rule.state_features)
+        parameters: list[Tensor] = []
+        grads: list[Tensor] = []
+        steps: list[Tensor] = []
+        states: list[list[Tensor]] = [[] for _ in entries]
+        self._init_group(group, parameters, grads, steps, *states)
+        if not parameters:
+            return
+        settings = self._settings(group)
+        _count(steps, settings.found_inf)
+        # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
+        on_device = group["capturable"] or torch.compiler.is_compiling()
+        sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
+        together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
+        shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
+        for parameter, grad, step, *tensors in zip(parameters, grads, steps, *states, strict=True):
+            count = None if on_device else float(step)
+            key = parameter.device, parameter.dtype, count
+            if count is not None:
+                if key not in shared:
+                    shared[key] = torch.full((), count, device=parameter.device, dtype=torch.float32)
+                step = shared[key]
+            slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
+            together[key].append(_local(slot) if sharded else slot)
+        apply = apply_per_tensor if group["differentiable"] else apply_in_blocks
+        for (device, dtype, _), slots in together.items():
+            with torch.autocast(device.type, enabled=False):
+                apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, settings)
+
+    def _settings(self, group: dict[str, Any]) -> Settings:
+        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+        return Settings(
+            lr,
+            group["weight_decay"],
+            group["maximize"],
+            group["nonfinite"] == "skip",
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        steps: list[Tensor],
+        *states: list[Tensor],
+    ) -> None:
+        """Gather what has a gradient, and create what is missing. torch.compile runs it by name, outside the graph."""
+        entries = list(self._rule.state_features)
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is None:
                 continue
-            state = self._state_of(parameter)
-            state["step"] += 1
-            entries = {entry: state[entry] for entry in self._rule.state_features}
-            together[parameter.device, parameter.dtype, float(state["step"])].append(
-                Slot(parameter, parameter.grad, entries)
-            )
-        return together
+            state = self.state[parameter]
+            if not state:
+                self._init_state(parameter, state, group["capturable"])
+            parameters.append(parameter)
+            grads.append(grad)
+            steps.append(state["step"])
+            for entry, tensors in zip(entries, states, strict=True):
+                tensors.append(state[entry])
+        for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
+            if (device, dtype) not in self._placed_rules:
+                self._placed_rules[device, dtype] = copy.deepcopy(self._rule).to(device, dtype)
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            dtype = _arithmetic_dtype(parameter.dtype)
-            shape = tuple(parameter.shape)
-            # On the CPU, whatever torch.set_default_device says: no step has to ask a GPU.
-            state["step"] = torch.zeros((), device="cpu", dtype=torch.float32)
-            for entry, tensor in self._rule.init_state(shape, device="meta", dtype=dtype).items():
-                state[entry] = torch.zeros_like(tensor, device=parameter.device, dtype=self._entry_dtype(entry, dtype))
-        return state
+    def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
+        # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
+        state["step"] = torch.zeros((), device=parameter.device if capturable else "cpu", dtype=torch.float32)
+        arithmetic = _arithmetic_dtype(parameter.dtype)
+        for entry, features in self._rule.state_features.items():
+            # Made from the parameter, so that a DTensor's state is sharded like the DTensor.
+            like = parameter.detach().unsqueeze(0).expand(features, *parameter.shape)
+            dtype = self._entry_dtype(entry, arithmetic)
+            state[entry] = torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
     def _entry_dtype(self, entry: str, arithmetic: torch.dtype) -> torch.dtype:
         if entry not in self._rule.recurrent_state:
@@ -165,12 +250,6 @@ class LearnedOptimizer(Optimizer):
         if self._state_dtype is not None:
             return self._state_dtype
         return arithmetic if arithmetic == torch.float64 else self._rule.recurrent_dtype
-
-    def _placed_rule(self, device: torch.device, dtype: torch.dtype) -> UpdateRule:
-        key = (device, dtype)
-        if key not in self._placed_rules:
-            self._placed_rules[key] = copy.deepcopy(self._rule).to(device, dtype)
-        return self._placed_rules[key]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a copy of a state; every entry keeps the dtype it was saved in.
@@ -189,11 +268,14 @@ class LearnedOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             # The base class has cast the entries to the dtypes of the parameters and shares the rest with state_dict.
+            capturable = {p for group in self.param_groups if group["capturable"] for p in group["params"]}
             for parameter, state in saved.items():
                 for entry in self._rule.state_features:
                     value = state[entry].detach().to(parameter.device, copy=True)
                     self.state[parameter][entry] = value.contiguous()
-                self.state[parameter]["step"] = torch.tensor(float(state["step"]), device="cpu", dtype=torch.float32)
+                step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
+                place = parameter.device if parameter in capturable else torch.device("cpu")
+                self.state[parameter]["step"] = step.to(place, copy=True)
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [
@@ -239,8 +321,7 @@ class LearnedOptimizer(Optimizer):
         self._placed_rules = {}
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                if key != "differentiable":  # the base class adds it to the defaults
-                    group.setdefault(key, value)
+                group.setdefault(key, value)
 
 
 def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
@@ -259,6 +340,10 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
         raise ValueError(f"Invalid learning rate: {lr}; it multiplies the learned update, 1.0 is the rule as trained")
     if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
+    if group["nonfinite"] not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {group['nonfinite']!r}")
+    if group["fused"] and group["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
     for parameter in group["params"]:
         if not parameter.is_floating_point():
             raise TypeError(f"LearnedOptimizer needs real floating-point parameters, got one of {parameter.dtype}")
@@ -269,3 +354,42 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
 
 def _arithmetic_dtype(parameter: torch.dtype) -> torch.dtype:
     return torch.float64 if parameter == torch.float64 else torch.float32
+
+
+def _count(steps: list[Tensor], found_inf: Tensor | None) -> None:
+    """Advance the step counts in place, but for a step that a ``GradScaler`` calls off."""
+    if found_inf is not None:
+        done = (found_inf == 0).float()
+        torch._foreach_add_(steps, [done.to(step.device) for step in steps])
+    elif steps[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        torch._foreach_add_(steps, torch.ones((), device="cpu", dtype=torch.float32), alpha=1.0)  # a number is slower
+    else:
+        torch._foreach_add_(steps, 1.0)
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _local(slot: Slot) -> Slot:
+    """The coordinates that are on this device: all of a tensor, this process's shard of a DTensor."""
+    parameter: Any = slot.parameter
+    grad: Any = slot.grad
+    state: dict[str, Any] = slot.state
+    if not hasattr(parameter, "to_local"):
+        return slot
+    if grad.placements != parameter.placements:
+        grad = grad.redistribute(parameter.device_mesh, parameter.placements)
+    shards = {entry: tensor.to_local() for entry, tensor in state.items()}
+    return Slot(parameter.to_local(), grad.to_local(), shards, slot.step)
+
+
+def _refuse_nonfinite(grads: list[Tensor]) -> None:
+    largest: Any = torch.nn.utils.get_total_norm(grads, math.inf)
+    if hasattr(largest, "full_tensor"):  # a DTensor: all processes raise or none
+        largest = largest.full_tensor()
+    if not largest.isfinite():
+        raise RuntimeError(
+            "a gradient is NaN or infinite, and nonfinite='error'; nothing was changed. Find the cause with "
+            "torch.autograd.set_detect_anomaly(True), or use nonfinite='skip'"
+        )

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 import learned_optim
 from learned_optim import LearnedOptimizer, available_rules, load_rule, save_rule
 from learned_optim.checkpoint import read_provenance
-from learned_optim.rules import ScaleFreeLSTM
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM
 from test_rules import RULES, VARIANTS, Build, each, randomised
 
 PROVENANCE = {"seed": 3, "tasks": ["mnist", "quadratic"], "loss": 0.1, "nested": {"resumed": None}}
@@ -271,4 +273,116 @@ def test_wrong_weights_are_not_accepted(
 ) -> None:
     rewrite(rule_file, {}, change(load(rule_file.read_bytes())))
     with pytest.raises(ValueError, match=rf"weights do not fit the architecture[\s\S]*{named}"):
+        load_rule(rule_file)
+
+
+# What is meant to harm.
+
+
+def with_header(path: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:
+    """Change the header, and nothing else."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Fail on allocations of more than 256 MB."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of the process, by /proc")
+
+
+@linux
+@pytest.mark.parametrize("length", [2**20, 2**40, 2**63, 2**64 - 1], ids=lambda length: f"2^{length.bit_length()}")
+def test_length_of_header_is_not_believed(rule_file: Path, length: int) -> None:
+    rule_file.write_bytes(length.to_bytes(8, "little") + rule_file.read_bytes()[8:])
+    with little_memory(), pytest.raises(ValueError, match=r"is not a whole \.safetensors file"):
+        load_rule(rule_file)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        pytest.param([2**31, 2**33], [0, 24], id="product-overflows"),
+        pytest.param([2**40], [0, 2**42], id="beyond-the-end"),
+        pytest.param([6], [2**63, 24], id="backwards"),
+        pytest.param([-6], [0, 24], id="negative"),
+        pytest.param([6.5], [0, 24], id="no-whole-number"),
+    ],
+)
+def test_shapes_in_header_are_not_believed(rule_file: Path, shape: list[float], offsets: list[int]) -> None:
+    def change(header: dict[str, dict[str, object]]) -> None:
+        header["output_bias"] |= {"shape": shape, "data_offsets": offsets}
+
+    with_header(rule_file, change)
+    with little_memory(), pytest.raises(ValueError, match=r"is not a whole \.safetensors file"):
+        load_rule(rule_file)
+
+
+@linux
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"hidden_size": 1000000000}',
+        '{"hidden_size": 4096}',
+        '{"hidden_size": 1e400}',
+        '{"hidden_size": %s}' % ("9" * 4000),
+        "[" * 100_000,
+    ],
+    ids=["billion-units", "largest", "infinite", "many-digits", "deep"],
+)
+def test_settings_do_not_allocate_before_they_are_held_against_the_weights(rule_file: Path, settings: str) -> None:
+    rewrite(rule_file, {"settings": settings})
+    with little_memory(), pytest.raises(ValueError, match="weights do not fit the architecture"):
+        load_rule(rule_file)
+
+
+@linux
+def test_number_of_layers_is_not_believed(tmp_path: Path) -> None:
+    save_rule(LSTML2L(hidden_size=2), tmp_path / "rule.safetensors")
+    for layers in (4096, 10**9):
+        rewrite(tmp_path / "rule.safetensors", {"settings": json.dumps({"hidden_size": 2, "layers": layers})})
+        with little_memory(), pytest.raises(ValueError, match="weights do not fit the architecture"):
+            load_rule(tmp_path / "rule.safetensors")
+
+
+def test_oversized_file_is_not_read(rule_file: Path) -> None:
+    with open(rule_file, "ab") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(ValueError, match=r"it has 1,099,511,627,776 bytes, rules at most"):
+        load_rule(rule_file)
+
+
+def test_bytes_after_the_weights_are_not_carried_along(rule_file: Path) -> None:
+    rule_file.write_bytes(rule_file.read_bytes() + b"more")
+    with pytest.raises(ValueError, match=r"is not a whole \.safetensors file"):
+        load_rule(rule_file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda bias: bias.fill_(float("nan")), "weights that are NaN or infinite", id="nan"),
+        pytest.param(lambda bias: bias.to(torch.int32), "weights must be of dtype BF16, F16, F32, F64", id="integer"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_not_used(
+    rule_file: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    tensors = load(rule_file.read_bytes())
+    rewrite(rule_file, {}, tensors | {"output_bias": change(tensors["output_bias"])})
+    with pytest.raises(ValueError, match=message):
         load_rule(rule_file)

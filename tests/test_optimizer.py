@@ -35,6 +35,9 @@ RANDOM_RULES: dict[str, Build] = {name: random_rule(build) for name, build in RU
 ALL_RULES: dict[str, Build] = RANDOM_RULES | {"shipped-default": lambda: load_rule("default")}
 
 
+NAN = float("nan")
+
+
 class Net(nn.Module):
     """Two layers and a factor without dimensions."""
 
@@ -164,14 +167,40 @@ def test_coordinate_that_was_never_pushed_does_not_move(build: Build) -> None:
     assert (embedding.weight[[0, 1, 4]] != before[[0, 1, 4]]).all()
 
 
-def test_nan_gradient_does_not_spread() -> None:
+def step_with_a_nan(nonfinite: str) -> nn.Parameter:
     values = parameter(1.0, 2.0, 3.0)
-    optimizer = LearnedOptimizer([values], randomised(ScaleFreeLSTM()))
-    values.grad = torch.tensor([1.0, float("nan"), 1.0])
+    optimizer = LearnedOptimizer([values], randomised(ScaleFreeLSTM()), nonfinite=nonfinite)
+    values.grad = torch.tensor([1.0, NAN, 1.0])
     optimizer.step()
     values.grad = torch.ones(3)
     optimizer.step()
-    assert values.isnan().tolist() == [False, True, False]  # for good, as the docstring says
+    return values
+
+
+def test_nan_gradient_does_not_destroy_parameter_or_state() -> None:
+    values = step_with_a_nan("skip")
+    assert values.isfinite().all()
+    assert values[1] != 2.0  # the second step moves it
+
+
+def test_nan_gradient_that_is_to_propagate_does_not_spread() -> None:
+    assert step_with_a_nan("propagate").isnan().tolist() == [False, True, False]  # for good
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")], ids=str)
+def test_nonfinite_gradient_that_is_an_error_does_not_change_anything(value: float) -> None:
+    first, second, empty = parameter(1.0, 2.0), parameter(3.0), parameter()
+    groups: list[dict[str, Any]] = [{"params": [first, empty], "nonfinite": "error"}, {"params": [second]}]
+    optimizer = LearnedOptimizer(groups)
+    first.grad, second.grad, empty.grad = torch.tensor([1.0, value]), torch.ones(1), torch.ones(0)
+    with pytest.raises(RuntimeError, match="NaN or infinite, and nonfinite='error'; nothing was changed"):
+        optimizer.step()
+    assert first.tolist() == [1.0, 2.0]
+    assert second.item() == 3.0
+    assert not optimizer.state
+    first.grad = torch.tensor([1.0, 3e38])  # the largest of finite numbers is one
+    optimizer.step()
+    assert optimizer.state[first]["step"] == 1
 
 
 # Parameters of every kind.
@@ -642,9 +671,6 @@ def sparse_gradient() -> None:
         assert not optimizer.state
 
 
-NAN = float("nan")
-
-
 def construct(parameters: Any, *arguments: Any, **options: Any) -> Callable[[], object]:
     return lambda: LearnedOptimizer(parameters, *arguments, **options)
 
@@ -675,6 +701,9 @@ COMPLEX, INTEGER = torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=tor
             construct(VALUES, fused=True), RuntimeError, "fused=True cannot be had: .* use fused=None", id="fused"
         ),
         pytest.param(
+            construct(VALUES, nonfinite="ignore"), ValueError, "nonfinite must be one of .*'skip'", id="nonfinite"
+        ),
+        pytest.param(
             construct(VALUES, state_dtype=torch.int8),
             ValueError,
             "one of .*bfloat16.*, got torch.int8",
@@ -701,7 +730,7 @@ def test_graph_capture_does_not_freeze_the_step_count(monkeypatch: pytest.Monkey
     optimizer = LearnedOptimizer([parameter(1.0)])
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="CUDA graph"):
+    with pytest.raises(RuntimeError, match=r"CUDA graph, use LearnedOptimizer\(.*capturable=True"):
         optimizer.step()
 
 
@@ -720,7 +749,8 @@ def test_duplicate_parameter_is_not_let_through_without_warning() -> None:
 def test_repr_does_not_hide_an_option() -> None:
     text = repr(LearnedOptimizer([parameter(1.0)], lr=0.5, weight_decay=0.01))
     assert re.sub(r"\s+", " ", text) == (
-        "LearnedOptimizer ( Parameter Group 0 fused: None lr: 0.5 maximize: False weight_decay: 0.01 )"
+        "LearnedOptimizer ( Parameter Group 0 capturable: False differentiable: False fused: None lr: 0.5 "
+        "maximize: False nonfinite: skip weight_decay: 0.01 )"
     )
 
 

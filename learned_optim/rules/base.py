@@ -83,6 +83,8 @@ def linear(weight: Tensor, inputs: Tensor) -> Tensor:
 
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:
     """Fill ``parameter``, on whatever device, with normal numbers cut at two deviations, drawn on the CPU."""
+    if parameter.is_meta:
+        return  # only shapes are wanted; they may be anything
     values = torch.empty(parameter.shape, device="cpu")
     nn.init.trunc_normal_(values, 0.0, deviation, -2 * deviation, 2 * deviation, generator=generator)
     parameter.copy_(values)
