@@ -1,5 +1,6 @@
 """How a rule is applied to the tensors of an optimizer: one tensor at a time, or packed into cache-sized blocks."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from learned_optim.rules import RuleState, UpdateRule
 
-CPU_BLOCK_BYTES = 4 << 20
-"""Activations of one block on a CPU: about what the second-level caches hold (found with benchmarks/step_time.py)."""
+CPU_BLOCK_BYTES = 32 << 20
+"""Activations of one block on a CPU: larger blocks leave the caches, smaller ones spend their time between operations
+(chosen with benchmarks/step_time.py)."""
 GPU_BLOCK_BYTES = 1 << 30
 """Activations of one block on a GPU: bounds the memory that a step borrows."""
 LANES = 64
@@ -136,35 +138,73 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
         step = steps[0]
     else:
         step = _side_by_side([step.expand(size) for step, size in zip(steps, sizes, strict=True)], padding, 1.0)
-    change, state = _step(rule, _flattened(parameters, padding), _flattened(grads, padding), state, step, settings)
+    parameter, grad = _flattened(parameters, padding), _flattened(grads, padding)
+    on_host = step.dim() == 0 and parameter.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host:
+        change = _advance(rule, parameter, grad, state, float(step), settings)
+    else:
+        change, state = _step(rule, parameter, grad, state, step, settings)
     torch._foreach_add_(parameters, _unflatten_dense_tensors(change, parameters))
     for entry, tensor in state.items():
-        torch._foreach_copy_(views[entry], tensor[:, :total].split(sizes, dim=1))
+        if tensor is not views[entry][0]:
+            torch._foreach_copy_(views[entry], tensor[:, :total].split(sizes, dim=1))
 
 
 def _step(
     rule: UpdateRule, parameter: Tensor, grad: Tensor, state: RuleState, step: Tensor, settings: Settings
 ) -> tuple[Tensor, RuleState]:
-    """What to add to the parameter, ``lr (update - weight_decay parameter)``, and the new state."""
-    grad = grad.to(_dtype(rule))
-    if settings.grad_scale is not None:
-        grad = grad / settings.grad_scale
-    if settings.maximize:
-        grad = -grad
-    kept = None if settings.found_inf is None else settings.found_inf != 0
-    if settings.skip_nonfinite:
-        nonfinite = ~grad.isfinite()
-        grad = grad.masked_fill(nonfinite, 0.0)
-        kept = nonfinite if kept is None else kept | nonfinite
+    """What to add to the parameter, and the new state; nothing is read back or overwritten."""
+    grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
+    grad, kept = _without_nonfinite(grad, settings)
     update, new_state = rule(grad, state, step)
-    change = settings.lr * update
-    if settings.weight_decay != 0:
-        change = change - settings.lr * settings.weight_decay * parameter.to(update.dtype)
+    change = _change(update, parameter, settings)
     if kept is None:
         return change, new_state
     return change.masked_fill(kept, 0.0), {
         entry: torch.where(kept, state[entry], tensor) for entry, tensor in new_state.items()
     }
+
+
+def _advance(
+    rule: UpdateRule, parameter: Tensor, grad: Tensor, state: RuleState, step: float, settings: Settings
+) -> Tensor:
+    """Like :func:`_step` on a CPU, where a look at the values costs nothing; overwrites ``state``."""
+    if settings.found_inf is not None and bool(settings.found_inf):
+        return torch.zeros_like(parameter)
+    grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
+    if math.isfinite(grad.sum()):  # then all are
+        return _change(rule.advance(grad, state, step), parameter, settings)
+    grad, kept = _without_nonfinite(grad, settings)
+    before = {} if kept is None else {entry: tensor.clone() for entry, tensor in state.items()}
+    change = _change(rule.advance(grad, state, step), parameter, settings)
+    for entry, tensor in before.items():
+        state[entry].copy_(torch.where(kept, tensor, state[entry]))  # type: ignore[arg-type]
+    return change if kept is None else change.masked_fill(kept, 0.0)
+
+
+def _as_seen_by_the_rule(grad: Tensor, dtype: torch.dtype, settings: Settings) -> Tensor:
+    grad = grad.to(dtype)
+    if settings.grad_scale is not None:
+        grad = grad / settings.grad_scale
+    return -grad if settings.maximize else grad
+
+
+def _without_nonfinite(grad: Tensor, settings: Settings) -> tuple[Tensor, Tensor | None]:
+    """The gradient, and where parameter and state are to stay as they are."""
+    kept = None if settings.found_inf is None else settings.found_inf != 0
+    if settings.skip_nonfinite:
+        nonfinite = ~grad.isfinite()
+        grad = grad.masked_fill(nonfinite, 0.0)
+        kept = nonfinite if kept is None else kept | nonfinite
+    return grad, kept
+
+
+def _change(update: Tensor, parameter: Tensor, settings: Settings) -> Tensor:
+    """``lr (update - weight_decay parameter)``, to be added to the parameter."""
+    change = settings.lr * update
+    if settings.weight_decay != 0:
+        change = change - settings.lr * settings.weight_decay * parameter.to(update.dtype)
+    return change
 
 
 def _per_feature(tensor: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim.execution import Settings, Slot, apply_in_blocks
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import RuleState, UpdateRule
+
+AS_META_TRAINED = Settings(lr=1.0, weight_decay=0.0, maximize=False)
 
 ApplyRule = Callable[[Tensor, RuleState, Tensor], tuple[Tensor, RuleState]]
 """``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters."""
@@ -59,7 +62,8 @@ def unroll(
 ) -> Unroll:
     """Take ``steps`` inner steps: update, then loss and gradient on a fresh batch.
 
-    Differentiable with respect to the rule's weights in grad mode; wrap in ``torch.no_grad()`` to evaluate.
+    Differentiable with respect to the rule's weights in grad mode. Under ``torch.no_grad()`` the rule runs as it does
+    in :class:`LearnedOptimizer`: in place, and in blocks that stay in the cache.
 
     Args:
         rule: applied to all coordinates of all instances at once.
@@ -72,10 +76,16 @@ def unroll(
     """
     parameters, grad, rule_state, step, initial_loss = state
     losses, grads = [], [grad]
+    fast_rule = rule if isinstance(rule, UpdateRule) and not torch.is_grad_enabled() else None
+    if fast_rule is not None:  # it overwrites what it is given
+        parameters, rule_state = parameters.clone(), {entry: tensor.clone() for entry, tensor in rule_state.items()}
     for _ in range(steps):
         step = step + 1
-        update, rule_state = rule(grad, rule_state, step)
-        parameters = parameters + update
+        if fast_rule is not None:
+            apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
+        else:
+            update, rule_state = rule(grad, rule_state, step)
+            parameters = parameters + update
         batch = task.batch(generator)
         loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)
         grad = grad if second_derivatives else grad.detach()

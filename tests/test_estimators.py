@@ -227,6 +227,15 @@ def test_coordinates_are_drawn_in_proportion_to_their_gradient_to_go() -> None:
     assert shares[1] == 0
 
 
+def test_draw_from_very_many_coordinates_does_not_miss_the_tail() -> None:
+    coordinates, tail = 400_000, 4_000
+    grads_to_go = torch.ones(1, coordinates, dtype=torch.float32)
+    grads_to_go[:, -tail:] = 0.1  # together a thousandth; sums in float32 lose it
+    chosen, _ = sample_coordinates(grads_to_go, 1_000_000, generator())
+    expected = 1_000_000 * 0.1 * tail / (coordinates - tail + 0.1 * tail)
+    assert abs(int((chosen >= coordinates - tail).sum()) - expected) < 5 * expected**0.5
+
+
 @pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
 def test_draw_of_coordinates_survives_gradients_without_a_direction(value: float) -> None:
     grads_to_go = torch.ones(3, 5)

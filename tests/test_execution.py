@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learned_optim.execution import LANES, Settings, Slot, apply_in_blocks, apply_per_tensor, blocks, default_block_size
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
 from test_rules import RULES, Build, each, few_examples, normal, random_state, randomised
 
 PLAIN = Settings(lr=1.0, weight_decay=0.0, maximize=False)
@@ -168,11 +168,17 @@ def test_no_slots_at_all_do_not_raise() -> None:
     apply_in_blocks(randomised(ScaleFreeLSTM()), [], PLAIN)
 
 
-def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once() -> None:
+def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     size = default_block_size(rule, torch.device("cpu"))
     calls: list[int] = []
-    rule.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].numel()))
+    advance = rule.advance
+
+    def counted(grad: Tensor, state: RuleState, step: float) -> Tensor:
+        calls.append(grad.numel())
+        return advance(grad, state, step)
+
+    monkeypatch.setattr(rule, "advance", counted)
     apply_in_blocks(rule, as_slots(rule, [normal(3)] * 50, torch.float32), PLAIN)
     assert calls == [3 * LANES]  # 150, filled up
     calls.clear()

@@ -76,13 +76,27 @@ def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -
     )
 
 
+def call_forward(rule: UpdateRule, grad: Tensor, state: RuleState, step: int) -> tuple[Tensor, RuleState]:
+    update, state = rule(grad, state, torch.tensor(step))
+    return update, state
+
+
+def call_advance(rule: UpdateRule, grad: Tensor, state: RuleState, step: int) -> tuple[Tensor, RuleState]:
+    state = {entry: tensor.clone() for entry, tensor in state.items()}
+    return rule.advance(grad, state, float(step)), state
+
+
+Execution = Callable[[UpdateRule, Tensor, RuleState, int], tuple[Tensor, RuleState]]
+each_execution = pytest.mark.parametrize("execute", [call_forward, call_advance], ids=["forward", "advance"])
+
+
 @torch.no_grad()
-def run(rule: UpdateRule, grads: Tensor) -> tuple[Tensor, RuleState]:
+def run(rule: UpdateRule, grads: Tensor, execute: Execution = call_forward) -> tuple[Tensor, RuleState]:
     """Updates ``(steps, *coordinates)`` for gradients of that shape, from the zero state; and the last state."""
     state = rule.init_state(tuple(grads.shape[1:]), dtype=grads.dtype)
     updates = []
     for step, grad in enumerate(grads, start=1):
-        update, state = rule(grad, state, torch.tensor(step))
+        update, state = execute(rule, grad, state, step)
         updates.append(update)
     return torch.stack(updates), state
 
@@ -108,25 +122,26 @@ def hostile_grads(largest: float, steps: int = 60) -> Array:
     return grads.astype(np.float32).astype(np.float64)
 
 
-def assert_close(actual: Tensor, expected: Tensor | Array, tolerance: float) -> None:
+def assert_close(actual: Tensor, expected: Tensor | Array, tolerance: float, smallest: float = 0.0) -> None:
     """Equal up to ``tolerance`` times the largest value that each coordinate (last axis) has along the other axes.
 
     An element alone is no measure of its own error: updates and momenta are sums whose terms can cancel.
     """
     actual, expected = actual.double(), torch.as_tensor(expected)
     assert actual.shape == expected.shape
-    allowed = tolerance * expected.abs().amax(dim=tuple(range(expected.dim() - 1)), keepdim=True)
+    allowed = tolerance * expected.abs().amax(dim=tuple(range(expected.dim() - 1)), keepdim=True) + smallest
     excess = (actual - expected).abs() - allowed
     assert (excess <= 0).all(), f"largest excess over the tolerance: {excess.max()}"  # also false for NaN
 
 
 @each(RULES | VARIANTS)
-def test_rule_does_not_depart_from_its_equations(build: Build) -> None:
+@each_execution
+def test_rule_does_not_depart_from_its_equations(build: Build, execute: Execution) -> None:
     rule = randomised(build())
     grads = hostile_grads(largest=1e20)
     reference = as_reference(rule)
 
-    updates, state = run(rule, torch.from_numpy(grads))
+    updates, state = run(rule, torch.from_numpy(grads), execute)
     expected = np.stack([reference.step(grad) for grad in grads])
 
     # The oracle's 1 - b^t loses three digits at b = 0.999 (1e-13); 60 recurrent steps may add one. Seen: 3e-14.
@@ -136,7 +151,8 @@ def test_rule_does_not_depart_from_its_equations(build: Build) -> None:
 
 
 @each(RULES | VARIANTS)
-def test_float32_step_keeps_its_digits(build: Build) -> None:
+@each_execution
+def test_float32_step_keeps_its_digits(build: Build, execute: Execution) -> None:
     rule = randomised(build()).float()
     # The largest magnitude whose square is a float32; beyond it see the test of overflow.
     grads = hostile_grads(largest=1e20 if isinstance(rule, LSTML2L) else 1e18)
@@ -144,17 +160,49 @@ def test_float32_step_keeps_its_digits(build: Build) -> None:
     state = rule.init_state((grads.shape[1],))
 
     updates, expected = [], []
+    states: dict[str, list[Tensor]] = {entry: [] for entry in state}
+    expected_states: dict[str, list[Array]] = {entry: [] for entry in state}
     for step, grad in enumerate(grads, start=1):
         with torch.no_grad():
-            update, _ = rule(torch.from_numpy(grad).float(), state, torch.tensor(step))
+            update, new_state = execute(rule, torch.from_numpy(grad).float(), state, step)
         updates.append(update)
         expected.append(reference.step(grad))
+        for entry, value in new_state.items():
+            states[entry].append(value)
+            expected_states[entry].append(getattr(reference, entry).copy())
         # Each step starts at the oracle's state, so that errors do not pile up and hide where they arise.
         state = {entry: torch.from_numpy(getattr(reference, entry)).float() for entry in state}
 
     # A gate sums up to 41 products and 3 such sums lie between gradient and update: a few tens of roundings, partly
     # of opposite sign. Seen: 11 eps over several seeds.
-    assert_close(torch.stack(updates), np.stack(expected), 32 * torch.finfo(torch.float32).eps)
+    limits = torch.finfo(torch.float32)
+    assert_close(torch.stack(updates), np.stack(expected), 32 * limits.eps)
+    for entry, values in states.items():  # squares of the smallest gradients vanish
+        assert_close(torch.stack(values), np.stack(expected_states[entry]), 32 * limits.eps, limits.tiny)
+
+
+def test_subclass_with_another_forward_does_not_advance_as_its_parent() -> None:
+    class Descent(LSTML2L):
+        def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+            return -grad, state
+
+    rule, grad = Descent(2), normal(3).float()
+    update, _ = call_advance(rule, grad, rule.init_state((3,)), 1)
+    assert torch.equal(update, -grad)
+
+
+@each(RULES)
+def test_state_in_half_precision_is_not_left_behind(build: Build) -> None:
+    rule = randomised(build()).float()
+    state = {entry: tensor.float() for entry, tensor in random_state(rule, 7).items()}
+    state |= {entry: state[entry].bfloat16() for entry in rule.recurrent_state}
+    grad = normal(7).float()
+    expected, expected_state = call_forward(rule, grad, state, 3)
+    update, new_state = call_advance(rule, grad, state, 3)
+    torch.testing.assert_close(update, expected, rtol=1e-5, atol=1e-7)
+    for entry, value in new_state.items():
+        assert value.dtype == state[entry].dtype
+        torch.testing.assert_close(value, expected_state[entry].to(value.dtype), rtol=1e-2, atol=1e-5)
 
 
 def test_scale_free_lstm_survives_gradients_whose_square_overflows() -> None:

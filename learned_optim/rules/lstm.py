@@ -45,3 +45,20 @@ class LSTMCell(nn.Module):
         input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
         cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
         return output_gate.sigmoid() * cell.tanh(), cell
+
+    @torch.no_grad()
+    def advance(self, signals: Tensor, cell: Tensor, context: Tensor | None = None) -> Tensor:
+        """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and returns the new ``hidden``.
+
+        Args:
+            signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
+                ``(inputs + hidden + 1, coordinates)``.
+            cell: ``(hidden, coordinates)``.
+            context: as above, ``(4 * hidden,)``.
+        """
+        bias = self.bias if context is None else self.bias + context
+        gates = torch.cat([self.weight, bias[:, None]], 1) @ signals
+        input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden])
+        input_gate, forget_gate = input_forget.sigmoid_().chunk(2)
+        cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
+        return cell.tanh().mul_(output_gate.sigmoid_())

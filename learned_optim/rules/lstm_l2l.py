@@ -96,3 +96,20 @@ class LSTML2L(UpdateRule):
         output = linear(self.output_weight, signal) + per_feature(self.output_bias, grad)
         update = self.output_scale * output[0]
         return update, {"hidden": torch.cat(hidden_layers), "cell": torch.cat(cell_layers)}
+
+    @torch.no_grad()
+    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
+        """See :meth:`UpdateRule.advance`."""
+        one = grad.new_ones(1, len(grad))
+        signal = log_sign(grad, self.p)
+        layers = zip(
+            self.cells, state["hidden"].split(self.hidden_size), state["cell"].split(self.hidden_size), strict=True
+        )
+        for lstm, hidden, stored_cell in layers:
+            assert isinstance(lstm, LSTMCell)  # for the type checker
+            cell = stored_cell.to(grad.dtype)
+            signal = lstm.advance(torch.cat([signal, hidden.to(grad.dtype), one]), cell)
+            hidden.copy_(signal)
+            if cell is not stored_cell:
+                stored_cell.copy_(cell)
+        return (self.output_weight @ signal)[0].add_(self.output_bias).mul_(self.output_scale)

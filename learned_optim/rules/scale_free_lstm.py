@@ -88,8 +88,7 @@ class ScaleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
-        largest = torch.finfo(grad.dtype).max ** 0.5 / 2  # its square is finite
-        grad = grad.clamp(-largest, largest)
+        grad = _with_finite_square(grad)
         step = step.to(grad.dtype)
         step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], self.momentum_decays, step)
@@ -112,6 +111,56 @@ class ScaleFreeLSTM(UpdateRule):
         log_scale = LOG_SCALE_BOUND * (scale * (LOG_SCALE_SLOPE / LOG_SCALE_BOUND)).tanh()
         update = -self.rate * log_scale.exp() * direction
         return update, {"momentum": momentum, "second_moment": second_moment, "hidden": hidden, "cell": cell}
+
+    @torch.no_grad()
+    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
+        """See :meth:`UpdateRule.advance`."""
+        if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
+            return super().advance(grad, state, step)
+        grad = _with_finite_square(grad)
+        momenta = len(self.momentum_decays)
+        signals = grad.new_empty(momenta + 2 + self.hidden_size + 1, len(grad))
+        directions, rms_ratio = signals[: momenta + 1], signals[momenta + 1]
+        hidden, one = signals[momenta + 2 : -1], signals[-1]
+
+        momentum, second_moment = state["momentum"], state["second_moment"]
+        momentum.lerp_(grad, _column([1 - decay for decay in self.momentum_decays], grad))
+        second_moment.lerp_(grad.square(), _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
+        rms = second_moment * _column(_corrections(SECOND_MOMENT_DECAYS, step), grad)
+        fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_()
+        torch.div(momentum, slow_rms, out=directions[:-1])
+        directions[:-1].mul_(_column(_corrections(self.momentum_decays, step), grad))
+        torch.div(grad, fast_rms, out=directions[-1])
+        torch.div(fast_rms, slow_rms, out=rms_ratio).log_()
+        hidden.copy_(state["hidden"])
+        one.fill_(1.0)
+
+        cell = state["cell"].to(grad.dtype)
+        step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
+        new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features)[:, 0])
+        state["hidden"].copy_(new_hidden)
+        if cell is not state["cell"]:
+            state["cell"].copy_(cell)
+        output = torch.addmm(self.output_bias[:, None], self.output_weight, new_hidden)
+        coefficients, scale = output[:-1], output[-1]
+        coefficients[self.momentum_decays.index(ADAM_MOMENTUM)].add_(1.0)
+        direction = coefficients.mul_(directions).sum(0)
+        log_scale = scale.mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
+        return direction.mul_(log_scale.exp_()).mul_(-self.rate)
+
+
+def _with_finite_square(grad: Tensor) -> Tensor:
+    largest = torch.finfo(grad.dtype).max ** 0.5 / 2
+    return grad.clamp(-largest, largest)
+
+
+def _corrections(decays: tuple[float, ...], step: float) -> list[float]:
+    """Factors that take the bias of the zero start out of averages."""
+    return [1 / -math.expm1(step * math.log(decay)) if decay > 0 else 1.0 for decay in decays]
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def moving_averages(values: Tensor, averages: Tensor, decays: tuple[float, ...], step: Tensor) -> tuple[Tensor, Tensor]:

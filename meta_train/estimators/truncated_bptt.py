@@ -113,12 +113,15 @@ def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generat
     Returns:
         Indices ``(count,)`` and the factors ``(count,)`` on their contributions that make the sum unbiased.
     """
-    norms = torch.linalg.vector_norm(grads_to_go, dim=0).cpu()
+    norms = torch.linalg.vector_norm(grads_to_go, dim=0).double().cpu()
     if not 0 < float(norms.sum()) < torch.inf:  # nothing to go by: all contributions vanish, or are not finite
         norms = torch.ones_like(norms)
-    probabilities = norms / norms.sum()
-    chosen = torch.multinomial(probabilities, count, replacement=True, generator=generator)
-    factors = 1 / (count * probabilities[chosen])
+    # Inverts the distribution function: torch.multinomial adds up in float32, and misses the tail of many coordinates.
+    distribution = norms.cumsum(0)
+    total = distribution[-1]
+    draws = total * torch.rand(count, dtype=torch.float64, generator=generator)
+    chosen = torch.searchsorted(distribution, draws, right=True).clamp(max=len(norms) - 1)
+    factors = (total / (count * norms[chosen])).to(grads_to_go.dtype)
     return chosen.to(grads_to_go.device), factors.to(grads_to_go.device)
 
 
