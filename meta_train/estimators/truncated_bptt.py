@@ -88,7 +88,9 @@ def _by_replay(
     (weights,) = torch.autograd.grad(value, losses)
 
     grads = window.grads.flatten(1)
-    grads_to_go = (weights[:, :, None] * window.grads[1:]).flip(0).cumsum(0).flip(0).flatten(1)
+    grads_to_go = (weights[:, :, None] * window.grads[1:]).flatten(1)
+    for index in reversed(range(steps - 1)):
+        grads_to_go[index] += grads_to_go[index + 1]
     rule_state = {entry: tensor.flatten(1) for entry, tensor in state.rule_state.items()}
     if replay_coordinates is not None and replay_coordinates < grads.shape[1]:
         chosen, factors = sample_coordinates(grads_to_go, replay_coordinates, generator)
@@ -113,7 +115,10 @@ def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generat
     Returns:
         Indices ``(count,)`` and the factors ``(count,)`` on their contributions that make the sum unbiased.
     """
-    norms = torch.linalg.vector_norm(grads_to_go, dim=0).double().cpu()
+    squares = torch.zeros_like(grads_to_go[0])
+    for row in grads_to_go:  # row by row: torch.linalg.vector_norm over the first dimension is far slower
+        squares.addcmul_(row, row)
+    norms = squares.sqrt_().double().cpu()
     if not 0 < float(norms.sum()) < torch.inf:  # nothing to go by: all contributions vanish, or are not finite
         norms = torch.ones_like(norms)
     # Inverts the distribution function: torch.multinomial adds up in float32, and misses the tail of many coordinates.

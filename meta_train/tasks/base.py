@@ -57,5 +57,6 @@ class DataTask(Task):
 
     def batch(self, instances: int, generator: torch.Generator) -> Batch:
         """Rows drawn independently for every instance."""
-        rows = torch.randint(len(self.data[0]), (instances, self.batch_size), generator=generator)
-        return tuple(tensor[rows] for tensor in self.data)
+        shape = (instances, self.batch_size)
+        rows = torch.randint(len(self.data[0]), shape, generator=generator).flatten()
+        return tuple(tensor.index_select(0, rows).unflatten(0, shape) for tensor in self.data)
