@@ -153,7 +153,7 @@ def _run_to_resume(options: argparse.Namespace) -> Path:
 def _benchmark(options: argparse.Namespace) -> None:
     _need("bench", "pydantic", "sklearn", "matplotlib")
     from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
-    from learned_optim.meta_train.evaluation import BASELINES, RATES
+    from learned_optim.meta_train.evaluation import BASELINES, HIGHER_RATES, RATES
     from learned_optim.meta_train.plots import plot_comparison
 
     if options.list:
@@ -171,7 +171,13 @@ def _benchmark(options: argparse.Namespace) -> None:
     if unknown:
         raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     rules = [_rule_argument(rule) for rule in options.rule or ()]
-    settings = {"command": "learned-optim benchmark", "problems": problems, "seeds": options.seeds, "rates": RATES}
+    settings = {
+        "command": "learned-optim benchmark",
+        "problems": problems,
+        "seeds": options.seeds,
+        "rates": RATES,
+        "rates_tried_above_if_the_highest_is_best": [rate for rate in HIGHER_RATES if rate > max(RATES)],
+    }
     results: dict[str, list[Curve]] = {}
     figure = options.output / "comparison.png"
     for name in problems:

@@ -11,7 +11,7 @@ from learned_optim.meta_train.progress import run_with_progress
 from learned_optim.meta_train.trainer import Trainer
 
 STEPS, SEEDS = 300, 8
-RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # Adam's best rate lies inside
+RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # Adam's best rate lies inside; were it not, the table would say so
 
 HELD_OUT = Comparison("scikit-learn's digits, 64-64-10 ReLU network", RELU_DIGITS, STEPS, ("default",))
 
