@@ -194,8 +194,8 @@ def test_problems_of_all_seeds_hold_the_same_architecture() -> None:
     """A rate that is tuned on one network and compared on another is not tuned."""
     family = QuadraticFamily(dimensions=(2, 1000), condition=(1.0, 1e4))
 
-    def sizes(**options: int) -> list[int]:
-        return [Problem(family, 2, STEPS, seed, **options).task.coordinates for seed in range(6)]
+    def sizes(draw: int = 0) -> list[int]:
+        return [Problem(family, 2, STEPS, seed, draw=draw).task.coordinates for seed in range(6)]
 
     assert len(set(sizes())) == 1
     assert sizes(draw=1) != sizes(draw=2)

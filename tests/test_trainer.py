@@ -1,6 +1,7 @@
 """Meta-training: interrupted runs take the course of uninterrupted ones, and the loop does what its settings say."""
 
 import csv
+import json
 import math
 import os
 import re
@@ -27,9 +28,12 @@ from learned_optim.cli import main
 from learned_optim.meta_train import progress as progress_module
 from learned_optim.meta_train import trainer as trainer_module
 from learned_optim.meta_train.config import Config, config_from_tables, load_config
+from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
 from learned_optim.meta_train.progress import run_with_progress
+from learned_optim.meta_train.run_log import Progress, RunLog
 from learned_optim.meta_train.seeds import torch_generator
-from learned_optim.meta_train.trainer import DIVERGED, SOLVED, Progress, RunLog, Trainer
+from learned_optim.meta_train.trainer import DIVERGED, SOLVED, InnerTraining, Trainer, is_finite
+from learned_optim.meta_train.unroll import InnerState
 from learned_optim.rules import LSTML2L, RuleState
 from user_tasks import Failing
 
@@ -69,6 +73,17 @@ def plain(**changes: Any) -> Config:
 
 def run(trainer: Trainer) -> list[Progress]:
     return list(trainer.run())
+
+
+L2L = {"architecture": "lstm-l2l", "settings": {"hidden_size": 2}}
+
+
+def drifting(distance: float) -> LSTML2L:
+    """A rule that moves every coordinate by the same distance in every step."""
+    rule = LSTML2L(2)
+    torch.nn.init.zeros_(rule.output_weight)
+    torch.nn.init.constant_(rule.output_bias, distance / rule.output_scale)
+    return rule
 
 
 def weights(rule: torch.nn.Module) -> Tensor:
@@ -193,6 +208,23 @@ class TestResume:
             (tmp_path / "metrics.csv").write_text("".join([*lines, row_after, cut_short]))
             RunLog(tmp_path, meta_step=123).close()
             assert metrics(tmp_path) == rows
+
+    def test_needs_the_checkpoint_alone(self, tmp_path: Path) -> None:
+        """The weights that a run started from may have been moved, or replaced by others."""
+        first = Trainer(plain(seed=5))
+        run(first)
+        save_rule(first.rule, tmp_path / "start.safetensors")
+        config = plain(rule={"start_from": str(tmp_path / "start.safetensors")})
+        run(Trainer(config, tmp_path / "whole"))
+        folder = tmp_path / "interrupted"
+        for progress in Trainer(config, folder).run():
+            if progress.meta_step == 5:
+                break
+        (tmp_path / "start.safetensors").unlink()
+        resumed = Trainer.resume(folder)
+        assert resumed.config == config
+        run(resumed)
+        assert_same_outcome(folder, tmp_path / "whole")
 
     def test_of_nothing_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nothing to resume: no .*checkpoint\.safetensors"):
@@ -414,8 +446,73 @@ class TestCheckpoint:
         assert config_from_tables(provenance["config"]) == config
         assert provenance["meta_steps"] == STEPS
 
+    def test_best_weights_are_not_written_before_there_are_any(self, tmp_path: Path) -> None:
+        trainer = Trainer(plain(steps=4, validation={"every": 3}), tmp_path)
+        written = []
+        for _ in trainer.run():
+            trainer.save_checkpoint()
+            written.append((tmp_path / "best.safetensors").exists())
+        assert written == [False, False, True, True]
+
+    def test_metadata_is_json_before_the_first_validation(self, tmp_path: Path) -> None:
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is not JSON")
+
+        trainer = Trainer(plain(steps=4), tmp_path)
+        next(trainer.run())
+        trainer.save_checkpoint()
+        for name in ("checkpoint", "latest"):
+            with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as file:
+                metadata = file.metadata()
+            for entry in metadata.keys() & {"config", "progress", "provenance"}:
+                json.loads(metadata[entry], parse_constant=refuse)
+        assert read_provenance(tmp_path / "latest.safetensors")["best_validation"] is None
+        assert Trainer.resume(tmp_path).best_validation == math.inf
+
 
 class TestStep:
+    @pytest.mark.parametrize("replay_coordinates", [None, 1], ids=["all", "sampled"])
+    def test_window_with_an_infinite_loss_is_skipped_although_its_gradient_is_finite(
+        self, replay_coordinates: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        infinite: list[bool] = []
+
+        def recording(*arguments: Any, **options: Any) -> MetaGradient:
+            window = truncated_bptt(*arguments, **options)
+            assert all(bool(grad.isfinite().all()) for grad in window.grads)
+            infinite.append(not bool(window.losses.isfinite().all()))
+            return window
+
+        monkeypatch.setattr(trainer_module, "truncated_bptt", recording)
+        config = plain(
+            steps=20,
+            tasks=[{"family": "user_tasks:OverflowingOffsetFamily"}],
+            estimator={"replay_coordinates": replay_coordinates},
+            validation={"every": 1000},
+        )
+        skipped = [not math.isfinite(progress.grad_norm) for progress in Trainer(config).run()]
+        assert skipped == infinite
+        assert 3 <= sum(skipped) <= 17  # half the windows of two batches hold an infinite one
+
+    @pytest.mark.parametrize("place", ["losses", "parameters", "grad", "meta-gradient", None])
+    def test_whatever_is_not_finite_in_a_window_counts(self, place: str | None) -> None:
+        def values(name: str) -> Tensor:
+            return torch.tensor([[1.0, math.nan if place == name else 2.0]])
+
+        state = InnerState(values("parameters"), values("grad"), {}, torch.zeros(()), torch.ones(1))
+        window = MetaGradient((torch.zeros(3), values("meta-gradient")), torch.zeros(()), values("losses"), state)
+        assert is_finite(window) == (place is None)
+
+    def test_logarithm_of_a_negative_loss_is_refused(self) -> None:
+        tasks = [{"family": "user_tasks:PlaneFamily", "offset": -100.0}]
+        with pytest.raises(ValueError, match=r"meta_loss = \"log\" .* must be positive; Plane starts at -\d"):
+            run(Trainer(plain(tasks=tasks, estimator={"meta_loss": "log"})))
+
+    def test_score_of_a_negative_loss_is_refused(self) -> None:
+        tasks = [{"family": "user_tasks:PlaneFamily", "offset": -100.0}]
+        with pytest.raises(ValueError, match="a validation score is relative .* must be positive; Plane starts at"):
+            run(Trainer(plain(tasks=tasks)))
+
     def test_update_that_is_not_finite_is_skipped_and_counted(self) -> None:
         config = plain(
             steps=40,
@@ -503,21 +600,75 @@ class TestStep:
 
 
 class TestPool:
-    def test_first_members_start_staggered_and_later_ones_run_to_the_end(self) -> None:
-        trainer = Trainer(plain(steps=96, unroll={"pool": 8, "horizon": [20, 20]}, validation={"every": 1000}))
-        horizons: dict[int, int] = {}
-        stages: list[set[float]] = []
+    def test_first_members_are_under_way_and_later_ones_start_at_the_beginning(self) -> None:
+        trainer = Trainer(plain(steps=480, unroll={"pool": 40, "horizon": [20, 20]}, validation={"every": 1000}))
+        after_first_window: dict[int, float] = {}
         for _ in trainer.run():
-            members = [member for member in trainer.pool if member is not None]
-            horizons |= {member.draw: member.horizon for member in members}
-            stages.append({float(member.state.step) for member in members})
-        first = [horizons[draw] for draw in range(1, 9)]
-        later = [horizons[draw] for draw in range(9, max(horizons) + 1)]
-        assert all(2 <= horizon < 20 for horizon in first)
-        assert len(set(first)) >= 4
-        assert len(later) >= 8
-        assert set(later) == {20}
-        assert len(stages[-1]) >= 4  # after twelve rounds they stand at different stages
+            for member in trainer.pool:
+                if member is not None:
+                    assert member.horizon == 20
+                    after_first_window.setdefault(member.draw, float(member.state.step))
+        first = [after_first_window[draw] for draw in range(1, 41)]
+        later = [after_first_window[draw] for draw in range(41, max(after_first_window) + 1)]
+        assert set(first) == {2.0 * window for window in range(1, 11)}  # of 40 draws, one of 10 is missing in 14%
+        assert len(later) >= 40
+        assert set(later) == {2.0}
+
+    def test_late_stages_are_met_as_often_in_the_first_round_as_later(self) -> None:
+        """In a pool under way a window's stage, over its own horizon, is uniform, and long trainings come often."""
+        trainer = Trainer(plain(unroll={"pool": 2, "truncation": 1, "horizon": [2, 200]}))
+        draws = 300
+        members = [trainer._draw(first=True) for _ in range(draws)]
+        horizons = torch.tensor([float(member.horizon) for member in members])
+        fractions = torch.tensor([(float(member.state.step) + 0.5) / member.horizon for member in members])
+        # Uniform on 2 ... 200 and 0 ... 1: standard deviations 57.4 and 0.289.
+        assert float(horizons.mean()) == pytest.approx(101, abs=5 * 57.4 / draws**0.5)
+        assert float(fractions.mean()) == pytest.approx(0.5, abs=5 * 0.289 / draws**0.5)
+        later = torch.tensor([float(trainer._draw(first=False).horizon) for _ in range(draws)])
+        assert float(later.log().mean()) == pytest.approx(math.log(20), abs=0.4)  # log-uniform, as configured
+
+    def test_member_that_runs_ahead_into_divergence_starts_at_its_beginning(self) -> None:
+        config = plain(rule=L2L, unroll={"pool": 3, "horizon": [20, 20]})
+        trainer = Trainer(config, rule=drifting(1e4))
+        members = [trainer._draw(first=True) for _ in range(20)]
+        assert {float(member.state.step) for member in members} == {0.0}
+        assert not any(member.finished for member in members)
+
+    @pytest.mark.parametrize(("instances", "later_draws"), [(1, 11), (3, 11)])
+    def test_member_that_is_far_off_but_finite_is_given_up(self, instances: int, later_draws: int) -> None:
+        unroll = {"horizon": [1000, 1000], "instances": instances}
+        trainer = Trainer(plain(rule=L2L, unroll=unroll, validation={"every": 1000}), rule=drifting(1e4))
+        run(trainer)
+        assert trainer.draws == 1 + later_draws  # a new one after every window
+
+    @pytest.mark.parametrize(
+        ("losses", "initial", "diverged"),
+        [
+            ([[11.0, 1.0], [11.0, 1.0]], [1.0, 1.0], True),
+            ([[11.0, 1.0], [9.0, 11.0]], [1.0, 1.0], False),  # not for the whole window
+            ([[9.0, 9.0], [9.0, 9.0]], [1.0, 1.0], False),
+            ([[-1.0], [-1.0]], [-1.0], False),  # no multiple of a negative loss is above it
+        ],
+    )
+    def test_diverged_is_a_whole_window_above_ten_initial_losses(
+        self, losses: list[list[float]], initial: list[float], diverged: bool
+    ) -> None:
+        config = plain()
+        member = Trainer(config)._draw(first=False)
+        state = member.state._replace(initial_loss=torch.tensor(initial))
+        member.advance(state, torch.tensor(losses))
+        assert member.finished == member.diverged == diverged
+
+    def test_divergence_is_not_forgotten_by_a_checkpoint(self, tmp_path: Path) -> None:
+        trainer = Trainer(plain(), tmp_path)
+        next(trainer.run())
+        member = trainer.pool[0]
+        assert isinstance(member, InnerTraining)
+        member.diverged = True
+        trainer.save_checkpoint()
+        restored = Trainer.resume(tmp_path).pool[0]
+        assert restored is not None
+        assert restored.finished
 
     def test_single_member_is_not_cut_short(self) -> None:
         trainer = Trainer(plain(unroll={"horizon": [20, 20]}))
@@ -526,7 +677,7 @@ class TestPool:
         assert trainer.pool[0].horizon == 20
 
     def test_members_take_turns(self) -> None:
-        config = plain(steps=3, unroll={"pool": 3, "windows_per_step": 2, "horizon": [100, 100]})
+        config = plain(steps=3, unroll={"pool": 3, "windows_per_step": 2, "horizon": [100, 100], "stagger": False})
         trainer = Trainer(config)
         stages = [[float(member.state.step) if member else 0.0 for member in trainer.pool] for _ in trainer.run()]
         assert stages == [[2, 2, 0], [4, 2, 2], [4, 4, 4]]
