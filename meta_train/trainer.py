@@ -296,7 +296,7 @@ class Trainer:
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in rule.state_dict().items()}
         for index, entry in self.meta_optimizer.state_dict()["state"].items():
             tensors |= {f"meta_optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
-        members = []
+        members: list[dict[str, Any] | None] = []
         for index, member in enumerate(self.pool):
             if member is None:
                 members.append(None)
