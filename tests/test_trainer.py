@@ -510,7 +510,7 @@ class TestStep:
 
     def test_score_of_a_negative_loss_is_refused(self) -> None:
         tasks = [{"family": "user_tasks:PlaneFamily", "offset": -100.0}]
-        with pytest.raises(ValueError, match="a validation score is relative .* must be positive; Plane starts at"):
+        with pytest.raises(ValueError, match=r"a validation score is relative .* must be positive; Plane starts at"):
             run(Trainer(plain(tasks=tasks)))
 
     def test_update_that_is_not_finite_is_skipped_and_counted(self) -> None:
