@@ -182,8 +182,10 @@ class Config(_Strict):
         return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
     """Read a TOML file, or a shipped configuration by name, and apply ``key.path=value`` overrides.
+
+    ``resuming``: see :func:`config_from_tables`.
 
     Raises:
         ConfigError: file missing or not TOML, unknown key, wrong type, or a value out of range.
@@ -195,7 +197,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(tables, override)
-    return config_from_tables(tables, str(source))
+    return config_from_tables(tables, str(source), resuming=resuming)
 
 
 def config_from_tables(tables: Mapping[str, Any], source: str = "configuration", *, resuming: bool = False) -> Config:
@@ -218,6 +220,26 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     except (TypeError, ValueError) as error:  # dates and times; infinity and NaN
         raise ConfigError(f"{source}: only finite numbers, strings, booleans, lists and tables: {error}") from error
     return config
+
+
+def differences(first: Config, second: Config) -> list[str]:
+    """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count."""
+    tables = [{**json.loads(config.to_json()), "description": ""} for config in (first, second)]
+    return _differences(tables[0], tables[1])
+
+
+def _differences(first: Any, second: Any, place: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [*first, *(key for key in second if key not in first)]
+        return [
+            line
+            for key in keys
+            for line in _differences(first.get(key), second.get(key), f"{place}.{key}" if place else key)
+        ]
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [line for index, pair in pairs for line in _differences(*pair, f"{place}[{index}]")]
+    return [] if first == second else [f"{place}: {json.dumps(first)}, not {json.dumps(second)}"]
 
 
 def shipped_configs() -> dict[str, Path]:
