@@ -229,7 +229,7 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
-    from learned_optim.meta_train.data import fetch
+    from learned_optim.meta_train.fetch import fetch
 
     print(fetch(options.name, options.output))
 
