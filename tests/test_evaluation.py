@@ -1,6 +1,6 @@
 """Training with real optimizers: rows of a matrix are runs of their own, and baselines get the rate they deserve."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -35,13 +35,6 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     **{name: baseline(name, 0.05) for name in BASELINES},
     "learned": partial(LearnedOptimizer, rule=ScaleFreeLSTM(2), state_dtype=torch.float32),
 }
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def generator(seed: int = 0) -> torch.Generator:
