@@ -145,7 +145,10 @@ def _meta_train(options: argparse.Namespace) -> None:
         if (folder / "checkpoint.safetensors").exists():
             print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
-    print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+    if (folder / "best.safetensors").exists():
+        print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+    else:
+        print(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
 
 
 def _run_to_resume(options: argparse.Namespace) -> Path:

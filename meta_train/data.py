@@ -42,7 +42,7 @@ class DataSet:
         name: its name, and that of its folder.
         description: one line.
         licence: licence and citation.
-        note: a restriction on its use, or nothing.
+        note: why nothing may be meta-trained on it, or nothing; configurations then refuse it.
         layouts: alternative sets of files, relative to the folder, of which one must be there.
         downloads: name and SHA-256 of each file that has to be fetched; archives become the first layout.
         mirrors: addresses that hold them, in the order in which they are tried.

@@ -237,6 +237,19 @@ def test_run_is_not_continued_under_another_configuration(capsys: pytest.Capture
     assert run("meta-train", "--resume", "runs/mine") == 0
 
 
+def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("mine.toml").write_text(
+        'steps = 1\n[[tasks]]\nfamily = "user_tasks:NeverFiniteFamily"\n[unroll]\ntruncation = 2\n'
+        "[validation]\nhorizon = 2\n"
+    )
+    assert run("meta-train", "mine.toml") == 0
+    assert "the latest weights: runs/mine/latest.safetensors" in capsys.readouterr().out
+    assert not Path("runs/mine/best.safetensors").exists()
+    assert Path("runs/mine/latest.safetensors").exists()
+
+
 def test_benchmark_list_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("benchmark", "--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(COMPARISONS)

@@ -132,6 +132,16 @@ class OverflowingFamily(TaskFamily):
         return Overflowing(lambda: nn.Linear(INPUTS, 1))
 
 
+@dataclass(frozen=True)
+class NeverFiniteFamily(TaskFamily):
+    """Its loss is never a number."""
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        plane = Plane()
+        plane.offset = float("nan")
+        return plane
+
+
 class OverflowingOffset(Regression):
     """Linear regression; in one batch of four the loss is infinite, but its gradient is not."""
 
