@@ -23,7 +23,7 @@ def run_demo(folder: Path) -> None:
     trainer = Trainer(load_config("demo"))
     run_with_progress(trainer)
     fresh = folder / "fresh rule.safetensors"
-    save_rule(trainer.best, fresh, trainer.provenance())
+    save_rule(trainer.best, fresh, trainer.provenance(trainer.best_meta_step))
     print(f"   {trainer.seconds:.0f} s; the rule's weights: {fresh}")
 
     print(f"2. Training on digits that no rule has seen, {SEEDS} seeds, {STEPS} steps: {HELD_OUT.title}")

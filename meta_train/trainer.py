@@ -101,6 +101,7 @@ class Trainer:
         self.draws = 0
         self.skipped = 0
         self.best_validation = math.inf
+        self.best_meta_step = 0
         self.seconds = 0.0
 
     def run(self) -> Generator[Progress]:
@@ -153,7 +154,7 @@ class Trainer:
         if self.meta_step % self.config.validation.every == 0 or self.meta_step == self.config.steps:
             validation = self.validate(self.averaged)
             if validation <= self.best_validation:
-                self.best_validation = validation
+                self.best_validation, self.best_meta_step = validation, self.meta_step
                 self.best.load_state_dict(self.averaged.state_dict())
         return Progress(
             meta_step=self.meta_step,
@@ -308,19 +309,20 @@ class Trainer:
             "draws": self.draws,
             "skipped": self.skipped,
             "best_validation": finite_or_none(self.best_validation),
+            "best_meta_step": self.best_meta_step,
             "seconds": self.seconds,
             "pool": members,
         }
         write_checkpoint(self.folder, RunCheckpoint(json.loads(self.config.to_json()), progress, tensors))
         if self.best_validation < math.inf:
-            save_rule(self.best, self.folder / "best.safetensors", self.provenance())
-        save_rule(self.averaged, self.folder / "latest.safetensors", self.provenance())
+            save_rule(self.best, self.folder / "best.safetensors", self.provenance(self.best_meta_step))
+        save_rule(self.averaged, self.folder / "latest.safetensors", self.provenance(self.meta_step))
 
-    def provenance(self) -> dict[str, Any]:
-        """How the weights came about: what their file records."""
+    def provenance(self, meta_step: int) -> dict[str, Any]:
+        """How the weights after ``meta_step`` came about: what their file records."""
         return {
             "config": json.loads(self.config.to_json()),
-            "meta_steps": self.meta_step,
+            "meta_step": meta_step,
             "best_validation": finite_or_none(self.best_validation),
             "seconds": self.seconds,
             "learned_optim": __version__,
@@ -346,6 +348,7 @@ class Trainer:
         self.skipped, self.seconds = progress["skipped"], progress["seconds"]
         best = progress["best_validation"]
         self.best_validation = math.inf if best is None else best
+        self.best_meta_step = progress.get("best_meta_step", 0)  # older runs did not record it
         self.rule.load_state_dict(below("rule.", tensors))
         self.averaged.load_state_dict(below("averaged.", tensors))
         self.best.load_state_dict(below("best.", tensors))

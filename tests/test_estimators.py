@@ -237,6 +237,25 @@ def test_draw_of_coordinates_survives_gradients_without_a_direction(value: float
     torch.testing.assert_close(factors, torch.full((1000,), 5 / 1000))
 
 
+def test_gradient_that_is_not_finite_in_between_is_not_hidden_by_sampling() -> None:
+    task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
+    rule = randomised(ScaleFreeLSTM(2))
+    state = start(rule, task, generator())
+    losses_and_grads = task.losses_and_grads
+    calls: list[None] = []
+
+    def with_infinity(*arguments: object, **options: object) -> tuple[Tensor, Tensor]:
+        losses, grads = losses_and_grads(*arguments, **options)  # type: ignore[arg-type]
+        calls.append(None)
+        if len(calls) == 2:
+            grads = grads.index_fill(1, torch.tensor([3]), torch.inf)
+        return losses, grads
+
+    task.losses_and_grads = with_infinity  # type: ignore[method-assign]
+    result = truncated_bptt(rule, task, state, STEPS, generator(), replay_coordinates=1)
+    assert all(grad.isnan().all() for grad in result.grads)
+
+
 def test_sampled_replay_of_second_derivatives_is_refused() -> None:
     rule = randomised(ScaleFreeLSTM(2))
     task = VectorizedTask(Plane(), INSTANCES, seed=0)

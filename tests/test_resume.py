@@ -350,7 +350,8 @@ class TestCheckpoint:
         assert torch.equal(weights(load_rule(tmp_path / "latest.safetensors")), weights(trainer.averaged))
         provenance = read_provenance(tmp_path / "best.safetensors")
         assert config_from_tables(provenance["config"]) == config
-        assert provenance["meta_steps"] == STEPS
+        assert provenance["meta_step"] == trainer.best_meta_step > 0
+        assert read_provenance(tmp_path / "latest.safetensors")["meta_step"] == STEPS
 
     def test_best_weights_are_not_written_before_there_are_any(self, tmp_path: Path) -> None:
         trainer = Trainer(plain(steps=4, validation={"every": 3}), tmp_path)

@@ -27,7 +27,7 @@ class MetaGradient(NamedTuple):
     """What an estimator returns."""
 
     grads: tuple[Tensor, ...]
-    """One tensor for each of the rule's parameters, in their order."""
+    """One tensor for each of the rule's parameters, in their order; NaN if an inner gradient was not finite."""
     meta_loss: Tensor
     """0-d."""
     losses: Tensor
@@ -103,7 +103,10 @@ def _by_replay(
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()
         meta_grads = torch.autograd.grad(surrogate, tuple(rule.parameters()), allow_unused=True)
-    return MetaGradient(_filled(rule, meta_grads), value.detach(), losses.detach(), window.state)
+    result = _filled(rule, meta_grads)
+    if not bool(window.grads.isfinite().all()):  # a sample of the coordinates need not show it
+        result = tuple(torch.full_like(grad, torch.nan) for grad in result)
+    return MetaGradient(result, value.detach(), losses.detach(), window.state)
 
 
 def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
