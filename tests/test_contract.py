@@ -48,7 +48,8 @@ def optimizer_inputs(device: str, dtype: torch.dtype | None = None) -> list[Opti
         "error": {"nonfinite": "error"},
         "state_dtype": {"state_dtype": torch.float16},
     }
-    return [OptimizerInput(params=None, kwargs=kwargs, desc=name) for name, kwargs in options.items()]
+    # No parameters, as in PyTorch's own inputs; the annotation there does not admit it.
+    return [OptimizerInput(None, kwargs, name) for name, kwargs in options.items()]  # type: ignore[arg-type]
 
 
 def adam_inputs(device: str, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
@@ -62,13 +63,13 @@ def adam_inputs(device: str, dtype: torch.dtype | None = None) -> list[Optimizer
 OPTIMIZERS: Mapping[str, Make] = {
     "Adam": partial(Adam, lr=0.01),
     **{f"rule-{name}": partial(LearnedOptimizer, rule=name) for name in available_rules()},
-    "rule-with-random-weights": lambda *arguments, **options: LearnedOptimizer(
-        *arguments, rule=randomised(LSTML2L(hidden_size=4)), **options
+    "rule-with-random-weights": lambda params, **options: LearnedOptimizer(
+        params, randomised(LSTML2L(hidden_size=4)), **options
     ),
 }
-INFOS = [
-    OptimizerInfo(Adam, optim_inputs_func=adam_inputs, supported_impls=("differentiable",)),
-    OptimizerInfo(LearnedOptimizer, optim_inputs_func=optimizer_inputs, supported_impls=("differentiable",)),
+INFOS = [  # OptimizerInfo takes a class; its annotation says an instance
+    OptimizerInfo(Adam, optim_inputs_func=adam_inputs),  # type: ignore[arg-type]
+    OptimizerInfo(LearnedOptimizer, optim_inputs_func=optimizer_inputs),  # type: ignore[arg-type]
 ]
 each_optimizer = pytest.mark.parametrize("make", list(OPTIMIZERS.values()), ids=list(OPTIMIZERS))
 each_configuration = pytest.mark.parametrize(
@@ -464,7 +465,7 @@ def test_torch_func_does_not_fail_on_a_rule() -> None:
     gradient = torch.func.grad(meta_loss)(weights)
     direction = {name: normal(*value.shape, seed=7) for name, value in weights.items()}
     expected = sum((gradient[name] * direction[name]).sum() for name in weights)
-    _, derivative = torch.func.jvp(meta_loss, (weights,), (direction,))
+    derivative = torch.func.jvp(meta_loss, (weights,), (direction,))[1]
     torch.testing.assert_close(derivative, expected)  # forward and reverse mode, two different computations
 
 
