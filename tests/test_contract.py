@@ -281,6 +281,20 @@ def test_precision_or_shape_of_a_parameter_is_not_changed(
 
 
 @each_optimizer
+@pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}], ids=["plain", "options"])
+def test_parameters_without_storage_are_not_refused(make: Make, options: dict[str, Any]) -> None:
+    # Models on the meta device are stepped to find out what a training will need.
+    values = nn.Parameter(torch.ones(3, 200, device="meta"))
+    optimizer = make([values], **options)
+    for _ in range(2):
+        values.grad = torch.ones_like(values)
+        optimizer.step()
+    tensors = {entry: tensor for entry, tensor in optimizer.state[values].items() if entry != "step"}
+    assert all(tensor.is_meta and tensor.shape[-2:] == (3, 200) for tensor in tensors.values())
+    assert optimizer.state[values]["step"] == 2
+
+
+@each_optimizer
 def test_channels_last_does_not_change_the_update(make: Make) -> None:
     plain = nn.Parameter(normal(4, 3, 2, 2).float())
     last = nn.Parameter(plain.detach().clone().to(memory_format=torch.channels_last))
