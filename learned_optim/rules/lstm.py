@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.rules.base import linear, per_feature, truncated_normal_
+from learned_optim.rules.scratch import scratch
 
 
 class LSTMCell(nn.Module):
@@ -50,6 +51,8 @@ class LSTMCell(nn.Module):
     def advance(self, signals: Tensor, cell: Tensor, context: Tensor | None = None) -> Tensor:
         """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and returns the new ``hidden``.
 
+        The result lies in scratch memory: it holds until the next call.
+
         Args:
             signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
                 ``(inputs + hidden + 1, coordinates)``.
@@ -57,8 +60,10 @@ class LSTMCell(nn.Module):
             context: as above, ``(4 * hidden,)``.
         """
         bias = self.bias if context is None else self.bias + context
-        gates = torch.cat([self.weight, bias[:, None]], 1) @ signals
+        gates = scratch.empty("gates", (4 * self.hidden, signals.shape[1]), signals.dtype)
+        torch.mm(torch.cat([self.weight, bias[:, None]], 1), signals, out=gates)
         input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden])
         input_gate, forget_gate = input_forget.sigmoid_().chunk(2)
         cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
-        return cell.tanh().mul_(output_gate.sigmoid_())
+        hidden = scratch.empty("hidden", (self.hidden, signals.shape[1]), signals.dtype)
+        return torch.tanh(cell, out=hidden).mul_(output_gate.sigmoid_())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
+from learned_optim.rules.scratch import in_dtype, scratch
 
 
 def log_sign(grad: Tensor, p: float) -> Tensor:
@@ -100,16 +101,17 @@ class LSTML2L(UpdateRule):
     @torch.no_grad()
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
         """See :meth:`UpdateRule.advance`."""
-        one = grad.new_ones(1, len(grad))
         signal = log_sign(grad, self.p)
         layers = zip(
             self.cells, state["hidden"].split(self.hidden_size), state["cell"].split(self.hidden_size), strict=True
         )
         for lstm, hidden, stored_cell in layers:
             assert isinstance(lstm, LSTMCell)  # for the type checker
-            cell = stored_cell.to(grad.dtype)
-            signal = lstm.advance(torch.cat([signal, hidden.to(grad.dtype), one]), cell)
+            signals = scratch.empty("signals", (lstm.inputs + lstm.hidden + 1, len(grad)), grad.dtype)
+            signals[: lstm.inputs].copy_(signal)
+            signals[lstm.inputs : -1].copy_(hidden)
+            signals[-1].fill_(1.0)
+            with in_dtype(stored_cell, grad.dtype) as cell:
+                signal = lstm.advance(signals, cell)
             hidden.copy_(signal)
-            if cell is not stored_cell:
-                stored_cell.copy_(cell)
         return (self.output_weight @ signal)[0].add_(self.output_bias).mul_(self.output_scale)

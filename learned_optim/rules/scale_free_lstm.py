@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
+from learned_optim.rules.scratch import in_dtype, scratch
 
 SECOND_MOMENT_DECAYS = (0.95, 0.999)  # fast and slow; Adam's is the slow one
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
@@ -88,7 +89,8 @@ class ScaleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
-        grad = _with_finite_square(grad)
+        largest = _largest_with_finite_square(grad.dtype)
+        grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
         step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], self.momentum_decays, step)
@@ -117,16 +119,19 @@ class ScaleFreeLSTM(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        grad = _with_finite_square(grad)
+        largest = _largest_with_finite_square(grad.dtype)
+        grad = torch.clamp(grad, -largest, largest, out=scratch.empty("grad", (len(grad),), grad.dtype))
+        square = torch.mul(grad, grad, out=scratch.empty("square", (len(grad),), grad.dtype))
         momenta = len(self.momentum_decays)
-        signals = grad.new_empty(momenta + 2 + self.hidden_size + 1, len(grad))
+        signals = scratch.empty("signals", (momenta + 2 + self.hidden_size + 1, len(grad)), grad.dtype)
         directions, rms_ratio = signals[: momenta + 1], signals[momenta + 1]
         hidden, one = signals[momenta + 2 : -1], signals[-1]
 
         momentum, second_moment = state["momentum"], state["second_moment"]
         momentum.lerp_(grad, _column([1 - decay for decay in self.momentum_decays], grad))
-        second_moment.lerp_(grad.square(), _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
-        rms = second_moment * _column(_corrections(SECOND_MOMENT_DECAYS, step), grad)
+        second_moment.lerp_(square, _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
+        rms = scratch.empty("rms", (len(SECOND_MOMENT_DECAYS), len(grad)), grad.dtype)
+        torch.mul(second_moment, _column(_corrections(SECOND_MOMENT_DECAYS, step), grad), out=rms)
         fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_()
         torch.div(momentum, slow_rms, out=directions[:-1])
         directions[:-1].mul_(_column(_corrections(self.momentum_decays, step), grad))
@@ -135,13 +140,12 @@ class ScaleFreeLSTM(UpdateRule):
         hidden.copy_(state["hidden"])
         one.fill_(1.0)
 
-        cell = state["cell"].to(grad.dtype)
         step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
-        new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features)[:, 0])
+        with in_dtype(state["cell"], grad.dtype) as cell:
+            new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features)[:, 0])
         state["hidden"].copy_(new_hidden)
-        if cell is not state["cell"]:
-            state["cell"].copy_(cell)
-        output = torch.addmm(self.output_bias[:, None], self.output_weight, new_hidden)
+        output = scratch.empty("output", (momenta + 2, len(grad)), grad.dtype)
+        torch.addmm(self.output_bias[:, None], self.output_weight, new_hidden, out=output)
         coefficients, scale = output[:-1], output[-1]
         coefficients[self.momentum_decays.index(ADAM_MOMENTUM)].add_(1.0)
         direction = coefficients.mul_(directions).sum(0)
@@ -149,9 +153,8 @@ class ScaleFreeLSTM(UpdateRule):
         return direction.mul_(log_scale.exp_()).mul_(-self.rate)
 
 
-def _with_finite_square(grad: Tensor) -> Tensor:
-    largest = torch.finfo(grad.dtype).max ** 0.5 / 2
-    return grad.clamp(-largest, largest)
+def _largest_with_finite_square(dtype: torch.dtype) -> float:
+    return math.sqrt(torch.finfo(dtype).max) / 2
 
 
 def _corrections(decays: tuple[float, ...], step: float) -> list[float]:
