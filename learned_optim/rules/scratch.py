@@ -1,4 +1,4 @@
-"""Memory that steps in place use again and again: fresh memory means page faults, and they cost more than arithmetic."""
+"""Memory that steps in place use again and again: fresh memory means page faults, which cost more than arithmetic."""
 
 import math
 import threading
