@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from learned_optim.rules import UpdateRule
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NONFINITE = ("skip", "propagate", "error")
+LIKELY_A_RATE = 0.01  # an lr of at most this was most likely left over from the optimizer that is replaced
 
 
 class LearnedOptimizer(Optimizer):
@@ -99,6 +101,12 @@ class LearnedOptimizer(Optimizer):
             "differentiable": differentiable,
         }
         super().__init__(params, defaults)
+        if not isinstance(lr, Tensor) and 0 < lr <= LIKELY_A_RATE:
+            warnings.warn(
+                f"lr={lr:g} makes every learned step {1 / lr:,.0f} times smaller than it was meta-trained to be: "
+                "LearnedOptimizer has no learning rate to tune; leave lr out",
+                stacklevel=2,
+            )
 
     @property
     def rule(self) -> UpdateRule:
@@ -180,12 +188,13 @@ class LearnedOptimizer(Optimizer):
         settings = self._settings(group)
         _count(steps, settings.found_inf)
         # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
-        on_device = group["capturable"] or torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling()
         sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
         together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
         shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
         for parameter, grad, step, *tensors in zip(parameters, grads, steps, *states, strict=True):
-            count = None if on_device else float(step)
+            unread = compiling or (group["capturable"] and parameter.device.type != "cpu")
+            count = None if unread else float(step)
             key = parameter.device, parameter.dtype, count
             if count is not None:
                 if key not in shared:

@@ -5,6 +5,7 @@ import gc
 import io
 import pickle
 import re
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -839,3 +840,13 @@ def test_torchs_defaults_do_not_displace_state(default: Callable[[], Any]) -> No
         actual, state = run()
     assert torch.equal(actual, expected)
     assert same(state, expected_state)
+
+
+def test_rate_of_another_optimizer_is_not_taken_silently() -> None:
+    with pytest.warns(UserWarning, match=r"lr=0.001 makes every learned step 1,000 times smaller.*leave lr out"):
+        LearnedOptimizer([parameter(1.0)], lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LearnedOptimizer([parameter(1.0)], lr=0.0)
+        LearnedOptimizer([parameter(1.0)], lr=0.1)
+        LearnedOptimizer([parameter(1.0)], lr=torch.tensor(1e-3))  # a tensor is meant to be changed

@@ -22,6 +22,9 @@ from learned_optim import LearnedOptimizer, available_rules
 from test_contract import adam_inputs, needs_cuda, optimizer_inputs
 from test_rules import few_examples, normal
 
+# PyTorch tests tiny rates.
+pytestmark = pytest.mark.filterwarnings("ignore:lr=.* makes every learned step:UserWarning")
+
 
 class Configuration(NamedTuple):
     """A kind of optimizer with options, and the rate that these checks may set."""

@@ -101,6 +101,7 @@ def test_links_to_files_are_not_broken() -> None:
 # What the prose says.
 
 
+@pytest.mark.filterwarnings("ignore:lr=0.001 makes every learned step:UserWarning")
 def test_rate_of_adam_does_not_work_here() -> None:
     def moved(lr: float = 1.0) -> Tensor:
         values = nn.Parameter(torch.zeros(3, dtype=torch.float64))
