@@ -309,7 +309,7 @@ class LearnedOptimizer(Optimizer):
         shapes = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
         features = {entry: shape[0] if shape else 1 for entry, shape in shapes.items()}
         needed = {"step": 1, **self._rule.state_features}
-        if features != needed:
+        if {entry: features.get(entry) for entry in needed} != needed:  # users may have added entries of their own
             raise ValueError(
                 f"the state was saved with another rule: it holds {features} (entry: features), "
                 f"the rule {self._rule.name!r} needs {needed}; construct the optimizer with that rule"

@@ -850,3 +850,18 @@ def test_rate_of_another_optimizer_is_not_taken_silently() -> None:
         LearnedOptimizer([parameter(1.0)], lr=0.0)
         LearnedOptimizer([parameter(1.0)], lr=0.1)
         LearnedOptimizer([parameter(1.0)], lr=torch.tensor(1e-3))  # a tensor is meant to be changed
+
+
+def test_state_that_a_user_added_is_not_refused() -> None:
+    def stepped() -> tuple[LearnedOptimizer, torch.nn.Parameter]:
+        values = parameter(1.0, 2.0)
+        values.grad = torch.ones(2)
+        optimizer = LearnedOptimizer([values])
+        optimizer.step()
+        return optimizer, values
+
+    optimizer, values = stepped()
+    optimizer.state[values]["my_entry"] = torch.tensor([7.0])
+    other, other_values = stepped()
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state[other_values]["my_entry"].tolist() == [7.0]
