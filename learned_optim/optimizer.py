@@ -14,7 +14,8 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.kernels.availability import why_not_fused
+from learned_optim.fused import apply_fused, plan_of, why_not
+from learned_optim.kernels.launch import Plan
 from learned_optim.rules import UpdateRule
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,6 +88,7 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"state_dtype must be one of {STATE_DTYPES} or None, got {state_dtype}")
         self._rule = _private_copy(rule)
         self._placed_rules: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
+        self._plans: dict[tuple[torch.device, torch.dtype, bool | None], Plan | None] = {}
         self._state_dtype = state_dtype
         defaults = {
             "lr": lr,
@@ -192,10 +194,18 @@ class LearnedOptimizer(Optimizer):
                 step = shared[key]
             slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
             together[key].append(_local(slot) if sharded else slot)
-        apply = apply_per_tensor if group["differentiable"] else apply_in_blocks
         for (device, dtype, _), slots in together.items():
+            rule, plan = (
+                self._placed_rules[device, _arithmetic_dtype(dtype)],
+                self._plans[device, dtype, group["fused"]],
+            )
             with torch.autocast(device.type, enabled=False):
-                apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, settings)
+                if group["differentiable"]:
+                    apply_per_tensor(rule, slots, settings)
+                elif plan is not None:
+                    apply_fused(plan, slots, settings)
+                else:
+                    apply_in_blocks(rule, slots, settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
@@ -233,6 +243,16 @@ class LearnedOptimizer(Optimizer):
         for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
             if (device, dtype) not in self._placed_rules:
                 self._placed_rules[device, dtype] = copy.deepcopy(self._rule).to(device, dtype)
+        for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
+            if (device, dtype, group["fused"]) not in self._plans:
+                self._plans[device, dtype, group["fused"]] = self._plan(device, dtype, group["fused"])
+
+    def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
+        """The plan of the fused kernel, where one is wanted and can run."""
+        wanted = device.type != "cpu" if fused is None else fused
+        if not wanted or why_not(self._rule, device, dtype) is not None:
+            return None
+        return plan_of(self._placed_rules[device, _arithmetic_dtype(dtype)])
 
     def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
         # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
@@ -319,6 +339,7 @@ class LearnedOptimizer(Optimizer):
         """Restore, with defaults for settings that an older version did not have."""
         super().__setstate__(state)
         self._placed_rules = {}
+        self._plans = {}
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -347,7 +368,7 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
     for parameter in group["params"]:
         if not parameter.is_floating_point():
             raise TypeError(f"LearnedOptimizer needs real floating-point parameters, got one of {parameter.dtype}")
-        reason = why_not_fused(rule.name, parameter.device) if group["fused"] else None
+        reason = why_not(rule, parameter.device, parameter.dtype) if group["fused"] else None
         if reason is not None:
             raise RuntimeError(f"fused=True cannot be had: {reason}; use fused=None")
 
