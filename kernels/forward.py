@@ -84,7 +84,8 @@ def _gradient(pointer, mask, grad_scale, found_inf, MAXIMIZE: tl.constexpr, SKIP
         grad = -grad
     written = mask
     if found_inf is not None:
-        written = written & (tl.load(found_inf) == 0)
+        found = tl.full(mask.shape, 0.0, tl.float32) + tl.load(found_inf).to(tl.float32)
+        written = written & (found == 0.0)
     if SKIP_NONFINITE:
         finite = tl.abs(grad) < float("inf")
         grad = tl.where(finite, grad, 0.0)

@@ -67,7 +67,7 @@ def sizes(architecture: str, hidden_size: int) -> Sizes:
     unrolled = hidden_size <= UNROLLED_UNITS
     if architecture == "scale-free-lstm":
         return Sizes(512 if unrolled else 256, hidden_size if unrolled else 1)
-    return Sizes(256 if hidden_size <= 24 else 128, 1)
+    return Sizes(256, 1)
 
 
 def step_in_place(
@@ -226,7 +226,7 @@ def constants(
 
 def kernels() -> ModuleType:
     """The kernels; with ``TRITON_INTERPRET=1`` in the environment, a copy of them that Triton's interpreter runs."""
-    return _load_kernels(interpreting())
+    return load_kernels(interpreting())
 
 
 def interpreting() -> bool:
@@ -235,8 +235,8 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def _load_kernels(interpreted: bool) -> ModuleType:
-    # Triton decides when it decorates a function, so that each kind needs its own copy of the module.
+def load_kernels(interpreted: bool) -> ModuleType:
+    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy."""
     path = Path(__file__).with_name("forward.py")
     name = "learned_optim.kernels." + ("forward_interpreted" if interpreted else "forward_compiled")
     found = importlib.util.spec_from_file_location(name, path)
@@ -274,10 +274,7 @@ def _tables(rows: tuple[int, ...], tensors: int, programs: int, device: torch.de
     What they hold follows from the arguments alone, so that a kept pair is never out of date.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # Replays need the table where and as it was. Made in the graph, it lives in the graph's memory; and its values
-        # travel in the arguments of the graph's kernels, since no buffer of the host can be waited for.
-        table = torch.zeros(len(rows), dtype=torch.int64, device=device)
-        torch._foreach_add_(list(table.unbind()), list(rows))
+        table = _in_graph(rows, device)
         return table, _tensors_of_programs(table, tensors, programs)
     key = (rows, programs, device, _stream(device))
     if key in _cache:
@@ -288,6 +285,16 @@ def _tables(rows: tuple[int, ...], tensors: int, programs: int, device: torch.de
     if len(_cache) > TABLES:
         _cache.popitem(last=False)
     return _cache[key]
+
+
+def _in_graph(values: Sequence[int], device: torch.device) -> Tensor:
+    """A table that each replay of a CUDA graph makes anew, in the graph's memory.
+
+    The values travel as arguments of the graph's kernels: a buffer of the host would have to outlive the graph.
+    """
+    table = torch.zeros(len(values), dtype=torch.int64, device=device)
+    torch._foreach_add_(list(table.unbind()), list(values))
+    return table
 
 
 def _tensors_of_programs(table: Tensor, tensors: int, programs: int) -> Tensor:
