@@ -291,7 +291,7 @@ class Check:
         for rule_type in rules:
             for count in tasks:
                 rule = rule_type().to(self.device)
-                generator = torch.Generator(self.device).manual_seed(0)
+                generator = torch.Generator().manual_seed(0)  # all draws are made on the CPU
                 task = QuadraticFamily().sample(numpy_generator(0, "task"), "train")
                 together = VectorizedTask(task, count, seed=0, device=self.device)
                 state = start(rule, together, generator)

@@ -75,7 +75,7 @@ def compile_for(
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name, kind in arguments.items() if kind[0] == "*"},
     )
     target = GPUTarget("cuda", compute_capability, 32)
-    return _resources(triton.compile(source, target=target, options={"num_warps": sizes.warps}))
+    return _resources(triton.compile(source, target=target, options={"num_warps": sizes.warps, **launch.OPTIONS}))
 
 
 def _resources(compiled: Any) -> Resources:
