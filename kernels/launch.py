@@ -310,10 +310,9 @@ def _tensors_of_programs(table: Tensor, tensors: int, programs: int) -> Tensor:
 
 def _uploaded(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """On the device without waiting for it."""
-    host = torch.tensor(values, dtype=dtype, device="cpu")
-    if device.type == "cpu":
-        return host
-    return host.pin_memory(device).to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    cuda = device.type == "cuda"  # elsewhere, whether memory can be pinned is not known
+    host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=cuda)
+    return host.to(device, non_blocking=cuda)
 
 
 def _stream(device: torch.device) -> int:

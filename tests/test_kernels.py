@@ -488,6 +488,50 @@ class TestDispatch:
         subprocess.run([sys.executable, "-c", script], check=True)
 
 
+class StandInDriver:
+    """What Triton asks of a driver before it compiles for the GPU: an H200 that is not there."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.slow
+@each({"scale-free-lstm": functools.partial(ScaleFreeLSTM, 1), "lstm-l2l": functools.partial(LSTML2L, 1)})
+def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
+    from triton.runtime import driver
+
+    compiled: list[Any] = []
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    kernels = launch.load_kernels(interpreted=False)
+    monkeypatch.setattr(launch, "kernels", lambda: kernels)
+    for name in launch.KERNELS.values():
+        kernel = getattr(kernels, name)
+
+        class Compiling:
+            def __getitem__(self, grid: tuple[int], kernel: Any = kernel) -> Callable[..., None]:
+                return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
+
+        monkeypatch.setattr(kernels, name, Compiling())
+    rule = randomised(build()).float()
+    every = Settings(torch.tensor(0.5), 0.1, False, True, torch.tensor(2.0), torch.tensor(0.0))
+    monkeypatch.setattr(driver, "_active", StandInDriver())
+    for settings, count in ((PLAIN, 1), (every, 2)):
+        slots = as_slots(rule, [normal(5), normal(0), normal(3)], torch.float32, torch.bfloat16)
+        slots = [slot._replace(step=torch.tensor(1.0) if count > 1 else FIRST) for slot in slots]
+        fused.apply_fused(fused.plan_of(rule), slots, settings)
+        assert len(compiled) == count
+    assert all("cubin" in kernel.asm for kernel in compiled)
+
+
 @pytest.mark.slow
 def test_machine_code_does_not_spill_nor_change_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
