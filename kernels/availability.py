@@ -1,19 +1,21 @@
-"""Whether a fused kernel can run, asked without importing triton."""
+"""Whether fused kernels can run on a device, asked without importing triton."""
 
 import importlib.util
 
 import torch
 
-FUSED_RULES: frozenset[str] = frozenset()
-"""Architectures that have a fused kernel. None yet: every rule runs on its plain path."""
+from learned_optim.kernels.launch import interpreting
 
 
-def why_not_fused(architecture: str, device: torch.device) -> str | None:
-    """The reason why no fused kernel serves this architecture on this device, or None if one does."""
-    if architecture not in FUSED_RULES:
-        return f"there is no fused kernel for the rule {architecture!r} yet"
-    if device.type not in ("cuda", "xpu"):
+def why_not_fused(device: torch.device) -> str | None:
+    """The reason why no kernel can run on this device, or None if one can."""
+    on_gpu = device.type in ("cuda", "xpu")
+    if not on_gpu and not (device.type == "cpu" and interpreting()):
         return f"fused kernels need a GPU, the parameters are on {device}"
-    if importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None:  # takes a while: ask once, not in each step
         return "triton is not installed (pip install learned-optim[gpu])"
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
+        return (
+            f"triton serves NVIDIA GPUs of compute capability 7.0 and later, not {torch.cuda.get_device_name(device)}"
+        )
     return None

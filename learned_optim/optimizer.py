@@ -16,7 +16,8 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.kernels.availability import why_not_fused
+from learned_optim.fused import apply_fused, plan_of, why_not
+from learned_optim.kernels.launch import Plan
 from learned_optim.rules import UpdateRule
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +47,8 @@ class LearnedOptimizer(Optimizer):
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
             neither case is another coordinate affected, or a GPU waited for. ``"error"`` raises before anything is
             changed, at the cost of waiting for the GPU in each step.
-        fused: True demands a fused kernel, False forbids it, None takes one where there is one.
+        fused: True demands a fused kernel (GPU, triton, a shipped rule, parameters of at most 32 bits), False forbids
+            it, None takes one where it can be had.
         capturable: keep step counts on the device. The step may then be captured in a CUDA graph, and a ``GradScaler``
             does not wait for the GPU; outside of graphs it takes a little longer.
         differentiable: let autograd record the step, so that a loss after it can be differentiated through the update;
@@ -90,6 +92,7 @@ class LearnedOptimizer(Optimizer):
             raise ValueError(f"state_dtype must be one of {STATE_DTYPES} or None, got {state_dtype}")
         self._rule = _private_copy(rule)
         self._placed_rules: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
+        self._plans: dict[tuple[torch.device, torch.dtype, bool | None], Plan | None] = {}
         self._state_dtype = state_dtype
         defaults = {
             "lr": lr,
@@ -202,10 +205,17 @@ class LearnedOptimizer(Optimizer):
                 step = shared[key]
             slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
             together[key].append(_local(slot) if sharded else slot)
-        apply = apply_per_tensor if group["differentiable"] else apply_in_blocks
         for (device, dtype, _), slots in together.items():
+            rule = self._placed_rules[device, _arithmetic_dtype(dtype)]
+            plan = self._plans[device, dtype, group["fused"]]
+            local_settings = _on(device, settings)
             with _without_autocast(device):
-                apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, _on(device, settings))
+                if group["differentiable"]:
+                    apply_per_tensor(rule, slots, local_settings)
+                elif plan is not None:
+                    apply_fused(plan, slots, local_settings)
+                else:
+                    apply_in_blocks(rule, slots, local_settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
@@ -243,6 +253,16 @@ class LearnedOptimizer(Optimizer):
         for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
             if (device, dtype) not in self._placed_rules:
                 self._placed_rules[device, dtype] = copy.deepcopy(self._rule).to(device, dtype)
+        for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
+            if (device, dtype, group["fused"]) not in self._plans:
+                self._plans[device, dtype, group["fused"]] = self._plan(device, dtype, group["fused"])
+
+    def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
+        """The plan of the fused kernel, where one is wanted and can run."""
+        wanted = device.type != "cpu" if fused is None else fused
+        if not wanted or why_not(self._rule, device, dtype) is not None:
+            return None
+        return plan_of(self._placed_rules[device, _arithmetic_dtype(dtype)])
 
     def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
         # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
@@ -329,6 +349,7 @@ class LearnedOptimizer(Optimizer):
         """Restore, with defaults for settings that an older version did not have."""
         super().__setstate__(state)
         self._placed_rules = {}
+        self._plans = {}
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -357,7 +378,7 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
     for parameter in group["params"]:
         if not parameter.is_floating_point():
             raise TypeError(f"LearnedOptimizer needs real floating-point parameters, got one of {parameter.dtype}")
-        reason = why_not_fused(rule.name, parameter.device) if group["fused"] else None
+        reason = why_not(rule, parameter.device, parameter.dtype) if group["fused"] else None
         if reason is not None:
             raise RuntimeError(f"fused=True cannot be had: {reason}; use fused=None")
 

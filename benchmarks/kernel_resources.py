@@ -1,0 +1,77 @@
+"""Registers, shared memory, spills and instructions of the fused kernels, compiled for GPUs that need not be there.
+
+    python -m benchmarks.kernel_resources
+
+Writes kernels/resources.csv; tests/test_kernels.py makes the table again and compares. With --sizes it also tries other
+numbers of coordinates a program, and prints what they take.
+"""
+
+import argparse
+import csv
+import functools
+import importlib.metadata
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from learned_optim.files import write_atomically
+from learned_optim.fused import plan_of
+from learned_optim.kernels import launch
+from learned_optim.kernels.ahead_of_time import Resources, compile_for
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
+
+TABLE = Path(__file__).parents[1] / "kernels" / "resources.csv"
+COMPUTE_CAPABILITIES = (80, 90)
+CASES: dict[str, tuple[Callable[[], UpdateRule], torch.dtype, torch.dtype]] = {
+    "default": (ScaleFreeLSTM, torch.float32, torch.bfloat16),
+    "default, bfloat16 parameters": (ScaleFreeLSTM, torch.bfloat16, torch.bfloat16),
+    "scale-free-lstm, 32 units": (functools.partial(ScaleFreeLSTM, 32), torch.float32, torch.bfloat16),
+    "lstm-l2l": (LSTML2L, torch.float32, torch.float32),
+    "lstm-l2l, 2 x 32 units": (functools.partial(LSTML2L, 32), torch.float32, torch.float32),
+}
+HEADER = ("kernel", "compute_capability", "triton", *launch.Sizes._fields, *Resources._fields)
+
+
+def rows() -> Iterator[tuple[str, ...]]:
+    """One row for each kernel and compute capability, as text."""
+    version = importlib.metadata.version("triton")
+    for name, (build, parameter, recurrent) in CASES.items():
+        plan = plan_of(build())
+        sizes = launch.sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
+        for capability in COMPUTE_CAPABILITIES:
+            resources = compile_for(plan, parameter, recurrent, compute_capability=capability)
+            yield name, str(capability), version, *map(str, sizes), *map(str, resources)
+
+
+def other_sizes() -> Iterator[tuple[str, ...]]:
+    """Like :func:`rows`, for other numbers of coordinates and warps, on the newest GPU only."""
+    version = importlib.metadata.version("triton")
+    for name, (build, parameter, recurrent) in CASES.items():
+        plan = plan_of(build())
+        units = launch.sizes(plan.architecture, int(plan.constants["HIDDEN"])).units  # type: ignore[arg-type]
+        for block in (128, 256, 512):
+            sizes = launch.Sizes(block, units)
+            resources = compile_for(
+                plan, parameter, recurrent, compute_capability=COMPUTE_CAPABILITIES[-1], sizes=sizes
+            )
+            yield name, str(COMPUTE_CAPABILITIES[-1]), version, *map(str, sizes), *map(str, resources)
+
+
+def main() -> None:
+    """Compile, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", action="store_true", help="print other sizes instead of writing the table")
+    if parser.parse_args().sizes:
+        for row in other_sizes():
+            print(", ".join(row), flush=True)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows()])
+    write_atomically(TABLE, text.getvalue())
+    print(text.getvalue())
+
+
+if __name__ == "__main__":
+    main()

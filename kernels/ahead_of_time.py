@@ -1,0 +1,111 @@
+"""Compile a kernel for an NVIDIA GPU that need not be there, and read from the machine code what it takes."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from learned_optim.kernels import launch
+
+
+class Resources(NamedTuple):
+    """What the machine code of a kernel takes and holds."""
+
+    registers: int
+    """Of a thread."""
+    shared: int
+    """Bytes of shared memory of a program."""
+    spill_stores: int
+    """Instructions that store to local memory; more than none means that the registers did not suffice."""
+    spill_loads: int
+    fma: int
+    """Float32 multiply-adds in the code; a loop's body counts once, here and below."""
+    special: int
+    """Exponentials, reciprocal roots, logarithms, reciprocals."""
+    loads: int
+    """From global memory: data, weights and addresses."""
+    instructions: int
+
+
+def compile_for(
+    plan: launch.Plan,
+    parameter_dtype: torch.dtype,
+    recurrent_dtype: torch.dtype,
+    *,
+    compute_capability: int,
+    sizes: launch.Sizes | None = None,
+) -> Resources:
+    """Compile a plan's kernel as a step of an optimizer with weight decay launches it.
+
+    Args:
+        plan: the rule; may lie on the CPU.
+        parameter_dtype: of parameters and gradients.
+        recurrent_dtype: of hidden and cell state.
+        compute_capability: 80 for an A100, 90 for an H100 or H200.
+        sizes: coordinates and units; None takes what a launch takes.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    sizes = sizes or launch.sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
+    like = torch.empty(0, dtype=parameter_dtype)
+    state = torch.empty(0, dtype=recurrent_dtype)
+    settings = launch.Step(lr=1.0, weight_decay=0.01, maximize=False, skip_nonfinite=True)
+    constants: dict[str, Any] = {
+        "grad_scale": None,
+        "found_inf": None,
+        **plan.constants,
+        **launch.constants(plan.architecture, like, like, [state, state], settings, shared=True),
+        "LR_ON_DEVICE": False,
+        "BLOCK": sizes.block,
+        "UNITS": sizes.units,
+    }
+    kernel: Any = getattr(launch.load_kernels(interpreted=False), launch.KERNELS[plan.architecture])
+    arguments = {"table": "*i64", "tensor_of_program": "*i32", "weights": "*fp32", "step": "*fp32", "lr": "fp32"}
+    arguments["weight_decay"] = "fp32"
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: arguments.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name, kind in arguments.items() if kind[0] == "*"},
+    )
+    target = GPUTarget("cuda", compute_capability, 32)
+    return _resources(triton.compile(source, target=target, options={"num_warps": sizes.warps, **launch.OPTIONS}))
+
+
+def _resources(compiled: Any) -> Resources:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
+        code = _output(tools / "nvdisasm", "-c", file.name)
+    # One instruction a line: /*0040*/ @!P0 FFMA R1, R2, R3, R4 ;
+    operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", code)
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+
+    def count(*names: str) -> int:
+        return sum(operation.split(".")[0] in names for operation in operations)
+
+    return Resources(
+        registers=int(registers[1]),
+        shared=int(compiled.metadata.shared),
+        spill_stores=count("STL"),
+        spill_loads=count("LDL"),
+        fma=count("FFMA"),
+        special=count("MUFU"),
+        loads=count("LDG"),
+        instructions=len(operations) - count("NOP"),
+    )
+
+
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,326 @@
+"""One launch of a rule's kernel for all tensors of a device: table of addresses, choice of sizes, the launch itself.
+
+Triton is imported by the first launch, not before.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+WARPS = 4
+"""Warps of a program. Threads of a program share nothing but the cache, so that more would change little."""
+UNROLLED_UNITS = 8
+"""A layer of at most so many units is one straight piece of code; larger ones loop over their units."""
+TABLES = 64
+"""Tables kept, one for each set of addresses: where the allocator returns gradients to the same places, no upload."""
+
+OPTIONS = {"enable_fp_fusion": True}
+"""Of the compiler: a product and a sum are one instruction. Triton 3.9 warns that it will no longer do so unasked."""
+
+Constants = Mapping[str, int | float | tuple[float, ...]]
+
+
+class Plan(NamedTuple):
+    """A rule as its kernel takes it."""
+
+    architecture: str
+    constants: Constants
+    """Values of the kernel's constexpr arguments of the rule."""
+    weights: Tensor
+    """Float32, one-dimensional, on the device, in the kernel's order."""
+    entries: tuple[str, ...]
+    """Names of the entries of the state, in the kernel's order."""
+    description: str = ""
+    """The constants once more, as torch.compile can pass them on."""
+
+
+class Sizes(NamedTuple):
+    """What is chosen for a kernel by the registers that it then takes (``resources.csv``)."""
+
+    block: int
+    """Coordinates of a program."""
+    units: int
+    """LSTM units of one round of the loop."""
+    warps: int = WARPS
+
+
+class Step(NamedTuple):
+    """Settings of a step, as in a parameter group and a ``GradScaler``."""
+
+    lr: float | Tensor
+    weight_decay: float
+    maximize: bool
+    skip_nonfinite: bool
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+
+def sizes(architecture: str, hidden_size: int) -> Sizes:
+    """Coordinates of a thread as many as fit its registers: each shares the loads of weights with the others."""
+    unrolled = hidden_size <= UNROLLED_UNITS
+    if architecture == "scale-free-lstm":
+        return Sizes(512 if unrolled else 256, hidden_size if unrolled else 1)
+    return Sizes(256, 1)
+
+
+def step_in_place(
+    plan: Plan,
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    settings: Step,
+    block: int | None = None,
+) -> None:
+    """Step all tensors; parameters and states are changed in place.
+
+    Args:
+        plan: the rule.
+        parameters: on one device, of one floating dtype of at most 32 bits; any strides. What is not contiguous is
+            stepped in a contiguous copy.
+        grads: of the parameters' shapes and of one dtype; any strides.
+        states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous. Dtypes are the
+            same for all parameters; moments are float32.
+        steps: count of this step for each parameter: 0-d float32 tensors, on the device; or on the CPU.
+        settings: of all parameters.
+        block: coordinates of a program; None chooses.
+
+    Raises:
+        RuntimeError: an entry of the state is not contiguous.
+    """
+    chosen = [place for place, parameter in enumerate(parameters) if parameter.numel() > 0]
+    if not chosen:
+        return
+    originals = [parameters[place] for place in chosen]
+    parameters = [parameter if parameter.is_contiguous() else parameter.contiguous() for parameter in originals]
+    grads = [grads[place].contiguous() for place in chosen]
+    states = [states[place] for place in chosen]
+    steps = [steps[place] for place in chosen]
+    if not all(entry.is_contiguous() for entries in states for entry in entries):
+        raise RuntimeError(
+            "the fused step needs contiguous state: use .contiguous(), a view cannot be made of this one"
+        )
+    device = parameters[0].device
+
+    shared = all(step is steps[0] for step in steps)
+    steps = _on_device(steps[:1] if shared else steps, device)
+    hidden_size = int(plan.constants["HIDDEN"])  # type: ignore[arg-type]
+    choice = sizes(plan.architecture, hidden_size)
+    block = block or choice.block
+    rows: list[int] = []
+    programs = 0
+    for place, (parameter, grad, entries) in enumerate(zip(parameters, grads, states, strict=True)):
+        rows += (parameter.numel(), programs, parameter.data_ptr(), grad.data_ptr())
+        rows.append(0 if shared else steps[place].data_ptr())
+        rows += [entry.data_ptr() for entry in entries]
+        programs += -(-parameter.numel() // block)
+    table, tensor_of_program = _tables(tuple(rows), len(parameters), programs, device)
+
+    lr: Any = settings.lr
+    if isinstance(lr, Tensor) and lr.device != device:
+        lr = float(lr)  # of the CPU; one of another GPU has to be waited for
+    on_device = isinstance(lr, Tensor)
+    lr = lr if on_device else float(lr)
+    decay = float(settings.weight_decay)
+    arguments = {
+        "table": table,
+        "tensor_of_program": tensor_of_program,
+        "weights": plan.weights,
+        "step": steps[0],
+        "lr": lr,
+        "weight_decay": decay if on_device else lr * decay,
+        "grad_scale": _moved(settings.grad_scale, device),
+        "found_inf": _moved(settings.found_inf, device),
+        **plan.constants,
+        **constants(plan.architecture, parameters[0], grads[0], states[0], settings, shared=shared),
+        "LR_ON_DEVICE": on_device,
+        "BLOCK": block,
+        "UNITS": choice.units,
+    }
+    kernel = getattr(kernels(), KERNELS[plan.architecture])
+    with _device_guard(device):
+        kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
+    for parameter, original in zip(parameters, originals, strict=True):
+        if parameter is not original:
+            original.copy_(parameter)
+    torch.autograd.graph.increment_version(originals)
+
+
+@torch.library.custom_op("learned_optim::fused_step", mutates_args=("parameters", "states"))
+def traced_step_in_place(
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    states: list[Tensor],
+    steps: list[Tensor],
+    weights: Tensor,
+    architecture: str,
+    constants: str,
+    lr: float,
+    lr_on_device: Tensor | None,
+    weight_decay: float,
+    maximize: bool,
+    skip_nonfinite: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """:func:`step_in_place` as torch.compile takes it: one operation, which sees addresses only when it runs.
+
+    Args:
+        parameters: as there, and so are the others.
+        grads: as above.
+        states: those of the first parameter, of the second ...
+        steps: as above.
+        weights: of the plan.
+        architecture: of the plan.
+        constants: the plan's description.
+        lr: where ``lr_on_device`` is None.
+        lr_on_device: a tensor.
+        weight_decay: as above.
+        maximize: as above.
+        skip_nonfinite: as above.
+        grad_scale: as above.
+        found_inf: as above.
+    """
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(constants).items()}
+    entries = len(states) // len(parameters)
+    step_in_place(
+        Plan(architecture, values, weights, ()),
+        parameters,
+        grads,
+        [states[first : first + entries] for first in range(0, len(states), entries)],
+        steps,
+        Step(
+            lr if lr_on_device is None else lr_on_device, weight_decay, maximize, skip_nonfinite, grad_scale, found_inf
+        ),
+    )
+
+
+KERNELS = {"scale-free-lstm": "scale_free_lstm_step", "lstm-l2l": "lstm_l2l_step"}
+"""Names of the kernels of the architectures, in ``forward.py``."""
+
+
+def constants(
+    architecture: str, parameter: Tensor, grad: Tensor, entries: Sequence[Tensor], settings: Step, *, shared: bool
+) -> dict[str, Any]:
+    """Constexpr arguments that follow from the tensors and settings of a launch."""
+    hidden, cell = entries[-2:]
+    in_table = {"STEP_IN_TABLE": not shared} if architecture == "scale-free-lstm" else {}
+    return {
+        **in_table,
+        "PARAMETER_DTYPE": _triton_dtype(parameter.dtype),
+        "GRAD_DTYPE": _triton_dtype(grad.dtype),
+        "HIDDEN_DTYPE": _triton_dtype(hidden.dtype),
+        "CELL_DTYPE": _triton_dtype(cell.dtype),
+        "DECAYS": settings.weight_decay != 0,
+        "MAXIMIZE": settings.maximize,
+        "SKIP_NONFINITE": settings.skip_nonfinite,
+    }
+
+
+def kernels() -> ModuleType:
+    """The kernels; with ``TRITON_INTERPRET=1`` in the environment, a copy of them that Triton's interpreter runs."""
+    return load_kernels(interpreting())
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def load_kernels(interpreted: bool) -> ModuleType:
+    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy."""
+    path = Path(__file__).with_name("forward.py")
+    name = "learned_optim.kernels." + ("forward_interpreted" if interpreted else "forward_compiled")
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None  # for the type checker
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def _triton_dtype(dtype: torch.dtype) -> Any:
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return tensor if tensor is None or tensor.device == device else tensor.to(device, non_blocking=True)
+
+
+def _on_device(steps: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    if all(step.device == device for step in steps):
+        return steps
+    if len(steps) == 1:
+        return [torch.full((), float(steps[0]), device=device, dtype=torch.float32)]
+    return list(_uploaded([float(step) for step in steps], torch.float32, device).unbind())
+
+
+_cache: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
+
+
+def _tables(rows: tuple[int, ...], tensors: int, programs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows on the device, and for each program the row of its tensor.
+
+    What they hold follows from the arguments alone, so that a kept pair is never out of date.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        table = _in_graph(rows, device)
+        return table, _tensors_of_programs(table, tensors, programs)
+    key = (rows, programs, device, _stream(device))
+    if key in _cache:
+        _cache.move_to_end(key)
+        return _cache[key]
+    table = _uploaded(rows, torch.int64, device)
+    _cache[key] = table, _tensors_of_programs(table, tensors, programs)
+    if len(_cache) > TABLES:
+        _cache.popitem(last=False)
+    return _cache[key]
+
+
+def _in_graph(values: Sequence[int], device: torch.device) -> Tensor:
+    """A table that each replay of a CUDA graph makes anew, in the graph's memory.
+
+    The values travel as arguments of the graph's kernels: a buffer of the host would have to outlive the graph.
+    """
+    table = torch.zeros(len(values), dtype=torch.int64, device=device)
+    torch._foreach_add_(list(table.unbind()), list(values))
+    return table
+
+
+def _tensors_of_programs(table: Tensor, tensors: int, programs: int) -> Tensor:
+    first = table.view(tensors, -1)[:, 1]
+    counts = torch.diff(first, append=first.new_full((1,), programs))
+    return torch.repeat_interleave(
+        counts.int(), output_size=programs
+    )  # whose size is known here: nothing is waited for
+
+
+def _uploaded(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the device without waiting for it."""
+    cuda = device.type == "cuda"  # elsewhere, whether memory can be pinned is not known
+    host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=cuda)
+    return host.to(device, non_blocking=cuda)
+
+
+def _stream(device: torch.device) -> int:
+    return 0 if device.type == "cpu" else int(torch.accelerator.current_stream(device).stream_id)
+
+
+def _device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
+    return guard

@@ -1,0 +1,136 @@
+"""How a rule is applied by its fused kernel: one launch for all tensors of a device and their dtypes."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learned_optim.execution import Settings, Slot
+from learned_optim.kernels import launch
+from learned_optim.kernels.availability import why_not_fused
+from learned_optim.kernels.launch import Plan
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule, scale_free_lstm
+from learned_optim.rules.lstm import LSTMCell
+
+LARGEST_HIDDEN_SIZE = 32
+"""Above it the state of a coordinate does not fit the registers of a thread."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why parameters of this device and dtype cannot be stepped by the rule's kernel, None if they can."""
+    if type(rule) not in PLANS:
+        return f"there is no fused kernel for the rule {rule.name!r} ({type(rule).__name__})"
+    if dtype not in DTYPES:
+        return f"fused kernels serve parameters of {', '.join(map(str, DTYPES))}, not of {dtype}"
+    hidden_size = int(rule.settings["hidden_size"])  # type: ignore[arg-type]
+    if hidden_size > LARGEST_HIDDEN_SIZE:
+        return f"fused kernels serve hidden sizes up to {LARGEST_HIDDEN_SIZE}, not {hidden_size}"
+    return why_not_fused(device)
+
+
+def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:
+    """Like :func:`~learned_optim.execution.apply_in_blocks`, by the rule's kernel.
+
+    A parameter or gradient whose memory is not contiguous is copied for the step, and the parameter copied back.
+
+    Args:
+        plan: of the rule, on the slots' device.
+        slots: parameters, gradients and states are of at most 32 bits; moments float32.
+        settings: of the parameter group.
+        block_size: coordinates of a program, a power of two; None chooses.
+
+    Raises:
+        RuntimeError: an entry of a state is not contiguous.
+    """
+    groups: defaultdict[tuple[torch.dtype, ...], list[Slot]] = defaultdict(list)
+    for slot in slots:
+        tensors = [slot.parameter, slot.grad, *slot.state.values()]
+        groups[tuple([tensor.dtype for tensor in tensors])].append(slot)  # torch.compile traces no generator here
+    for group in groups.values():
+        parameters, grads = [slot.parameter for slot in group], [slot.grad for slot in group]
+        states = [[slot.state[entry] for entry in plan.entries] for slot in group]
+        steps = [slot.step for slot in group]
+        if torch.compiler.is_compiling():
+            on_device = isinstance(settings.lr, Tensor)
+            launch.traced_step_in_place(
+                parameters,
+                grads,
+                [tensor for entries in states for tensor in entries],
+                steps,
+                plan.weights,
+                plan.architecture,
+                plan.description,
+                1.0 if on_device else settings.lr,
+                settings.lr if on_device else None,
+                *settings[1:],
+            )
+        else:
+            launch.step_in_place(plan, parameters, grads, states, steps, launch.Step(*settings), block_size)
+
+
+@torch.no_grad()
+def plan_of(rule: UpdateRule) -> Plan:
+    """The rule as its kernel takes it, a snapshot of its weights; see :func:`why_not`."""
+    constants, weights = PLANS[type(rule)](rule)
+    packed = torch.cat(weights).to(torch.float32).contiguous()
+    return Plan(rule.name, constants, packed, tuple(rule.state_features), json.dumps(constants))
+
+
+Packed = tuple[dict[str, Any], list[Tensor]]
+"""Constants of a plan, and its weights in pieces."""
+
+
+def _plan_of_scale_free_lstm(rule: Any) -> Packed:
+    second = scale_free_lstm.SECOND_MOMENT_DECAYS
+    constants: dict[str, Any] = {
+        "MOMENTUM_DECAYS": rule.momentum_decays,
+        "LOG_MOMENTUM_DECAYS": tuple(map(_log, rule.momentum_decays)),
+        "SECOND_MOMENT_DECAYS": second,
+        "LOG_SECOND_MOMENT_DECAYS": tuple(map(_log, second)),
+        "TIME_SCALES": scale_free_lstm.TIME_SCALES,
+        "MOMENTA": len(rule.momentum_decays),
+        "ADAM": rule.momentum_decays.index(scale_free_lstm.ADAM_MOMENTUM),
+        "BOUND": scale_free_lstm.LOG_SCALE_BOUND,
+        "SLOPE": scale_free_lstm.LOG_SCALE_SLOPE,
+        "RATE": rule.rate,
+        "HIDDEN": rule.hidden_size,
+    }
+    return constants, [
+        _unit_major(rule.cell, rule.step_weight),
+        rule.output_bias,
+        rule.output_weight.t().reshape(-1),
+    ]
+
+
+def _plan_of_lstm_l2l(rule: Any) -> Packed:
+    constants: dict[str, Any] = {
+        "THRESHOLD": math.exp(-rule.p),
+        "P": rule.p,
+        "OUTPUT_SCALE": rule.output_scale,
+        "HIDDEN": rule.hidden_size,
+        "LAYERS": rule.layers,
+    }
+    return constants, [*map(_unit_major, rule.cells), rule.output_bias, rule.output_weight.reshape(-1)]
+
+
+PLANS: dict[type[nn.Module], Callable[[Any], Packed]] = {
+    ScaleFreeLSTM: _plan_of_scale_free_lstm,
+    LSTML2L: _plan_of_lstm_l2l,
+}
+"""Rules that have a kernel. A sub-class may compute something else, and has none."""
+
+
+def _unit_major(cell: LSTMCell, context: Tensor | None = None) -> Tensor:
+    """Unit by unit: the biases of its four gates, then their weights on each feature of context, inputs and hidden."""
+    columns = [cell.bias[:, None], cell.weight] if context is None else [cell.bias[:, None], context, cell.weight]
+    matrix = torch.cat(columns, 1)  # (4 * hidden, features)
+    return matrix.view(4, cell.hidden, -1).permute(1, 2, 0).reshape(-1)
+
+
+def _log(decay: float) -> float:
+    return math.log(decay) if decay > 0 else 0.0  # without a bias to be corrected

@@ -1,0 +1,544 @@
+"""The fused kernels: values in Triton's interpreter and, if there is one, on a GPU; resources of the machine code."""
+
+import csv
+import functools
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import kernel_resources
+from learned_optim import LearnedOptimizer, fused
+from learned_optim.execution import Settings, Slot, apply_per_tensor
+from learned_optim.kernels import launch
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
+from reference import ScaleFreeLSTMReference
+from test_execution import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
+from test_rules import Build, as_reference, each, normal, randomised
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SIZES = (0, 1, 63, 64, 65, 1023, 1025)
+BLOCK = 1024
+"""Coordinates of a program in the interpreter, whose time goes by programs."""
+KERNEL_RULES: dict[str, Build] = {
+    "scale-free-lstm": ScaleFreeLSTM,
+    "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
+    "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 9),
+    "lstm-l2l": functools.partial(LSTML2L, 4),
+    "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),
+    "lstm-l2l-three-layers": functools.partial(LSTML2L, 3, layers=3),
+}
+DTYPES = [
+    pytest.param(torch.float32, torch.float32, id="float32"),
+    pytest.param(torch.float32, torch.bfloat16, id="recurrent-bfloat16"),
+    pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16"),
+    pytest.param(torch.float16, torch.float32, id="float16"),
+]
+
+
+class Place(NamedTuple):
+    """Where kernels run, and the size of a program there."""
+
+    device: str
+    block: int | None
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=needs_cuda)])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "cuda":
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        return Place("cuda", None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return Place("cpu", BLOCK)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
+    return [
+        Slot(p.to(device), g.to(device), {entry: value.to(device) for entry, value in s.items()}, n.to(device))
+        for p, g, s, n in slots
+    ]
+
+
+@torch.no_grad()
+def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, where: Place) -> None:
+    """The kernel's step of slots on the CPU, wherever it runs; parameters and states lie between poisoned margins."""
+    there = moved(slots, where.device)
+    guarded = [
+        slot._replace(
+            parameter=in_poison(slot.parameter),
+            state={entry: in_poison(value) for entry, value in slot.state.items()},
+        )
+        for slot in there
+    ]
+    fused.apply_fused(fused.plan_of(rule.to(where.device)), guarded, settings, where.block)
+    rule.cpu()
+    for slot, result in zip(slots, guarded, strict=True):
+        for old, new in zip(
+            [slot.parameter, *slot.state.values()], [result.parameter, *result.state.values()], strict=True
+        ):
+            assert_margins_are_poisoned(new)
+            old.copy_(new)
+
+
+def in_poison(tensor: Tensor, margin: int = 16) -> Tensor:
+    """A copy of the same strides in the middle of a buffer of NaN."""
+    copy = tensor.clone()  # dense
+    buffer = copy.new_full((tensor.numel() + 2 * margin,), torch.nan)
+    return torch.as_strided(buffer, tensor.shape, copy.stride(), margin).copy_(tensor)
+
+
+def assert_margins_are_poisoned(tensor: Tensor, margin: int = 16) -> None:
+    whole = torch.as_strided(tensor, (tensor.numel() + 2 * margin,), (1,), tensor.storage_offset() - margin)
+    assert whole[:margin].isnan().all()
+    assert whole[margin + tensor.numel() :].isnan().all()
+
+
+@torch.no_grad()
+def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Parameter and state after the step in float64, from the values as they are stored."""
+    reference = as_reference(rule)
+    for entry, value in slot.state.items():
+        setattr(reference, entry, value.double().numpy())
+    reference.steps_taken = int(slot.step) - 1
+    assert reference.steps_taken > 0
+    grad = slot.grad.double()
+    if settings.grad_scale is not None:
+        grad = grad / settings.grad_scale.double()
+    update = torch.from_numpy(reference.step((-grad if settings.maximize else grad).numpy()))
+    parameter = slot.parameter.double()
+    lr = float(settings.lr)
+    entries = {entry: torch.from_numpy(getattr(reference, entry)) for entry in slot.state}
+    return parameter + lr * (update - settings.weight_decay * parameter), entries
+
+
+def distances(
+    slots: Sequence[Slot], truth: Sequence[tuple[Tensor, dict[str, Tensor]]], *, interpreted: bool = False
+) -> dict[str, tuple[float, float]]:
+    """Largest and root-mean-square distance to the truth over all slots, by entry; the parameter is one.
+
+    Triton's interpreter cuts bfloat16 off instead of rounding it: one spacing is not counted there.
+    """
+    found = {}
+    for entry in ("parameter", *slots[0].state):
+        pairs = [
+            (slot.parameter, parameter) if entry == "parameter" else (slot.state[entry], state[entry])
+            for slot, (parameter, state) in zip(slots, truth, strict=True)
+        ]
+        apart = torch.cat([(one.double() - other).abs().reshape(-1) for one, other in pairs])
+        assert apart.isfinite().all()
+        if interpreted and pairs[0][0].dtype == torch.bfloat16:
+            spacing = torch.finfo(torch.bfloat16).eps * torch.cat([other.abs().reshape(-1) for _, other in pairs])
+            apart = (apart - spacing).clamp(min=0)
+        found[entry] = apart.max().item(), apart.square().mean().sqrt().item()
+    return found
+
+
+@torch.no_grad()
+def assert_as_close_as_plain(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, where: Place) -> list[Slot]:
+    """One step by the kernel and by the plain path, both held to the oracle; returns the plain path's slots."""
+    truth = [oracle_step(rule, slot, settings) for slot in slots]
+    by_kernel, plain = clones(slots), clones(slots)
+    apply_fused(rule, by_kernel, settings, where)
+    apply_per_tensor(rule, plain, settings)
+    allowed = distances(plain, truth)
+    for entry, (largest, typical) in distances(by_kernel, truth, interpreted=where.device == "cpu").items():
+        # Twice the plain path's; the largest of few values may by luck be 0 there, so one rounding of 1 is allowed too.
+        assert largest <= 2 * allowed[entry][0] + torch.finfo(torch.float32).eps, (entry, largest, allowed[entry])
+        assert typical <= 2 * allowed[entry][1] + torch.finfo(torch.float32).eps / 8, (entry, typical, allowed[entry])
+    return plain
+
+
+def slots_of(rule: UpdateRule, sizes: Sequence[int], dtype: torch.dtype, recurrent: torch.dtype) -> list[Slot]:
+    slots = as_slots(rule, [normal(size, seed=size) for size in sizes], dtype, recurrent)
+    return [slot._replace(parameter=slot.parameter * 100) for slot in slots]  # so that weight decay counts
+
+
+@each(KERNEL_RULES)
+@pytest.mark.parametrize(("dtype", "recurrent"), DTYPES)
+def test_kernel_is_not_further_from_the_truth_than_twice_the_plain_path(
+    build: Build, dtype: torch.dtype, recurrent: torch.dtype, place: Place
+) -> None:
+    rule = randomised(build()).float()
+    every_size = dtype == recurrent == torch.float32
+    slots = slots_of(rule, SIZES if every_size else (65, 1025), dtype, recurrent)
+    settings = Settings(lr=0.7, weight_decay=0.01, maximize=True)
+    for count in (2, 400) if every_size else (30,):
+        slots = [slot._replace(step=torch.tensor(float(count))) for slot in slots]
+        slots = assert_as_close_as_plain(rule, slots, settings, place)  # the next step starts from the plain path's
+
+
+def test_kernel_of_the_paper_s_size_is_not_further_from_the_truth(place: Place) -> None:
+    rule = randomised(LSTML2L()).float()
+    slots = [slot._replace(step=torch.tensor(2.0)) for slot in slots_of(rule, (65,), torch.float32, torch.float32)]
+    assert_as_close_as_plain(rule, slots, PLAIN, place)
+
+
+def test_first_steps_are_not_further_from_the_truth(place: Place) -> None:
+    # Bias corrections 1 / (1 - decay ** step) lose their digits in the first steps, if anywhere.
+    rule = randomised(ScaleFreeLSTM()).float()
+    (slot,) = as_slots(rule, [normal(500)], torch.float32)
+    slot = slot._replace(state={entry: torch.zeros_like(value) for entry, value in slot.state.items()})
+    for count in range(1, 5):
+        slot = slot._replace(step=torch.tensor(float(count)), grad=normal(500, seed=count).float())
+        truth = oracle_from_zero(rule, slot) if count == 1 else oracle_step(rule, slot, PLAIN)
+        by_kernel, plain = clones([slot]), clones([slot])
+        apply_fused(rule, by_kernel, PLAIN, place)
+        with torch.no_grad():
+            apply_per_tensor(rule, plain, PLAIN)
+        allowed = distances(plain, [truth])
+        for entry, (largest, _) in distances(by_kernel, [truth]).items():
+            assert largest <= 2 * allowed[entry][0] + torch.finfo(torch.float32).eps, (count, entry)
+        (slot,) = plain
+
+
+@torch.no_grad()
+def oracle_from_zero(rule: UpdateRule, slot: Slot) -> tuple[Tensor, dict[str, Tensor]]:
+    reference = as_reference(rule)
+    assert isinstance(reference, ScaleFreeLSTMReference)
+    update = torch.from_numpy(reference.step(slot.grad.double().numpy()))
+    return slot.parameter.double() + update, {e: torch.from_numpy(getattr(reference, e)) for e in slot.state}
+
+
+@each({"scale-free-lstm": ScaleFreeLSTM, "lstm-l2l": functools.partial(LSTML2L, 2)})
+def test_memory_that_is_not_contiguous_is_not_stepped_differently(build: Build, place: Place) -> None:
+    rule = randomised(build()).float()
+    slots = as_slots(rule, layouts(), torch.float32)
+    # Gradients in other layouts than their parameters: the other way round, and in steps of two.
+    slots = [slot._replace(grad=torch.stack([slot.grad, slot.grad], -1)[..., 0]) for slot in slots]
+    slots = [
+        slot._replace(grad=slot.grad.t().contiguous().t() if slot.grad.dim() == 2 else slot.grad) for slot in slots
+    ]
+    before = clones(slots)
+    by_kernel, plain = clones(slots), clones(slots)
+    apply_fused(rule, by_kernel, PLAIN, place)
+    apply_per_tensor(rule, plain, PLAIN)
+    assert_same_slots(by_kernel, plain, before)
+
+
+def test_view_with_gaps_is_not_overwritten_between_its_coordinates(interpreted: None) -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    (slot,) = as_slots(rule, [normal(20)], torch.float32)
+    whole = torch.arange(40.0)
+    view = whole[::2]
+    state = {entry: value.clone() for entry, value in slot.state.items()}
+    fused.apply_fused(fused.plan_of(rule), [Slot(view, slot.grad, state, FIRST)], PLAIN)
+    assert torch.equal(whole[1::2], torch.arange(1.0, 40.0, 2))
+    expected = Slot(torch.arange(0.0, 40.0, 2), slot.grad, slot.state, FIRST)
+    apply_per_tensor(rule, [expected], PLAIN)
+    torch.testing.assert_close(view, expected.parameter, rtol=1e-6, atol=1e-6)  # roundings of values up to 38
+    assert not torch.equal(view, torch.arange(0.0, 40.0, 2))
+
+
+def test_state_that_is_not_contiguous_is_refused(interpreted: None) -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
+    slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(RuntimeError, match="contiguous state"):
+        fused.apply_fused(fused.plan_of(rule), [slot], PLAIN)
+
+
+@each({"scale-free-lstm": ScaleFreeLSTM, "lstm-l2l": functools.partial(LSTML2L, 2)})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(Settings(torch.tensor(0.3), 0.01, False), id="lr-tensor"),
+        pytest.param(Settings(torch.tensor(0.3, dtype=torch.float64), 0.0, True), id="lr-float64"),
+        pytest.param(PLAIN._replace(grad_scale=torch.tensor(512.0)), id="grad-scale"),
+        pytest.param(PLAIN._replace(grad_scale=torch.tensor(3.0), found_inf=torch.tensor(0.0)), id="found-none"),
+        pytest.param(PLAIN._replace(found_inf=torch.tensor(1.0), weight_decay=0.1), id="found-inf"),
+        pytest.param(PLAIN._replace(skip_nonfinite=True, weight_decay=0.1), id="skip"),
+        pytest.param(PLAIN, id="propagate"),
+        pytest.param(PLAIN._replace(lr=0.0), id="lr-zero"),
+    ],
+)
+def test_setting_is_not_understood_differently(build: Build, settings: Settings, place: Place) -> None:
+    rule = randomised(build()).float()
+    slots = as_slots(rule, [normal(20), normal(7)], torch.float32, torch.bfloat16)
+    spoilt = {3: float("nan"), 5: float("inf"), 7: float("-inf")} if settings.lr else {}
+    for index, nonfinite in spoilt.items():
+        slots[0].grad[index] = nonfinite
+    by_kernel, plain = clones(slots), clones(slots)
+    there = settings._replace(
+        lr=settings.lr.to(place.device) if isinstance(settings.lr, Tensor) else settings.lr,
+        grad_scale=None if settings.grad_scale is None else settings.grad_scale.to(place.device),
+        found_inf=None if settings.found_inf is None else settings.found_inf.to(place.device),
+    )
+    apply_fused(rule, by_kernel, there, place)
+    apply_per_tensor(rule, plain, settings)
+    for one, other, start in zip(by_kernel, plain, slots, strict=True):
+        assert torch.equal(one.parameter.isnan(), other.parameter.isnan())
+        finite = ~other.parameter.isnan()
+        torch.testing.assert_close(one.parameter[finite], other.parameter[finite], rtol=2e-6, atol=1e-7)
+        for entry, value in other.state.items():
+            # bfloat16 hidden and cell: one rounding, 2 ** -8
+            torch.testing.assert_close(
+                one.state[entry],
+                value,
+                rtol=2e-6 if value.dtype == torch.float32 else 2**-7,
+                atol=1e-6 if value.dtype == torch.float32 else 2**-7,
+                equal_nan=True,
+            )
+        if settings.found_inf is not None and settings.found_inf:
+            assert torch.equal(one.parameter, start.parameter)
+            assert all(torch.equal(one.state[entry], start.state[entry]) for entry in one.state)
+    if settings.skip_nonfinite:
+        kept = list(spoilt)
+        assert torch.equal(by_kernel[0].parameter[kept], slots[0].parameter[kept])
+        assert all(torch.equal(by_kernel[0].state[e][:, kept], slots[0].state[e][:, kept]) for e in slots[0].state)
+
+
+def test_step_counts_of_tensors_are_not_mixed_up(place: Place) -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    slots = as_slots(rule, [normal(3), normal(4), normal(100)], torch.float32)
+    slots = [slot._replace(step=torch.tensor(float(count))) for slot, count in zip(slots, (1, 50, 7), strict=True)]
+    by_kernel, plain = clones(slots), clones(slots)
+    apply_fused(rule, by_kernel, PLAIN, place)
+    apply_per_tensor(rule, plain, PLAIN)
+    assert_same_slots(by_kernel, plain, slots)
+
+
+def test_step_counts_on_the_host_serve_tensors_elsewhere() -> None:
+    cpu = torch.device("cpu")
+    steps = [torch.tensor(3.0, device="meta") for _ in range(2)]
+    assert launch._on_device(steps, torch.device("meta")) is steps
+    counts = [torch.tensor(1.0), torch.tensor(5.0)]
+    assert [float(step) for step in launch._on_device(counts, cpu)] == [1.0, 5.0]
+    assert launch._uploaded([1, 2**40], torch.int64, cpu).tolist() == [1, 2**40]
+
+
+def test_coordinate_that_was_never_pushed_is_not_moved(place: Place) -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    (slot,) = as_slots(rule, [normal(50)], torch.float32)
+    slot.grad.zero_()
+    state = {entry: torch.zeros_like(value) for entry, value in slot.state.items()}
+    before, slot = slot.parameter.clone(), slot._replace(state=state)
+    for count in (1.0, 2.0):
+        apply_fused(rule, [slot._replace(step=torch.tensor(count))], PLAIN, place)
+    assert torch.equal(slot.parameter, before)
+
+
+def test_no_bit_of_a_coordinate_depends_on_its_neighbours(interpreted: None) -> None:
+    rule = randomised(ScaleFreeLSTM()).float()
+    (whole,) = as_slots(rule, [normal(90)], torch.float32, torch.bfloat16)
+    parts = [
+        Slot(
+            whole.parameter[first:last].clone(),
+            whole.grad[first:last],
+            {entry: value[:, first:last].clone() for entry, value in whole.state.items()},
+            FIRST,
+        )
+        for first, last in [(0, 1), (1, 40), (40, 90)]
+    ]
+    plan = fused.plan_of(rule)
+    fused.apply_fused(plan, [whole], PLAIN, 128)
+    fused.apply_fused(plan, parts[::-1], PLAIN, 16)
+    assert torch.equal(torch.cat([part.parameter for part in parts]), whole.parameter)
+    for entry, value in whole.state.items():
+        assert torch.equal(torch.cat([part.state[entry] for part in parts], 1), value)
+
+
+def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
+    # A tensor of 2 ** 33 + 5 coordinates, of which only the last five exist; a rule of one unit has no second feature.
+    import triton.language as tl
+
+    rule = randomised(LSTML2L(1, layers=1)).float()
+    (slot,) = as_slots(rule, [normal(5)], torch.float32)
+    before, expected = clones([slot]), clones([slot])
+    far, block = 2**33, 16
+    tensors = slot.parameter, slot.grad, None, slot.state["hidden"], slot.state["cell"]
+    addresses = [0 if tensor is None else tensor.data_ptr() - 4 * far for tensor in tensors]
+    plan = fused.plan_of(rule)
+    launch.kernels().lstm_l2l_step[(1,)](
+        torch.tensor([far + 5, -far // block, *addresses]),
+        torch.zeros(1, dtype=torch.int32),
+        plan.weights,
+        slot.step,
+        1.0,
+        0.0,
+        None,
+        None,
+        **plan.constants,
+        **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", "HIDDEN_DTYPE", "CELL_DTYPE"], tl.float32),
+        **dict.fromkeys(["LR_ON_DEVICE", "DECAYS", "MAXIMIZE", "SKIP_NONFINITE"], False),
+        BLOCK=block,
+        UNITS=1,
+    )
+    apply_per_tensor(rule, expected, PLAIN)
+    assert_same_slots([slot], expected, before)
+    assert not torch.equal(slot.parameter, before[0].parameter)
+
+
+def test_nothing_to_step_does_not_raise(interpreted: None) -> None:
+    plan = fused.plan_of(randomised(ScaleFreeLSTM()).float())
+    fused.apply_fused(plan, [], PLAIN)
+    fused.apply_fused(plan, as_slots(ScaleFreeLSTM(), [normal(0), normal(3, 0)], torch.float32), PLAIN)
+
+
+class TestTables:
+    def test_made_in_a_graph_is_the_one_that_is_uploaded(self) -> None:
+        rows = (5, 0, 2**47 + 8, 3, 0, 7, 300, 1, 2**46, 4, 0, 9)
+        cpu = torch.device("cpu")
+        uploaded, of_programs = launch._tables(rows, 2, 4, cpu)
+        assert uploaded.tolist() == list(rows)
+        assert of_programs.tolist() == [0, 1, 1, 1]
+        assert torch.equal(launch._in_graph(rows, cpu), uploaded)
+
+    def test_are_kept_for_the_same_addresses_only_and_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launch, "TABLES", 2)
+        launch._cache.clear()
+        cpu = torch.device("cpu")
+        first, _ = launch._tables((1, 0, 10), 1, 1, cpu)
+        assert launch._tables((1, 0, 10), 1, 1, cpu)[0] is first
+        other, _ = launch._tables((1, 0, 11), 1, 1, cpu)
+        assert other.tolist() == [1, 0, 11]
+        launch._tables((1, 0, 12), 1, 1, cpu)
+        assert len(launch._cache) == 2
+
+    def test_gradient_at_a_new_address_is_not_missed(self, interpreted: None) -> None:
+        rule = randomised(ScaleFreeLSTM()).float()
+        (slot,) = as_slots(rule, [normal(10)], torch.float32)
+        kept, expected = [slot.grad], clones([slot])
+        plan = fused.plan_of(rule)
+        for index in range(3):
+            kept.append(normal(10, seed=index).float())  # keeps the old one alive, so that its address stays taken
+            fused.apply_fused(plan, [slot._replace(grad=kept[-1])], PLAIN)
+            apply_per_tensor(rule, [expected[0]._replace(grad=kept[-1])], PLAIN)
+        torch.testing.assert_close(slot.parameter, expected[0].parameter, rtol=0, atol=1e-6)  # three steps of roundings
+
+
+class TestDispatch:
+    def test_step_of_the_optimizer_is_the_plain_one(self, interpreted: None) -> None:
+        results = []
+        for choice in (False, True):
+            parameters = [normal(3, 4).float().requires_grad_(), normal(5).bfloat16().requires_grad_()]
+            optimizer = LearnedOptimizer(parameters, weight_decay=0.01, fused=choice, state_dtype=torch.float32)
+            for count in range(3):
+                for index, parameter in enumerate(parameters):
+                    parameter.grad = normal(*parameter.shape, seed=10 * count + index).to(parameter.dtype)
+                optimizer.step()
+            results.append([parameter.detach() for parameter in parameters])
+        for one, other in zip(*results, strict=True):
+            # Roundings of three steps; the interpreter cuts bfloat16 off, three times one spacing of values below 4.
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if one.dtype == torch.float32 else 3 * 2**-6)
+
+    @pytest.mark.parametrize("choice", [None, True])
+    def test_cpu_takes_the_kernel_only_where_it_is_told_to(
+        self, choice: bool | None, interpreted: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[int] = []
+        monkeypatch.setattr("learned_optim.optimizer.apply_fused", lambda *_: calls.append(1))
+        parameter = normal(3).float().requires_grad_()
+        parameter.grad = parameter.detach().clone()
+        LearnedOptimizer([parameter], fused=choice).step()
+        assert bool(calls) == bool(choice)
+
+    def test_reason_why_not_is_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Other(ScaleFreeLSTM):
+            pass
+
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        cpu, gpu = torch.device("cpu"), torch.device("cuda")
+        assert fused.why_not(ScaleFreeLSTM(), cpu, torch.bfloat16) is None
+        assert "(Other)" in str(fused.why_not(Other(), cpu, torch.float32))
+        assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), cpu, torch.float64))
+        assert "up to 32, not 33" in str(fused.why_not(LSTML2L(33), cpu, torch.float32))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
+        monkeypatch.delenv("TRITON_INTERPRET")
+        assert "need a GPU" in str(fused.why_not(LSTML2L(), cpu, torch.float32))
+
+    @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
+    def test_compiled_step_is_the_eager_one(self, interpreted: None) -> None:
+        def trained(compiled: bool) -> Tensor:
+            parameter = normal(6).float().requires_grad_()
+            optimizer = LearnedOptimizer([parameter], fused=True)
+            step: Callable[[], Any] = optimizer.step
+            if compiled:
+                step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
+            for count in range(2):
+                parameter.grad = normal(6, seed=count).float()
+                step()
+            return parameter.detach()
+
+        assert torch.equal(trained(True), trained(False))
+
+    def test_autograd_is_told_of_the_change(self, interpreted: None) -> None:
+        parameter = normal(3).float().requires_grad_()
+        loss = parameter.square().sum()
+        parameter.grad = normal(3).float()
+        LearnedOptimizer([parameter], fused=True).step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    def test_import_of_the_optimizer_does_not_load_triton(self) -> None:
+        script = "import sys, learned_optim.fused; sys.exit('triton' in sys.modules)"
+        subprocess.run([sys.executable, "-c", script], check=True)
+
+
+class StandInDriver:
+    """What Triton asks of a driver before it compiles for the GPU: an H200 that is not there."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.slow
+@each({"scale-free-lstm": functools.partial(ScaleFreeLSTM, 1), "lstm-l2l": functools.partial(LSTML2L, 1)})
+def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
+    from triton.runtime import driver
+
+    compiled: list[Any] = []
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    kernels = launch.load_kernels(interpreted=False)
+    monkeypatch.setattr(launch, "kernels", lambda: kernels)
+    for name in launch.KERNELS.values():
+        kernel = getattr(kernels, name)
+
+        class Compiling:
+            def __getitem__(self, grid: tuple[int], kernel: Any = kernel) -> Callable[..., None]:
+                return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
+
+        monkeypatch.setattr(kernels, name, Compiling())
+    rule = randomised(build()).float()
+    every = Settings(torch.tensor(0.5), 0.1, False, True, torch.tensor(2.0), torch.tensor(0.0))
+    monkeypatch.setattr(driver, "_active", StandInDriver())
+    for settings, count in ((PLAIN, 1), (every, 2)):
+        slots = as_slots(rule, [normal(5), normal(0), normal(3)], torch.float32, torch.bfloat16)
+        slots = [slot._replace(step=torch.tensor(1.0) if count > 1 else FIRST) for slot in slots]
+        fused.apply_fused(fused.plan_of(rule), slots, settings)
+        assert len(compiled) == count
+    assert all("cubin" in kernel.asm for kernel in compiled)
+
+
+@pytest.mark.slow
+def test_machine_code_does_not_spill_nor_change_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with kernel_resources.TABLE.open() as file:
+        recorded = list(csv.DictReader(file))
+    made = [dict(zip(kernel_resources.HEADER, row, strict=True)) for row in kernel_resources.rows()]
+    for row in made:
+        assert row["spill_stores"] == row["spill_loads"] == "0", row
+    if recorded[0]["triton"] == made[0]["triton"]:  # another version brings another assembler
+        assert made == recorded, "run: python -m benchmarks.kernel_resources"
