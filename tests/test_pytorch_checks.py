@@ -44,12 +44,16 @@ class Configuration(NamedTuple):
 
 SHORT = ("default", "maximize", "capturable", "differentiable", "state_dtype")
 """Options that rules other than the default are checked with: the others do not reach the rule."""
+LRS = {rule: 0.1 if rule.startswith("lstm-l2l") else 1.0 for rule in available_rules()}
+"""The paper's rules see the scale of the gradient, which is hundreds of times that of their own tasks here."""
 CONFIGURATIONS = {
     **{f"Adam-{each.desc}": Configuration(Adam, each.kwargs, 0.001) for each in adam_inputs("cpu")},
     "Adam-foreach": Configuration(Adam, {"foreach": True}, 0.001),
     "Adam-fused": Configuration(Adam, {"fused": True}, 0.001),
     **{
-        f"{rule}-{each.desc}": Configuration(LearnedOptimizer, {"rule": rule, **each.kwargs}, 1.0)
+        f"{rule}-{each.desc}": Configuration(
+            LearnedOptimizer, {"rule": rule, "lr": LRS[rule], **each.kwargs}, LRS[rule]
+        )
         for rule in available_rules()
         for each in optimizer_inputs("cpu")
         if rule == "default" or each.desc in SHORT
