@@ -22,11 +22,11 @@ from learned_optim import __version__
 from learned_optim.checkpoint import save_rule
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.config import Config, config_from_tables
-from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
+from learned_optim.meta_train.estimators import Estimate, Trajectory
 from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.tasks.sampling import log_uniform_integer
-from learned_optim.meta_train.unroll import InnerState, start, unroll
+from learned_optim.meta_train.unroll import start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -43,12 +43,12 @@ class InnerTraining:
     """Counts the tasks drawn in this run; with the seed it determines the task."""
     horizon: int
     task: VectorizedTask
-    state: InnerState
+    state: Trajectory
 
     @property
     def finished(self) -> bool:
         """Whether the horizon is reached, or nothing is left to learn from."""
-        return int(self.state.step) >= self.horizon or not bool(self.state.parameters.isfinite().all())
+        return int(self.state.step) >= self.horizon or not bool(self.state.inner.parameters.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Trainer:
         self.averaged = config.rule.build(config.seed).to(self.device).requires_grad_(False)
         self.best = config.rule.build(config.seed).to(self.device).requires_grad_(False)
         self.families = [task.build() for task in config.tasks]
+        self.estimator = config.estimator.build()
         self.meta_optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.meta_optimizer.lr)
         self.pool: list[InnerTraining | None] = [None] * config.unroll.pool
         self.meta_step = 0
@@ -162,22 +163,13 @@ class Trainer:
     def _per_step(self) -> int:
         return self.config.unroll.windows_per_step
 
-    def _advance(self, index: int) -> MetaGradient:
+    def _advance(self, index: int) -> Estimate:
         """Take one window of a member of the pool."""
         member = self.pool[index]
         if member is None or member.finished:
             member = self.pool[index] = self._draw(stagger=member is None)
-        estimator = self.config.estimator
-        result = truncated_bptt(
-            self.rule,
-            member.task,
-            member.state,
-            self.config.unroll.truncation,
-            torch_generator(self.config.seed, "window", member.draw, int(member.state.step)),
-            meta_loss=estimator.meta_loss,
-            second_derivatives=estimator.second_derivatives,
-            replay_coordinates=estimator.replay_coordinates,
-        )
+        generator = torch_generator(self.config.seed, "window", member.draw, int(member.state.step))
+        result = self.estimator.window(self.rule, member.task, member.state, self.config.unroll.truncation, generator)
         member.state = result.state
         return result
 
@@ -207,8 +199,7 @@ class Trainer:
         if stagger and len(self.pool) > 1:
             horizon = max(settings.truncation, int(horizon * rng.random()))
         task = self._build_task(self.draws)
-        with torch.no_grad():
-            state = start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
+        state = self.estimator.start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
         return InnerTraining(self.draws, horizon, task, state)
 
     def _build_task(self, draw: int) -> VectorizedTask:
@@ -270,11 +261,12 @@ class Trainer:
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in rule.state_dict().items()}
         for index, entry in self.meta_optimizer.state_dict()["state"].items():
             tensors |= {f"meta_optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
+        tensors |= {f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()}
         members = []
         for index, member in enumerate(self.pool):
             members.append(None if member is None else {"draw": member.draw, "horizon": member.horizon})
             if member is not None:
-                tensors |= {f"pool.{index}.{name}": tensor for name, tensor in _flatten(member.state).items()}
+                tensors |= {f"pool.{index}.{name}": tensor for name, tensor in member.state.tensors().items()}
         progress = {
             "meta_step": self.meta_step,
             "draws": self.draws,
@@ -335,9 +327,12 @@ class Trainer:
             index, _, entry = name.partition(".")
             optimizer_state["state"].setdefault(int(index), {})[entry] = tensor
         self.meta_optimizer.load_state_dict(optimizer_state)
+        learned = _below("estimator.", tensors)
+        self.estimator.load_state_dict({name: tensor.to(self.device) for name, tensor in learned.items()})
         for place, member in enumerate(progress["pool"]):
             if member is not None:
-                state = _unflatten(_below(f"pool.{place}.", tensors), self.device)
+                saved = _below(f"pool.{place}.", tensors)
+                state = Trajectory.from_tensors({name: tensor.to(self.device) for name, tensor in saved.items()})
                 task = self._build_task(member["draw"])
                 self.pool[place] = InnerTraining(member["draw"], member["horizon"], task, state)
 
@@ -409,17 +404,6 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
     if received:
         signal.raise_signal(received[0])
-
-
-def _flatten(state: InnerState) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in state._asdict().items() if name != "rule_state"}
-    return tensors | {f"rule_state.{entry}": tensor for entry, tensor in state.rule_state.items()}
-
-
-def _unflatten(tensors: Mapping[str, Tensor], device: torch.device) -> InnerState:
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    plain = {name: tensor for name, tensor in moved.items() if not name.startswith("rule_state.")}
-    return InnerState(**plain, rule_state=_below("rule_state.", moved))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("unroll.rescale_range=[2,1]", "unroll: rescale_range must be a range"),
         ("unroll.windows_per_step=2", "unroll: windows_per_step cannot exceed pool, got 2 and 1"),
         ("unroll=3", "unroll: "),
-        ("estimator.name=es", r"estimator\.name: .*truncated-bptt.*got 'es'"),
+        ("estimator.name=uoro", r"estimator\.name: .*truncated-bptt.*got 'uoro'"),
         ("estimator.meta_loss=sum", r"estimator\.meta_loss: .*mean.*log.*got 'sum'"),
         ("estimator.replay_coordinates=0", r"estimator\.replay_coordinates: "),
         ("meta_optimizer.lr=0", r"meta_optimizer\.lr: .*greater than 0"),

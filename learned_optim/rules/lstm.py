@@ -50,6 +50,8 @@ class LSTMCell(nn.Module):
     def advance(self, signals: Tensor, cell: Tensor, context: Tensor | None = None) -> Tensor:
         """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and returns the new ``hidden``.
 
+        With stacks of P weights and biases in place of the parameters, all shapes begin with P.
+
         Args:
             signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
                 ``(inputs + hidden + 1, coordinates)``.
@@ -57,8 +59,8 @@ class LSTMCell(nn.Module):
             context: as above, ``(4 * hidden,)``.
         """
         bias = self.bias if context is None else self.bias + context
-        gates = torch.cat([self.weight, bias[:, None]], 1) @ signals
-        input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden])
-        input_gate, forget_gate = input_forget.sigmoid_().chunk(2)
+        gates = torch.cat([self.weight, bias.unsqueeze(-1)], -1) @ signals
+        input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden], -2)
+        input_gate, forget_gate = input_forget.sigmoid_().chunk(2, -2)
         cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
         return cell.tanh().mul_(output_gate.sigmoid_())

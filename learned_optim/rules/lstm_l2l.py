@@ -40,6 +40,7 @@ class LSTML2L(UpdateRule):
     """
 
     name = "lstm-l2l"
+    advances_particles = True
 
     def __init__(self, hidden_size: int = 20, layers: int = 2, p: float = 10.0, output_scale: float = 0.1) -> None:
         super().__init__()
@@ -100,16 +101,19 @@ class LSTML2L(UpdateRule):
     @torch.no_grad()
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
         """See :meth:`UpdateRule.advance`."""
-        one = grad.new_ones(1, len(grad))
-        signal = log_sign(grad, self.p)
+        one = torch.ones_like(grad).unsqueeze(-2)
+        signal = log_sign(grad, self.p).movedim(0, -2)
         layers = zip(
-            self.cells, state["hidden"].split(self.hidden_size), state["cell"].split(self.hidden_size), strict=True
+            self.cells,
+            state["hidden"].split(self.hidden_size, -2),
+            state["cell"].split(self.hidden_size, -2),
+            strict=True,
         )
         for lstm, hidden, stored_cell in layers:
             assert isinstance(lstm, LSTMCell)  # for the type checker
             cell = stored_cell.to(grad.dtype)
-            signal = lstm.advance(torch.cat([signal, hidden.to(grad.dtype), one]), cell)
+            signal = lstm.advance(torch.cat([signal, hidden.to(grad.dtype), one], -2), cell)
             hidden.copy_(signal)
             if cell is not stored_cell:
                 stored_cell.copy_(cell)
-        return (self.output_weight @ signal)[0].add_(self.output_bias).mul_(self.output_scale)
+        return (self.output_weight @ signal).squeeze(-2).add_(self.output_bias).mul_(self.output_scale)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
+from learned_optim.rules.base import RuleState, Settings, UpdateRule, affine, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
 
 SECOND_MOMENT_DECAYS = (0.95, 0.999)  # fast and slow; Adam's is the slow one
@@ -41,6 +41,7 @@ class ScaleFreeLSTM(UpdateRule):
 
     name = "scale-free-lstm"
     recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units and 4 momenta
+    advances_particles = True
 
     def __init__(
         self,
@@ -117,35 +118,35 @@ class ScaleFreeLSTM(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        grad = _with_finite_square(grad)
+        grad = _with_finite_square(grad).unsqueeze(-2)  # one feature
         momenta = len(self.momentum_decays)
-        signals = grad.new_empty(momenta + 2 + self.hidden_size + 1, len(grad))
-        directions, rms_ratio = signals[: momenta + 1], signals[momenta + 1]
-        hidden, one = signals[momenta + 2 : -1], signals[-1]
+        *particles, _, coordinates = grad.shape
+        signals = grad.new_empty(*particles, momenta + 2 + self.hidden_size + 1, coordinates)
+        directions, rms_ratio, hidden, one = signals.split([momenta + 1, 1, self.hidden_size, 1], -2)
+        momentum_directions, grad_direction = directions.split([momenta, 1], -2)
 
         momentum, second_moment = state["momentum"], state["second_moment"]
         momentum.lerp_(grad, _column([1 - decay for decay in self.momentum_decays], grad))
         second_moment.lerp_(grad.square(), _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
         rms = second_moment * _column(_corrections(SECOND_MOMENT_DECAYS, step), grad)
-        fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_()
-        torch.div(momentum, slow_rms, out=directions[:-1])
-        directions[:-1].mul_(_column(_corrections(self.momentum_decays, step), grad))
-        torch.div(grad, fast_rms, out=directions[-1])
+        fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_().split(1, -2)
+        torch.div(momentum, slow_rms, out=momentum_directions)
+        momentum_directions.mul_(_column(_corrections(self.momentum_decays, step), grad))
+        torch.div(grad, fast_rms, out=grad_direction)
         torch.div(fast_rms, slow_rms, out=rms_ratio).log_()
         hidden.copy_(state["hidden"])
         one.fill_(1.0)
 
         cell = state["cell"].to(grad.dtype)
         step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
-        new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features)[:, 0])
+        new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features).squeeze(-1))
         state["hidden"].copy_(new_hidden)
         if cell is not state["cell"]:
             state["cell"].copy_(cell)
-        output = torch.addmm(self.output_bias[:, None], self.output_weight, new_hidden)
-        coefficients, scale = output[:-1], output[-1]
-        coefficients[self.momentum_decays.index(ADAM_MOMENTUM)].add_(1.0)
-        direction = coefficients.mul_(directions).sum(0)
-        log_scale = scale.mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
+        coefficients, scale = affine(self.output_weight, self.output_bias, new_hidden).split([momenta + 1, 1], -2)
+        coefficients.select(-2, self.momentum_decays.index(ADAM_MOMENTUM)).add_(1.0)
+        direction: Tensor = coefficients.mul_(directions).sum(-2)
+        log_scale = scale.squeeze(-2).mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
         return direction.mul_(log_scale.exp_()).mul_(-self.rate)
 
 
