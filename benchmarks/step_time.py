@@ -16,32 +16,55 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learned_optim import LearnedOptimizer, load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.benchmark import provenance
+from learned_optim.rules.lstm_l2l import log_sign
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15  # each round times all candidates in turn, so that a disturbance hits all alike
-BLOCK_SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+BLOCK_SIZES = (2048, 4096, 8192, 16384, 32768, 65536)
 OPTIMIZERS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
     "Adam(fused)": lambda parameters: torch.optim.Adam(parameters, fused=True),
     "Adam(foreach)": lambda parameters: torch.optim.Adam(parameters, foreach=True),
     "Adam(for-loop)": lambda parameters: torch.optim.Adam(parameters, foreach=False),
     "default": lambda parameters: LearnedOptimizer(parameters),
     "lstm-l2l-mnist": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist"),
+    "loop of nn.LSTMCell(20) x 2": lambda parameters: LSTMCellLoop(parameters),
 }
 SHAPES: Mapping[str, list[tuple[int, ...]]] = {
     "1,000 tensors of 100": [(100,)] * 1000,
-    "one tensor of 1,000,000": [(1000, 1000)],
+    "one tensor of 16,000": [(160, 100)],
+    "one tensor of 160,000": [(1600, 100)],
+    "one tensor of 1,600,000": [(1600, 1000)],
     "convolutional net, 160,000 in 20 tensors": [(32, 32, 3, 3), (32,)] * 4
     + [(64, 64, 3, 3), (64,)] * 3
     + [(122, 100)]
     + [(100,)] * 5,
 }
+
+
+class LSTMCellLoop(Optimizer):
+    """The coordinatewise LSTM as it is usually written: parameter by parameter, coordinates as rows of a batch."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__(parameters, {})
+        self.first, self.second, self.output = nn.LSTMCell(2, 20), nn.LSTMCell(20, 20), nn.Linear(20, 1)
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        """One step."""
+        for parameter in self.param_groups[0]["params"]:
+            zeros = [torch.zeros(parameter.numel(), 20) for _ in range(4)]
+            h1, c1, h2, c2 = self.state[parameter].get("lstm", zeros)
+            h1, c1 = self.first(log_sign(parameter.grad.reshape(-1), 10.0).T, (h1, c1))
+            h2, c2 = self.second(h1, (h2, c2))
+            self.state[parameter]["lstm"] = [h1, c1, h2, c2]
+            parameter.add_(0.1 * self.output(h2).view(parameter.shape))
 
 
 def parameters_with_grads(shapes: list[tuple[int, ...]]) -> list[Tensor]:

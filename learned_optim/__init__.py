@@ -4,9 +4,33 @@
 >>> optimizer = LearnedOptimizer(model.parameters())
 """
 
-from learned_optim.checkpoint import available_rules, load_rule, save_rule
-from learned_optim.optimizer import LearnedOptimizer
-from learned_optim.rules import UpdateRule
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from learned_optim.checkpoint import available_rules, load_rule, save_rule
+    from learned_optim.optimizer import LearnedOptimizer
+    from learned_optim.rules import UpdateRule
+else:
+    _MODULES = {
+        "LearnedOptimizer": "optimizer",
+        "UpdateRule": "rules",
+        "available_rules": "checkpoint",
+        "load_rule": "checkpoint",
+        "save_rule": "checkpoint",
+    }
+
+    def __getattr__(name):
+        """Import a public name when it is first used: ``learned-optim --help`` need not wait for torch."""
+        import importlib
+
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_MODULES})
+
 
 __version__ = "0.1.0"
 

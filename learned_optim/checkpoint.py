@@ -36,13 +36,16 @@ def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] 
         rule: the rule, on any device.
         path: file to write, by custom ``NAME.safetensors``.
         provenance: anything JSON can hold: tasks, configuration, seed, cost, results.
+
+    Raises:
+        ValueError: the provenance holds a number that is infinite or NaN, which JSON does not know.
     """
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "architecture": rule.name,
         "settings": json.dumps(dict(rule.settings)),
-        "provenance": json.dumps(dict(provenance or {})),
+        "provenance": json.dumps(dict(provenance or {}), allow_nan=False),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
     write_atomically(Path(path), save(tensors, metadata))

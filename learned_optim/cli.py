@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from learned_optim import __version__, available_rules
-from learned_optim.checkpoint import load_rule, read_provenance
+from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
@@ -109,11 +108,13 @@ def _meta_train(options: argparse.Namespace) -> None:
     _need("train", "pydantic", "tqdm", "tensorboard")
     import torch
 
-    from learned_optim.meta_train.config import load_config
+    from learned_optim.meta_train.config import differences, load_config
     from learned_optim.meta_train.progress import run_with_progress
     from learned_optim.meta_train.trainer import Trainer
 
-    sys.path.insert(0, str(Path.cwd()))  # task families of the user's own, as with "python -m"
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)  # task families of the user's own, as with "python -m"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
@@ -130,6 +131,13 @@ def _meta_train(options: argparse.Namespace) -> None:
     else:
         folder = _run_to_resume(options)
         trainer = Trainer.resume(folder, options.device)
+        if options.config is not None:
+            given = load_config(options.config, options.set, resuming=True)
+            if different := differences(trainer.config, given):
+                raise CommandError(
+                    f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
+                    f"continue that as it began with --resume {folder}, or start a new run with --output"
+                )
         print(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
     try:
         run_with_progress(trainer)
@@ -137,13 +145,18 @@ def _meta_train(options: argparse.Namespace) -> None:
         if (folder / "checkpoint.safetensors").exists():
             print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
-    print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+    if (folder / "best.safetensors").exists():
+        print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+    else:
+        print(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
 
 
 def _run_to_resume(options: argparse.Namespace) -> Path:
-    if options.set:
+    if options.set and options.config is None:
         raise CommandError("--set cannot change a run that has begun; start a new one")
     if options.resume is not True:
+        if options.output is not None:
+            raise CommandError("a run is continued in its own folder: leave out --output")
         return Path(options.resume)
     if options.output is None and options.config is None:
         raise CommandError("which run? --resume RUN")
@@ -152,8 +165,10 @@ def _run_to_resume(options: argparse.Namespace) -> Path:
 
 def _benchmark(options: argparse.Namespace) -> None:
     _need("bench", "pydantic", "sklearn", "matplotlib")
+    from learned_optim import available_rules
+    from learned_optim.checkpoint import load_rule
     from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
-    from learned_optim.meta_train.evaluation import BASELINES, RATES
+    from learned_optim.meta_train.evaluation import BASELINES, HIGHER_RATES, RATES
     from learned_optim.meta_train.plots import plot_comparison
 
     if options.list:
@@ -170,8 +185,16 @@ def _benchmark(options: argparse.Namespace) -> None:
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    rules = [_rule_argument(rule) for rule in options.rule or ()]
-    settings = {"command": "learned-optim benchmark", "problems": problems, "seeds": options.seeds, "rates": RATES}
+    for rule in options.rule or ():
+        load_rule(rule)  # fail before hours of tuning, not after
+    rules = [rule if rule in available_rules() else Path(rule) for rule in options.rule or ()]
+    settings = {
+        "command": "learned-optim benchmark",
+        "problems": problems,
+        "seeds": options.seeds,
+        "rates": RATES,
+        "rates_tried_above_if_the_highest_is_best": [rate for rate in HIGHER_RATES if rate > max(RATES)],
+    }
     results: dict[str, list[Curve]] = {}
     figure = options.output / "comparison.png"
     for name in problems:
@@ -187,12 +210,9 @@ def _benchmark(options: argparse.Namespace) -> None:
     print("written: " + ", ".join(str(path) for path in (*paths, figure)))
 
 
-def _rule_argument(rule: str) -> str | Path:
-    load_rule(rule)  # fail before hours of tuning, not after
-    return rule if rule in available_rules() else Path(rule)
-
-
 def _rules(options: argparse.Namespace) -> None:
+    from learned_optim.checkpoint import available_rules, load_rule, read_provenance
+
     for name in available_rules():
         rule = load_rule(name)
         parameters = sum(parameter.numel() for parameter in rule.parameters())
@@ -212,7 +232,7 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
-    from learned_optim.meta_train.data import fetch
+    from learned_optim.meta_train.fetch import fetch
 
     print(fetch(options.name, options.output))
 

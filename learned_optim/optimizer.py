@@ -4,6 +4,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
 
@@ -194,8 +195,8 @@ class LearnedOptimizer(Optimizer):
             together[key].append(_local(slot) if sharded else slot)
         apply = apply_per_tensor if group["differentiable"] else apply_in_blocks
         for (device, dtype, _), slots in together.items():
-            with torch.autocast(device.type, enabled=False):
-                apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, settings)
+            with _without_autocast(device):
+                apply(self._placed_rules[device, _arithmetic_dtype(dtype)], slots, _on(device, settings))
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
@@ -365,6 +366,22 @@ def _count(steps: list[Tensor], found_inf: Tensor | None) -> None:
         torch._foreach_add_(steps, torch.ones((), device="cpu", dtype=torch.float32), alpha=1.0)  # a number is slower
     else:
         torch._foreach_add_(steps, 1.0)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # such as "meta"
+
+
+def _on(device: torch.device, settings: Settings) -> Settings:
+    """With the scaler's tensors, which are on one device whatever the parameters are on, moved to that of a call."""
+    if settings.found_inf is None:
+        return settings
+    scale = settings.grad_scale
+    return settings._replace(
+        grad_scale=None if scale is None else scale.to(device), found_inf=settings.found_inf.to(device)
+    )
 
 
 def _capturing() -> bool:

@@ -18,10 +18,12 @@ import torch
 import learned_optim
 from learned_optim import LearnedOptimizer
 from learned_optim.files import write_atomically
-from learned_optim.meta_train.evaluation import BASELINES, RATES, Problem, final_loss, mean_and_band
+from learned_optim.meta_train.evaluation import BASELINES, RATES, Edge, Problem, final_loss, mean_and_band
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily, TaskFamily
 
-TUNING_SEED, COMPARISON_SEED = 1, 2  # different tasks, starting points and batches
+TUNING_SEED, COMPARISON_SEED = 1, 2  # the same architecture, other starting points, batches and random problems
+
+EDGE_MARK = "*"  # behind a rate at an edge of the tried ones
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Curve:
     """Mean loss of the last tenth of the steps."""
     final_low: float
     final_high: float
+    edge: Edge | None = None
+    """End of the tried rates at which a baseline's rate lies: it may be understated. None: inside, or a rule."""
 
     @property
     def is_baseline(self) -> bool:
@@ -88,14 +92,17 @@ def compare(
     tuning_seeds: int | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> list[Curve]:
-    """Tune each baseline on tasks of its own, then run baselines and rules on the same fresh tasks.
+    """Tune each baseline on training runs of its own, then take baselines and rules through the same fresh ones.
+
+    All runs train the same architecture: see :class:`~learned_optim.meta_train.evaluation.Problem`.
 
     Args:
         comparison: the problem.
         rules: names or paths; taken as they are, nothing about them is tuned.
         seeds: training runs of each optimizer.
         baselines: names from :data:`BASELINES`.
-        rates: grid on which each baseline's rate is chosen for the lowest mean final loss.
+        rates: grid on which each baseline's rate is chosen for the lowest mean final loss; extended upwards, up to 30,
+            while its highest rate is the best. A baseline whose rate still lies at an edge is flagged.
         tuning_seeds: training runs for each rate; None: as many as ``seeds``, but at most 32.
         report: called with a line of progress now and then.
     """
@@ -104,9 +111,10 @@ def compare(
     curves = []
     for name in baselines:
         report(f"{comparison.title}: tuning {name} over {len(rates)} rates")
-        rate = tuning.tune(name, rates).rate
-        make = BASELINES[name]
-        curves.append(_curve(name, rate, problem.run(lambda parameters, make=make, rate=rate: make(parameters, rate))))  # type: ignore[misc]
+        tuned = tuning.tune(name, rates)
+        make, rate = BASELINES[name], tuned.rate
+        losses = problem.run(lambda parameters, make=make, rate=rate: make(parameters, rate))  # type: ignore[misc]
+        curves.append(_curve(name, rate, losses, tuned.edge))
     for rule in rules:
         name = rule.stem if isinstance(rule, Path) else rule
         report(f"{comparison.title}: running {name}")
@@ -120,22 +128,31 @@ def best_baseline(curves: Iterable[Curve]) -> Curve:
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """Final losses, best first, with their ratio to the best baseline, as aligned text."""
+    """Final losses, best first, with their ratio to the best baseline, as aligned text with notes below."""
     best = best_baseline(curves).final
     rows = [("optimizer", "rate", "final loss", "95% band", "/ best tuned")]
     for curve in sorted(curves, key=lambda curve: curve.final):
-        rate = f"{curve.rate:g}" if curve.is_baseline else "none to tune"
+        rate = f"{curve.rate:g}{EDGE_MARK if curve.edge else ''}" if curve.is_baseline else "none to tune"
         band = f"{curve.final_low:.4g} ... {curve.final_high:.4g}"
         rows.append((curve.optimizer, rate, f"{curve.final:.4g}", band, f"{curve.final / best:.2f}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    notes = [
+        f"{EDGE_MARK} {curve.optimizer}: the best rate lies at the {curve.edge} edge of those tried, "
+        "a rate beyond it may be better: this baseline may be understated"
+        for curve in curves
+        if curve.edge
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], *notes])
 
 
 def save_results(results: Mapping[str, Sequence[Curve]], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
-    """Write ``summary.csv``, ``curves.csv`` and ``provenance.json``; returns their paths."""
+    """Write ``summary.csv``, ``curves.csv`` and ``provenance.json``; returns their paths.
+
+    The summary's column ``edge`` says "lower" or "upper" where a baseline's best rate lies at that end of those tried.
+    """
     summary: list[tuple[str, ...]] = [
-        ("problem", "optimizer", "rate", "final_loss", "band_low", "band_high", "ratio_to_best_baseline")
+        ("problem", "optimizer", "rate", "final_loss", "band_low", "band_high", "ratio_to_best_baseline", "edge")
     ]
     curves: list[tuple[str, ...]] = [("problem", "optimizer", "rate", "step", "mean_loss", "band_low", "band_high")]
     for problem, problem_curves in results.items():
@@ -143,7 +160,7 @@ def save_results(results: Mapping[str, Sequence[Curve]], folder: Path, settings:
         for curve in problem_curves:
             key = (problem, curve.optimizer, "" if curve.rate is None else f"{curve.rate:g}")
             numbers = (curve.final, curve.final_low, curve.final_high, curve.final / best)
-            summary.append((*key, *(f"{number:.6g}" for number in numbers)))
+            summary.append((*key, *(f"{number:.6g}" for number in numbers), curve.edge or ""))
             for step, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True)):
                 curves.append((*key, str(step), *(f"{value:.6g}" for value in values)))
     write_atomically(folder / "summary.csv", _csv(summary))
@@ -167,10 +184,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _curve(name: str, rate: float | None, losses: np.ndarray) -> Curve:
+def _curve(name: str, rate: float | None, losses: np.ndarray, edge: Edge | None = None) -> Curve:
     mean, low, high = mean_and_band(losses)
     final, final_low, final_high = (float(value[0]) for value in mean_and_band(final_loss(losses)[None]))
-    return Curve(name, rate, mean, low, high, final, final_low, final_high)
+    return Curve(name, rate, mean, low, high, final, final_low, final_high, edge)
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:

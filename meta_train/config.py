@@ -48,7 +48,17 @@ class RuleConfig(_Strict):
     """Weights to start from: a shipped rule's name or a path. None: fresh ones."""
 
     def build(self, seed: int) -> UpdateRule:
-        """The rule at the start of meta-training."""
+        """The rule at the start of meta-training: fresh, or with the weights of ``start_from``."""
+        rule = self.fresh(seed)
+        if self.start_from is not None:
+            try:
+                rule.load_state_dict(load_rule(self.start_from).state_dict())
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"rule.start_from: {' '.join(str(error).split())}") from error
+        return rule
+
+    def fresh(self, seed: int) -> UpdateRule:
+        """The rule with random weights, whatever ``start_from`` says; reads no file."""
         if self.architecture not in ARCHITECTURES:
             raise ConfigError(f"rule.architecture: {_unknown(self.architecture, ARCHITECTURES)}")
         try:
@@ -56,11 +66,6 @@ class RuleConfig(_Strict):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"rule.settings: {error}") from error
         rule.reset_parameters(seed)
-        if self.start_from is not None:
-            try:
-                rule.load_state_dict(load_rule(self.start_from).state_dict())
-            except (OSError, RuntimeError, ValueError) as error:
-                raise ConfigError(f"rule.start_from: {' '.join(str(error).split())}") from error
         return rule
 
 
@@ -77,8 +82,10 @@ class TaskConfig(_Strict):
 
     def build(self) -> TaskFamily:
         """The family with its options checked."""
-        cls = _family_class(self.family)
-        return _checked(cls, self.options, f"tasks[{self.family}]")
+        family = _checked(_family_class(self.family), self.options, f"tasks[{self.family}]")
+        if family.evaluation_only:
+            raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
+        return family
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,10 @@ class UnrollConfig(_Strict):
     instances: Count = 16
     """Copies of a task that advance together, each with its own starting point and data."""
     pool: Count = 1
-    """Inner trainings under way at a time, at staggered stages; they advance in turn."""
+    """Inner trainings under way at a time; they advance in turn."""
+    stagger: bool = True
+    """Whether a pool of several starts spread over all stages. Its first members then run ahead, without
+    meta-gradient, when their turn comes first: at most a horizon each. If not, late stages take a horizon to appear."""
     windows_per_step: Count = 1
     """Members of the pool whose meta-gradients are averaged for one meta-step."""
     rescale: Probability = 0.0
@@ -188,11 +198,13 @@ class Config(_Strict):
 
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
     """Read a TOML file, or a shipped configuration by name, and apply ``key.path=value`` overrides.
+
+    ``resuming``: see :func:`config_from_tables`.
 
     Raises:
         ConfigError: file missing or not TOML, unknown key, wrong type, or a value out of range.
@@ -204,19 +216,49 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(tables, override)
-    return config_from_tables(tables, str(source))
+    return config_from_tables(tables, str(source), resuming=resuming)
 
 
-def config_from_tables(tables: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Check nested tables, as TOML gives them, and build the configuration."""
+def config_from_tables(tables: Mapping[str, Any], source: str = "configuration", *, resuming: bool = False) -> Config:
+    """Check nested tables, as TOML gives them, and build the configuration.
+
+    ``resuming`` leaves out what is needed only at the start of a run: the weights in ``rule.start_from``.
+    """
     tables = dict(tables)
     if isinstance(tables.get("tasks"), list):
         tables["tasks"] = [_gather_options(entry) for entry in tables["tasks"]]
     config = _checked(Config, tables, source)
-    config.rule.build(config.seed)
+    if resuming:
+        config.rule.fresh(config.seed)
+    else:
+        config.rule.build(config.seed)
     for task in config.tasks:
         task.build()
+    try:
+        config.to_json()
+    except (TypeError, ValueError) as error:  # dates and times; infinity and NaN
+        raise ConfigError(f"{source}: only finite numbers, strings, booleans, lists and tables: {error}") from error
     return config
+
+
+def differences(first: Config, second: Config) -> list[str]:
+    """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count."""
+    tables = [{**json.loads(config.to_json()), "description": ""} for config in (first, second)]
+    return _differences(tables[0], tables[1])
+
+
+def _differences(first: Any, second: Any, place: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [*first, *(key for key in second if key not in first)]
+        return [
+            line
+            for key in keys
+            for line in _differences(first.get(key), second.get(key), f"{place}.{key}" if place else key)
+        ]
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [line for index, pair in pairs for line in _differences(*pair, f"{place}[{index}]")]
+    return [] if first == second else [f"{place}: {json.dumps(first)}, not {json.dumps(second)}"]
 
 
 def shipped_configs() -> dict[str, Path]:

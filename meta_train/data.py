@@ -1,24 +1,16 @@
-"""Small image data sets: find them, load them in fixed splits, download them once and checked."""
+"""Small image data sets: find them, and load them in fixed splits."""
 
 import functools
 import gzip
-import hashlib
 import math
 import os
 import struct
-import sys
-import tarfile
-import urllib.error
-import urllib.request
-import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +20,9 @@ from torch import Tensor
 SPLITS = ("train", "validation", "test")
 CLASSES = 10  # of every data set here
 
-_CHUNK = 1 << 20  # bytes read at a time
-_TIMEOUT = 30.0  # seconds without a byte after which an address counts as dead
-
 
 class DataNotFoundError(FileNotFoundError):
     """A data set is in none of the places searched; the message names them and the command that fetches it."""
-
-
-class FetchError(OSError):
-    """No address gave a file whole and unchanged; the message names each one, why, and what to do."""
 
 
 class Images(NamedTuple):
@@ -57,9 +42,9 @@ class DataSet:
         name: its name, and that of its folder.
         description: one line.
         licence: licence and citation.
-        note: a restriction on its use, or nothing.
+        note: why nothing may be meta-trained on it, or nothing; configurations then refuse it.
         layouts: alternative sets of files, relative to the folder, of which one must be there.
-        downloads: name and SHA-256 of each file that :func:`fetch` downloads; archives become the first layout.
+        downloads: name and SHA-256 of each file that has to be fetched; archives become the first layout.
         mirrors: addresses that hold them, in the order in which they are tried.
     """
 
@@ -146,13 +131,13 @@ def find(name: str, path: str | Path | None = None) -> Path:
         ValueError: the name is unknown, or the data set has no folder.
         DataNotFoundError: it is in none of these places, or incomplete.
     """
-    data_set = _data_set(name)
+    data_set = data_set_named(name)
     if not data_set.layouts:
         raise ValueError(f"data set {name!r} has no folder: {data_set.description}")
     places = [Path(place) for place in (path, os.environ.get("LEARNED_OPTIM_DATA"), cache_folder()) if place]
     folders = [place.expanduser() / name for place in places]
     for folder in folders:
-        if any(not _missing(layout, folder) for layout in data_set.layouts):
+        if any(not missing_files(layout, folder) for layout in data_set.layouts):
             return folder
     raise DataNotFoundError(
         f"data set {name!r} not found; looked in: {', '.join(_describe(data_set, folder) for folder in folders)}; "
@@ -161,17 +146,19 @@ def find(name: str, path: str | Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where :func:`fetch` puts data sets: ``learned_optim/data`` in the user's cache."""
+    """Where :mod:`learned_optim.meta_train.fetch` puts data sets: ``learned_optim/data`` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "learned_optim" / "data"
 
 
-def _data_set(name: str) -> DataSet:
+def data_set_named(name: str) -> DataSet:
+    """The entry of :data:`DATA_SETS`; raises ``ValueError`` if there is none."""
     if name not in DATA_SETS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(DATA_SETS))}")
     return DATA_SETS[name]
 
 
-def _missing(layout: tuple[str, ...], folder: Path) -> list[str]:
+def missing_files(layout: tuple[str, ...], folder: Path) -> list[str]:
+    """Files of a layout that are not in ``folder``."""
     return [file for file in layout if not (folder / file).is_file()]
 
 
@@ -179,8 +166,8 @@ def _describe(data_set: DataSet, folder: Path) -> str:
     """A folder that was searched in vain, and what it lacks."""
     if not folder.is_dir():
         return f"{folder} (no such folder)"
-    nearest = min(data_set.layouts, key=lambda layout: len(_missing(layout, folder)) / len(layout))
-    return f"{folder} (without {_missing(nearest, folder)[0]})"
+    nearest = min(data_set.layouts, key=lambda layout: len(missing_files(layout, folder)) / len(layout))
+    return f"{folder} (without {missing_files(nearest, folder)[0]})"
 
 
 def load(name: str, split: str, path: str | Path | None = None) -> Images:
@@ -210,7 +197,7 @@ def load(name: str, split: str, path: str | Path | None = None) -> Images:
         DataNotFoundError: see :func:`find`.
         ImportError: ``digits`` without scikit-learn.
     """
-    data_set = _data_set(name)
+    data_set = data_set_named(name)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not data_set.layouts:
@@ -291,7 +278,7 @@ _CIFAR10_SHAPE = (3, 32, 32)
 
 @functools.cache
 def _cifar10(name: str, folder: Path, test: bool) -> dict[str, Images]:
-    if _missing(_CIFAR10_TRAIN + _CIFAR10_TEST, folder):
+    if missing_files(_CIFAR10_TRAIN + _CIFAR10_TEST, folder):
         return _cifar10_subset(name, folder, test)
     # A record is a label and 3,072 pixels: red, green and blue, each by rows.
     records = np.concatenate(
@@ -351,191 +338,3 @@ def _checked_labels(name: str, path: Path, labels: np.ndarray) -> np.ndarray:
 
 def _damaged(name: str, path: Path, problem: str) -> ValueError:
     return ValueError(f"{path} {problem}; delete it and run 'learned-optim data fetch {name}'")
-
-
-def fetch(
-    name: str,
-    destination: str | Path | None = None,
-    *,
-    progress: bool = True,
-    mirrors: Sequence[str] | None = None,
-) -> Path:
-    """Download a data set and return its folder.
-
-    Every file is checked, and appears under its name whole or not at all. Files that are there already are kept if
-    their checksum is right. An interrupted download leaves a ``.part``, from which the next one continues.
-    Archives are removed once unpacked; unpacked files are kept if all are there.
-
-    Args:
-        name: one of :data:`DATA_SETS`.
-        destination: the folder to put ``name/`` in; default: :func:`cache_folder`.
-        progress: show a progress bar on a terminal, if tqdm is installed.
-        mirrors: addresses of folders to download from, in this order, instead of the official ones.
-
-    Raises:
-        ValueError: the name is unknown, or there is nothing to download.
-        FetchError: no address gave the file whole and unchanged.
-    """
-    data_set = _data_set(name)
-    if not data_set.downloads:
-        raise ValueError(f"data set {name!r} needs no download: {data_set.description}")
-    folder = (cache_folder() if destination is None else Path(destination).expanduser()) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, sha256 in data_set.downloads.items():
-        archive = file.endswith(".tar.gz")
-        if archive and not _missing(data_set.layouts[0], folder):
-            continue
-        _download(name, folder / file, sha256, mirrors or data_set.mirrors, progress)
-        if archive:
-            _unpack(folder / file, data_set.layouts[0])
-    return folder
-
-
-class _AddressError(Exception):
-    """Why an address did not give a file."""
-
-
-class _UselessPartError(_AddressError):
-    """What was downloaded cannot become the file, so it is not worth keeping."""
-
-
-def _download(name: str, target: Path, sha256: str, mirrors: Sequence[str], progress: bool) -> None:
-    """Get a file from the first mirror that has it."""
-    if target.is_file() and _sha256(target) == sha256:
-        return
-    failures = []
-    for mirror in mirrors:
-        address = f"{mirror.rstrip('/')}/{target.name}"
-        try:
-            _download_from(address, target, sha256, progress)
-            return
-        except _AddressError as error:
-            failures.append(f"{address} ({error})")
-    again = " and run this again to continue" if _part(target).exists() else ""
-    raise FetchError(
-        f"cannot fetch {name!r}: {'; '.join(failures)}; "
-        f"check the network{again}, or put the files by hand in {target.parent}"
-    )
-
-
-def _download_from(address: str, target: Path, sha256: str, progress: bool) -> None:
-    """Continue or start a ``.part``, check it, and give it its name."""
-    part = _part(target)
-    may_start_afresh = part.exists()  # once: what was there may be at fault
-    while True:
-        try:
-            _receive(address, part, progress)
-            # Copied while it is checked: whatever another process does to the .part, what is published was checked.
-            with part.open("rb") as stream:
-                _write_whole(target, _checked(stream, sha256))
-            part.unlink(missing_ok=True)
-            return
-        except _UselessPartError:
-            part.unlink(missing_ok=True)
-            if not may_start_afresh:
-                raise
-            may_start_afresh = False
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(f"{target.name}.part")
-
-
-def _receive(address: str, part: Path, progress: bool) -> None:
-    """Append what is missing; where the server cannot continue, start again."""
-    offset = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={offset}-"} if offset else {})
-    with _address_errors():
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    with response:
-        continued = response.status == 206  # Partial Content
-        start = offset if continued else 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        with part.open("ab" if continued else "wb") as stream, _bar(progress, part.stem, total, start) as advance:
-            for chunk in _chunks(response):
-                stream.write(chunk)
-                advance(len(chunk))
-    if total is not None and part.stat().st_size < total:
-        raise _AddressError(f"the connection closed after {part.stat().st_size} of {total} bytes")
-
-
-@contextmanager
-def _address_errors() -> Iterator[None]:
-    """Turn what can go wrong on the network, and only that, into the reason why an address failed."""
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        error.close()
-        failure = _UselessPartError if error.code == 416 else _AddressError  # 416: nothing follows the .part
-        raise failure(f"HTTP {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise _AddressError(str(error.reason)) from error
-    except (HTTPException, OSError) as error:
-        raise _AddressError(str(error) or type(error).__name__) from error
-
-
-def _chunks(response: BinaryIO) -> Iterator[bytes]:
-    while True:
-        with _address_errors():
-            chunk = response.read(_CHUNK)
-        if not chunk:
-            return
-        yield chunk
-
-
-@contextmanager
-def _bar(progress: bool, name: str, total: int | None, start: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar in bytes, on a terminal and with tqdm; else nothing."""
-    if progress and sys.stderr.isatty():
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            pass
-        else:
-            with tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=name) as bar:
-                yield bar.update
-            return
-    yield lambda count: None
-
-
-def _checked(stream: BinaryIO, sha256: str) -> Iterator[bytes]:
-    """Chunks of a stream; at its end an error unless they have this checksum."""
-    digest = hashlib.sha256()
-    while chunk := stream.read(_CHUNK):
-        digest.update(chunk)
-        yield chunk
-    if digest.hexdigest() != sha256:
-        raise _UselessPartError(f"SHA-256 is {digest.hexdigest()} instead of {sha256}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_whole(target: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that nobody ever sees a part of it under its name."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as stream:
-            stream.writelines(chunks)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unpack(archive: Path, files: Sequence[str]) -> None:
-    """Unpack these regular files, and nothing else, beside an archive; then remove it."""
-    with tarfile.open(archive) as members:
-        for member in members:
-            if member.isreg() and member.name in files and (stream := members.extractfile(member)) is not None:
-                target = archive.parent / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with stream:
-                    _write_whole(target, iter(functools.partial(stream.read, _CHUNK), b""))
-    if missing := _missing(tuple(files), archive.parent):
-        raise FetchError(f"{archive} lacks {', '.join(missing)}; delete it and fetch it again")
-    archive.unlink()

@@ -1,7 +1,7 @@
 """Training tasks with real optimizers, many seeds at a time, to compare them."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 RATES = tuple(float(f"{mantissa}e{exponent}") for exponent in range(0, -6, -1) for mantissa in (3, 1))[1:]
 """The grid 1, 0.3, 0.1, ... 1e-5 on which baselines are tuned."""
 
+HIGHER_RATES = (1.0, 3.0, 10.0, 30.0)
+"""Tried one by one above a grid whose highest rate is its best: SGD's best rate on small networks often exceeds 1."""
+
 BASELINES: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
     "Adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
     "RMSprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
@@ -27,13 +30,23 @@ BASELINES: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
 """Hand-designed optimizers, apart from the rate at PyTorch's defaults; NAG's momentum is the customary 0.9."""
 
 
+Edge = Literal["lower", "upper"]
+
+
 class Tuned(NamedTuple):
-    """A baseline at the best rate of a grid."""
+    """A baseline at the best of the rates that were tried."""
 
     name: str
     rate: float
     scores: dict[float, float]
     """Score of every rate on the tuning seeds."""
+
+    @property
+    def edge(self) -> Edge | None:
+        """The end of the tried rates at which the best one lies, if any: a rate beyond it might do better."""
+        if self.rate == min(self.scores):
+            return "lower"
+        return "upper" if self.rate == max(self.scores) else None
 
 
 def train(task: VectorizedTask, make_optimizer: MakeOptimizer, steps: int, generator: torch.Generator) -> np.ndarray:
@@ -68,19 +81,27 @@ def final_loss(losses: np.ndarray) -> np.ndarray:
 
 
 class Problem:
-    """A fixed set of tasks of one family on which optimizers are compared.
+    """Training runs of one task on which optimizers are compared.
+
+    The task (architecture, batch size: whatever the family draws) depends on ``draw`` alone, so that problems of two
+    seeds, one to tune on and one to compare on, hold the same task: a rate that is tuned on one architecture says
+    little about another. A family with ranges is a distribution: compare on several draws.
 
     Args:
-        family: where the tasks come from.
+        family: where the task comes from.
         seeds: number of training runs.
         steps: length of each.
-        seed: determines the tasks, their starting points and batches: the same for every optimizer.
+        seed: determines what differs between the runs, namely starting points, batches and random problems such as a
+            quadratic's matrix; the same for every optimizer.
         split: part of the data.
+        draw: which task of the family; of no effect if the family draws nothing.
     """
 
-    def __init__(self, family: TaskFamily, seeds: int, steps: int, seed: int, split: Split = "test") -> None:
+    def __init__(
+        self, family: TaskFamily, seeds: int, steps: int, seed: int, split: Split = "test", draw: int = 0
+    ) -> None:
         self.steps, self.seed = steps, seed
-        task = family.sample(numpy_generator(seed, "comparison task"), split)
+        task = family.sample(numpy_generator(draw, "comparison task"), split)
         self.task = VectorizedTask(task, seeds, derive_seed(seed, "comparison instances"))
 
     def run(self, make_optimizer: MakeOptimizer) -> np.ndarray:
@@ -89,13 +110,24 @@ class Problem:
             return train(self.task, make_optimizer, self.steps, torch_generator(self.seed, "comparison batches"))
 
     def tune(self, name: str, rates: Iterable[float] = RATES) -> Tuned:
-        """The rate with the lowest mean final loss; run this on a problem of another seed than the comparison's."""
+        """The rate with the lowest mean final loss; run this on a problem of another seed than the comparison's.
+
+        While the highest rate is the best, those of :data:`HIGHER_RATES` above it are tried too. Where all rates
+        diverge, the lowest is taken.
+        """
+        scores = {rate: self._score(name, rate) for rate in rates}
+
+        def best() -> float:
+            return min(scores, key=lambda rate: (scores[rate], rate))
+
+        for rate in HIGHER_RATES:
+            if rate > max(scores) == best():
+                scores[rate] = self._score(name, rate)
+        return Tuned(name, best(), scores)
+
+    def _score(self, name: str, rate: float) -> float:
         make = BASELINES[name]
-        scores: dict[float, float] = {}
-        for rate in rates:
-            losses = self.run(lambda parameters, rate=rate: make(parameters, rate))  # type: ignore[misc]
-            scores[rate] = float(final_loss(losses).mean())
-        return Tuned(name, min(scores, key=lambda rate: scores[rate]), scores)
+        return float(final_loss(self.run(lambda parameters: make(parameters, rate))).mean())
 
 
 def mean_and_band(

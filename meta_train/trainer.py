@@ -1,38 +1,44 @@
 """The meta-training loop: a pool of inner trainings, a meta-optimizer, validation, checkpoints, logs."""
 
 import contextlib
-import csv
-import io
+import copy
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from learned_optim import __version__
 from learned_optim.checkpoint import save_rule
-from learned_optim.files import write_atomically
 from learned_optim.meta_train.config import Config, config_from_tables
 from learned_optim.meta_train.estimators import Estimate, Trajectory
+from learned_optim.meta_train.run_checkpoint import (
+    RunCheckpoint,
+    below,
+    finite_or_none,
+    flatten,
+    read_checkpoint,
+    unflatten,
+    write_checkpoint,
+)
+from learned_optim.meta_train.run_log import Progress, RunLog
 from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.tasks.sampling import log_uniform_integer
-from learned_optim.meta_train.unroll import start, unroll
+from learned_optim.meta_train.unroll import InnerState, start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
-DIVERGED = 10.0  # a final loss counts as at most this many initial losses,
-SOLVED = 1e-3  # and as at least this fraction of one
+DIVERGED = 10.0  # initial losses: a final loss counts as at most so much, and a training that stays above is given up
+SOLVED = 1e-3  # initial losses: a final loss counts as at least so much
 
 
 @dataclass
@@ -44,31 +50,25 @@ class InnerTraining:
     horizon: int
     task: VectorizedTask
     state: Trajectory
+    diverged: bool = False
+    """Whether an instance's loss was far above its initial one for a whole window."""
 
     @property
     def finished(self) -> bool:
         """Whether the horizon is reached, or nothing is left to learn from."""
-        return int(self.state.step) >= self.horizon or not bool(self.state.inner.parameters.isfinite().all())
+        return int(self.state.step) >= self.horizon or self.lost
 
+    @property
+    def lost(self) -> bool:
+        """Whether an instance has diverged, to infinity or just far off: its meta-gradients would drown the others."""
+        return self.diverged or not bool(self.state.inner.parameters.isfinite().all())
 
-@dataclass(frozen=True)
-class Progress:
-    """What happened in one meta-step."""
-
-    meta_step: int
-    meta_loss: float
-    """Mean over the windows of this step."""
-    inner_loss: float
-    """Mean inner loss at the end of the windows."""
-    grad_norm: float
-    """Norm of the meta-gradient before clipping; not finite means that the step was skipped."""
-    skipped: int
-    """Meta-steps skipped so far."""
-    validation: float | None
-    """Validation score, where there was a validation: see :meth:`Trainer.validate`."""
-    best_validation: float
-    seconds: float
-    """Time spent on meta-training so far, resumed parts included."""
+    def advance(self, state: Trajectory, losses: Tensor) -> None:
+        """Go on to ``state``; ``losses`` are those of the window that led there, ``(steps, B)``."""
+        self.state = state
+        initial_loss = state.inner.initial_loss.flatten()[: losses.shape[1]]  # particles repeat it
+        far_off = (losses > DIVERGED * initial_loss) & (initial_loss > 0)
+        self.diverged = bool(far_off.all(dim=0).any())
 
 
 class Trainer:
@@ -81,13 +81,20 @@ class Trainer:
         config: the run's configuration.
         folder: where checkpoints, weights and logs go; None keeps everything in memory.
         device: where inner training runs.
+        rule: what is meta-trained, from its present weights; None: the configuration's.
     """
 
-    def __init__(self, config: Config, folder: Path | None = None, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+        rule: UpdateRule | None = None,
+    ) -> None:
         self.config, self.folder, self.device = config, folder, torch.device(device)
-        self.rule = config.rule.build(config.seed).to(self.device)
-        self.averaged = config.rule.build(config.seed).to(self.device).requires_grad_(False)
-        self.best = config.rule.build(config.seed).to(self.device).requires_grad_(False)
+        self.rule = (config.rule.build(config.seed) if rule is None else rule).to(self.device)
+        self.averaged = copy.deepcopy(self.rule).requires_grad_(False)
+        self.best = copy.deepcopy(self.averaged)
         self.families = [task.build() for task in config.tasks]
         self.estimator = config.estimator.build()
         self.meta_optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.meta_optimizer.lr)
@@ -96,6 +103,7 @@ class Trainer:
         self.draws = 0
         self.skipped = 0
         self.best_validation = math.inf
+        self.best_meta_step = 0
         self.seconds = 0.0
 
     def run(self) -> Generator[Progress]:
@@ -137,6 +145,8 @@ class Trainer:
             windows = [self._advance((first + index) % len(self.pool)) for index in range(self._per_step)]
         grads = [torch.stack(parts).mean(0) for parts in zip(*(window.grads for window in windows), strict=True)]
         grad_norm = float(torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads])))
+        if not all(is_finite(window) for window in windows):
+            grad_norm = math.nan  # a meta-gradient through a sample of the coordinates may not show it
         if math.isfinite(grad_norm):
             self._update(grads, grad_norm)
         else:
@@ -146,7 +156,7 @@ class Trainer:
         if self.meta_step % self.config.validation.every == 0 or self.meta_step == self.config.steps:
             validation = self.validate(self.averaged)
             if validation <= self.best_validation:
-                self.best_validation = validation
+                self.best_validation, self.best_meta_step = validation, self.meta_step
                 self.best.load_state_dict(self.averaged.state_dict())
         return Progress(
             meta_step=self.meta_step,
@@ -167,10 +177,10 @@ class Trainer:
         """Take one window of a member of the pool."""
         member = self.pool[index]
         if member is None or member.finished:
-            member = self.pool[index] = self._draw(stagger=member is None)
+            member = self.pool[index] = self._draw(first=member is None)
         generator = torch_generator(self.config.seed, "window", member.draw, int(member.state.step))
         result = self.estimator.window(self.rule, member.task, member.state, self.config.unroll.truncation, generator)
-        member.state = result.state
+        member.advance(result.state, result.losses)
         return result
 
     def _update(self, grads: list[Tensor], grad_norm: float) -> None:
@@ -190,17 +200,39 @@ class Trainer:
 
     # Tasks
 
-    def _draw(self, stagger: bool) -> InnerTraining:
-        """A new task, at its start. The first ones end early at random, so that the pool is spread over all stages."""
+    def _draw(self, first: bool) -> InnerTraining:
+        """A new task, at its start; the first ones of a staggered pool are under way."""
         self.draws += 1
         settings = self.config.unroll
         rng = numpy_generator(self.config.seed, "horizon", self.draws)
-        horizon = log_uniform_integer(rng, settings.horizon)
-        if stagger and len(self.pool) > 1:
-            horizon = max(settings.truncation, int(horizon * rng.random()))
         task = self._build_task(self.draws)
-        state = self.estimator.start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
-        return InnerTraining(self.draws, horizon, task, state)
+        with torch.no_grad():
+            inner = start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
+        if self.config.estimator.meta_loss == "log":
+            check_positive(task, inner, 'meta_loss = "log" takes the logarithm of the loss over its initial value')
+        if first and settings.stagger and len(self.pool) > 1:
+            # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
+            horizon = int(rng.integers(*settings.horizon, endpoint=True))
+            windows = int(rng.integers(math.ceil(horizon / settings.truncation)))
+        else:
+            horizon, windows = log_uniform_integer(rng, settings.horizon), 0
+        member = InnerTraining(self.draws, horizon, task, Trajectory(inner, {}))
+        self._fast_forward(member, windows)
+        generator = torch_generator(self.config.seed, "estimator", self.draws)
+        member.state = self.estimator.start(self.rule, task, member.state.inner, generator)
+        return member
+
+    @torch.no_grad()
+    def _fast_forward(self, member: InnerTraining, windows: int) -> None:
+        """Take a new member to a later stage, without a meta-gradient; back to its start if it is lost on the way."""
+        beginning = member.state
+        generator = torch_generator(self.config.seed, "fast forward", member.draw)
+        for _ in range(windows):
+            ahead = unroll(self.rule, member.task, member.state.inner, self.config.unroll.truncation, generator)
+            member.advance(Trajectory(ahead.state, {}), ahead.losses)
+            if member.lost:
+                member.state, member.diverged = beginning, False
+                return
 
     def _build_task(self, draw: int) -> VectorizedTask:
         settings = self.config.unroll
@@ -236,6 +268,7 @@ class Trainer:
             generator = torch_generator(seed, "validation", number)
             with fixed_global_state(derive_seed(seed, "validation dropout"), self.device):
                 state = start(rule, task, generator)
+                check_positive(task, state, "a validation score is relative to the initial loss")
                 losses = unroll(rule, task, state, settings.horizon, generator).losses
             final = losses[-max(1, settings.horizon // 10) :].mean(0)
             final = torch.minimum(final.nan_to_num(math.inf), DIVERGED * state.initial_loss)
@@ -253,7 +286,7 @@ class Trainer:
     # Checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write everything that a resumed run needs, and the best and latest weights as rules."""
+        """Write everything that a resumed run needs, the latest weights as a rule, and the best once there are any."""
         if self.folder is None:
             return
         tensors: dict[str, Tensor] = {}
@@ -262,31 +295,33 @@ class Trainer:
         for index, entry in self.meta_optimizer.state_dict()["state"].items():
             tensors |= {f"meta_optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
         tensors |= {f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()}
-        members = []
+        members: list[dict[str, Any] | None] = []
         for index, member in enumerate(self.pool):
-            members.append(None if member is None else {"draw": member.draw, "horizon": member.horizon})
-            if member is not None:
-                tensors |= {f"pool.{index}.{name}": tensor for name, tensor in member.state.tensors().items()}
+            if member is None:
+                members.append(None)
+                continue
+            members.append({"draw": member.draw, "horizon": member.horizon, "diverged": member.diverged})
+            tensors |= {f"pool.{index}.{name}": tensor for name, tensor in flatten(member.state).items()}
         progress = {
             "meta_step": self.meta_step,
             "draws": self.draws,
             "skipped": self.skipped,
-            "best_validation": self.best_validation,
+            "best_validation": finite_or_none(self.best_validation),
+            "best_meta_step": self.best_meta_step,
             "seconds": self.seconds,
             "pool": members,
         }
-        metadata = {"config": self.config.to_json(), "progress": json.dumps(progress)}
-        contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(self.folder / "checkpoint.safetensors", save(contents, metadata))
-        save_rule(self.best, self.folder / "best.safetensors", self.provenance())
-        save_rule(self.averaged, self.folder / "latest.safetensors", self.provenance())
+        write_checkpoint(self.folder, RunCheckpoint(json.loads(self.config.to_json()), progress, tensors))
+        if self.best_validation < math.inf:
+            save_rule(self.best, self.folder / "best.safetensors", self.provenance(self.best_meta_step))
+        save_rule(self.averaged, self.folder / "latest.safetensors", self.provenance(self.meta_step))
 
-    def provenance(self) -> dict[str, Any]:
-        """How the weights came about: what their file records."""
+    def provenance(self, meta_step: int) -> dict[str, Any]:
+        """How the weights after ``meta_step`` came about: what their file records."""
         return {
             "config": json.loads(self.config.to_json()),
-            "meta_steps": self.meta_step,
-            "best_validation": self.best_validation,
+            "meta_step": meta_step,
+            "best_validation": finite_or_none(self.best_validation),
             "seconds": self.seconds,
             "learned_optim": __version__,
             "torch": torch.__version__,
@@ -294,97 +329,54 @@ class Trainer:
 
     @classmethod
     def resume(cls, folder: Path, device: torch.device | str = "cpu") -> "Trainer":
-        """Go on from the checkpoint in ``folder``.
+        """Go on from the checkpoint in ``folder``, which alone is read: the file in ``start_from`` may be gone.
 
         Raises:
             FileNotFoundError: there is none.
             ValueError: it is damaged, or not a meta-training checkpoint.
         """
-        path = folder / "checkpoint.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"nothing to resume: no {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except SafetensorError as error:
-            raise ValueError(f"cannot resume: {path} is damaged: {error}") from error
-        if not {"config", "progress"} <= metadata.keys():
-            raise ValueError(f"cannot resume: {path} is not a meta-training checkpoint")
-        trainer = cls(config_from_tables(json.loads(metadata["config"])), folder, device)
-        trainer._restore(json.loads(metadata["progress"]), tensors)
+        checkpoint = read_checkpoint(folder)
+        config = config_from_tables(checkpoint.config, resuming=True)
+        trainer = cls(config, folder, device, rule=config.rule.fresh(config.seed))
+        trainer._restore(checkpoint.progress, checkpoint.tensors)
         return trainer
 
     def _restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.meta_step, self.draws = progress["meta_step"], progress["draws"]
         self.skipped, self.seconds = progress["skipped"], progress["seconds"]
-        self.best_validation = progress["best_validation"]
-        self.rule.load_state_dict(_below("rule.", tensors))
-        self.averaged.load_state_dict(_below("averaged.", tensors))
-        self.best.load_state_dict(_below("best.", tensors))
+        best = progress["best_validation"]
+        self.best_validation = math.inf if best is None else best
+        self.best_meta_step = progress.get("best_meta_step", 0)  # older runs did not record it
+        self.rule.load_state_dict(below("rule.", tensors))
+        self.averaged.load_state_dict(below("averaged.", tensors))
+        self.best.load_state_dict(below("best.", tensors))
         optimizer_state = self.meta_optimizer.state_dict()
-        for name, tensor in _below("meta_optimizer.", tensors).items():
+        for name, tensor in below("meta_optimizer.", tensors).items():
             index, _, entry = name.partition(".")
             optimizer_state["state"].setdefault(int(index), {})[entry] = tensor
         self.meta_optimizer.load_state_dict(optimizer_state)
-        learned = _below("estimator.", tensors)
+        learned = below("estimator.", tensors)
         self.estimator.load_state_dict({name: tensor.to(self.device) for name, tensor in learned.items()})
         for place, member in enumerate(progress["pool"]):
             if member is not None:
-                saved = _below(f"pool.{place}.", tensors)
-                state = Trajectory.from_tensors({name: tensor.to(self.device) for name, tensor in saved.items()})
-                task = self._build_task(member["draw"])
-                self.pool[place] = InnerTraining(member["draw"], member["horizon"], task, state)
+                state = unflatten(below(f"pool.{place}.", tensors), self.device)
+                self.pool[place] = InnerTraining(task=self._build_task(member["draw"]), state=state, **member)
 
 
-class RunLog:
-    """Metrics of a run as CSV and TensorBoard; rows after ``meta_step`` (of a run cut off) are dropped at the start."""
+def is_finite(window: Estimate) -> bool:
+    """Whether nothing that is known of a window is NaN or infinite."""
+    values = (window.losses, window.state.inner.parameters, window.state.inner.grad, *window.grads)
+    return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())
 
-    def __init__(self, folder: Path | None, meta_step: int) -> None:
-        self.file: io.TextIOWrapper | None = None
-        self.add_scalar: Callable[[str, float, int], None] = lambda name, value, step: None
-        self.close_board: Callable[[], None] = lambda: None
-        if folder is None:
-            return
-        from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.csv"
-        fields = list(Progress.__dataclass_fields__)
-        kept = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can cut the last
-                kept = [row for row in whole if int(row["meta_step"]) <= meta_step]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_atomically(path, text.getvalue())
-        self.file = path.open("a", newline="")
-        self.writer = csv.DictWriter(self.file, fields, lineterminator="\n")
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=meta_step + 1)
-        self.add_scalar, self.close_board = board.add_scalar, board.close
-
-    def write(self, progress: Progress) -> None:
-        """Add one meta-step."""
-        if self.file is None:
-            return
-        row = {name: "" if value is None else value for name, value in vars(progress).items()}
-        self.writer.writerow(row)
-        for name, value in vars(progress).items():
-            if value is not None and name != "meta_step":
-                self.add_scalar(name, float(value), progress.meta_step)
-
-    def flush(self) -> None:
-        """Bring all rows to the disk."""
-        if self.file is not None:
-            self.file.flush()
-
-    def close(self) -> None:
-        """Finish the files."""
-        if self.file is not None:
-            self.file.close()
-        self.close_board()
+def check_positive(task: VectorizedTask, state: InnerState, reason: str) -> None:
+    """Raise ``ValueError`` if a loss at the start is zero or negative."""
+    if bool((state.initial_loss <= 0).any()):
+        lowest = float(state.initial_loss.min())
+        raise ValueError(
+            f"{reason}, which must be positive; {type(task.task).__name__} starts at {lowest:g}: "
+            "add a constant to its loss"
+        )
 
 
 @contextlib.contextmanager
@@ -404,8 +396,3 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
     if received:
         signal.raise_signal(received[0])
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Entries whose name starts with ``prefix``, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -197,14 +197,23 @@ def test_package_never_pickles(module: str) -> None:
 
 def test_import_is_light() -> None:
     # torch itself loads tqdm where it is installed: only what we add counts.
-    loaded = newly_imported("import learned_optim", after="import torch")
-    assert "learned_optim" in loaded
+    loaded = newly_imported("from learned_optim import *", after="import torch")
+    assert "learned_optim.optimizer" in loaded
     assert sorted(name for name in loaded if is_within(name, *OPTIONAL)) == []
+
+
+def test_import_waits_for_its_first_use_to_load_torch() -> None:
+    loaded = newly_imported("import learned_optim.cli", after="pass")
+    assert "learned_optim.cli" in loaded
+    assert sorted(name for name in loaded if is_within(name, "torch", "numpy")) == []
 
 
 def test_public_names() -> None:
     assert set(learned_optim.__all__) == PUBLIC_NAMES
     assert undocumented(learned_optim) == []
+    assert set(dir(learned_optim)) >= PUBLIC_NAMES
+    with pytest.raises(AttributeError, match="'learned_optim' has no attribute 'LearnedOptimiser'"):
+        learned_optim.LearnedOptimiser  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_version_is_the_one_released() -> None:

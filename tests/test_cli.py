@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib import image as matplotlib_image
 
-from learned_optim import __version__, available_rules, cli, save_rule
+from learned_optim import __version__, available_rules, checkpoint, cli, save_rule
 from learned_optim.meta_train.benchmark import COMPARISONS
 from learned_optim.meta_train.config import shipped_configs
 from learned_optim.meta_train.data import DATA_SETS
@@ -117,6 +117,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
         (["meta-train", "--resume", "absent"], ["nothing to resume: no absent/checkpoint.safetensors"]),
         (["meta-train", "demo", "--resume"], ["nothing to resume: no runs/demo/checkpoint.safetensors"]),
         (["meta-train", "--resume", "absent", "--set", "steps=9"], ["--set cannot change a run that has begun"]),
+        (["meta-train", "--resume", "absent", "--output", "other"], ["leave out --output"]),
         (["benchmark", "quadratik"], ["unknown problem 'quadratik'", *COMPARISONS]),
         (["benchmark", "quadratic", "--baseline", "Adamax"], ["unknown baseline 'Adamax'", *BASELINES]),
         (["benchmark", "quadratic", "--seeds", "1"], ["--seeds must be at least 2"]),
@@ -187,7 +188,7 @@ def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str], monkeypa
         signal.raise_signal(signal.SIGTERM)
         return []
 
-    monkeypatch.setattr(cli, "available_rules", interrupted)
+    monkeypatch.setattr(checkpoint, "available_rules", interrupted)
     assert run("rules") == 130
     assert capsys.readouterr().err == "learned-optim: interrupted\n"
 
@@ -211,8 +212,42 @@ def test_meta_train_runs_and_reports_where_the_weights_are(capsys: pytest.Captur
     assert output[0].startswith("meta-step 2: validation ")
     assert output[-1].endswith("weights: runs/mine/best.safetensors")
     assert (tmp_path / "runs" / "mine" / "best.safetensors").is_file()
-    assert run("meta-train", "mine.toml", "--resume") == 0
-    assert capsys.readouterr().out.startswith("continuing runs/mine at meta-step 2 of 2\n")
+    for again in (["mine.toml", *small, "--resume"], ["mine.toml", *small, "--resume", "runs/mine"]):
+        assert run("meta-train", *again) == 0
+        assert capsys.readouterr().out.startswith("continuing runs/mine at meta-step 2 of 2\n")
+    assert sys.path.count(str(tmp_path)) <= 1  # once, not for each command
+
+
+def test_run_is_not_continued_under_another_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'steps = 1\n[[tasks]]\nfamily = "quadratic"\n[unroll]\ntruncation = 2\n[validation]\nhorizon = 2\n'
+    Path("mine.toml").write_text(text)
+    assert run("meta-train", "mine.toml") == 0
+    saved = Path("runs/mine/checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    text = text.replace("steps = 1", 'steps = 9\ndescription = "longer"')
+    Path("mine.toml").write_text(text.replace('"quadratic"', '"quadratic"\ndimensions = [3, 3]'))
+    for arguments in (["mine.toml", "--resume"], ["mine.toml", "--resume", "runs/mine"]):
+        line = error_of(capsys, "meta-train", *arguments)
+        assert "mine.toml is not the configuration of the run in runs/mine: " in line
+        assert "steps: 1, not 9" in line
+        assert "tasks[0].options.dimensions: null, not [3, 3]" in line
+        assert "description" not in line
+        assert "continue that as it began with --resume runs/mine" in line
+    assert Path("runs/mine/checkpoint.safetensors").read_bytes() == saved
+    assert run("meta-train", "--resume", "runs/mine") == 0
+
+
+def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("mine.toml").write_text(
+        'steps = 1\n[[tasks]]\nfamily = "user_tasks:NeverFiniteFamily"\n[unroll]\ntruncation = 2\n'
+        "[validation]\nhorizon = 2\n"
+    )
+    assert run("meta-train", "mine.toml") == 0
+    assert "the latest weights: runs/mine/latest.safetensors" in capsys.readouterr().out
+    assert not Path("runs/mine/best.safetensors").exists()
+    assert Path("runs/mine/latest.safetensors").exists()
 
 
 def test_benchmark_list_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,6 +154,9 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("rule.settings.hidden_sise=4", r"rule\.settings: .*hidden_sise"),
         ("rule.settings=4", r"rule\.settings: "),
         ("description=3", "description: "),
+        ("meta_optimizer.clip_norm=inf", "only finite numbers"),  # JSON, in weights files, knows no others
+        ("tasks[0].noise=inf", "only finite numbers"),
+        ("rule.settings.day=2026-01-01", r"rule\.settings: "),
     ],
 )
 def test_wrong_value_is_refused_with_its_place(override: str, message: str, tmp_path: Path) -> None:
@@ -169,6 +172,17 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
 def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) -> None:
     text = SMALLEST + "[estimator]\nsecond_derivatives = true\nreplay_coordinates = 4"
     assert "estimator: replay_coordinates needs constant inner gradients" in refusal(text, tmp_path)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.001])
+def test_data_for_evaluation_are_refused(weight: float, tmp_path: Path) -> None:
+    text = SMALLEST + f'[[tasks]]\nfamily = "mlp"\ndataset = "fashion-mnist"\nweight = {weight}\n'
+    message = refusal(text, tmp_path)
+    assert "tasks[mlp]: not for meta-training: data set 'fashion-mnist', evaluation only" in message
+
+
+def test_other_data_are_not_refused(tmp_path: Path) -> None:
+    load_config(write(tmp_path, SMALLEST + '[[tasks]]\nfamily = "mlp"\ndataset = "cifar10"\n'))
 
 
 def test_unknown_names_come_with_the_known_ones(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def optimizer_inputs(device: str, dtype: torch.dtype | None = None) -> list[Opti
         "error": {"nonfinite": "error"},
         "state_dtype": {"state_dtype": torch.float16},
     }
-    return [OptimizerInput(params=None, kwargs=kwargs, desc=name) for name, kwargs in options.items()]
+    # No parameters, as in PyTorch's own inputs; the annotation there does not admit it.
+    return [OptimizerInput(None, kwargs, name) for name, kwargs in options.items()]  # type: ignore[arg-type]
 
 
 def adam_inputs(device: str, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
@@ -62,13 +63,13 @@ def adam_inputs(device: str, dtype: torch.dtype | None = None) -> list[Optimizer
 OPTIMIZERS: Mapping[str, Make] = {
     "Adam": partial(Adam, lr=0.01),
     **{f"rule-{name}": partial(LearnedOptimizer, rule=name) for name in available_rules()},
-    "rule-with-random-weights": lambda *arguments, **options: LearnedOptimizer(
-        *arguments, rule=randomised(LSTML2L(hidden_size=4)), **options
+    "rule-with-random-weights": lambda params, **options: LearnedOptimizer(
+        params, randomised(LSTML2L(hidden_size=4)), **options
     ),
 }
-INFOS = [
-    OptimizerInfo(Adam, optim_inputs_func=adam_inputs, supported_impls=("differentiable",)),
-    OptimizerInfo(LearnedOptimizer, optim_inputs_func=optimizer_inputs, supported_impls=("differentiable",)),
+INFOS = [  # OptimizerInfo takes a class; its annotation says an instance
+    OptimizerInfo(Adam, optim_inputs_func=adam_inputs),  # type: ignore[arg-type]
+    OptimizerInfo(LearnedOptimizer, optim_inputs_func=optimizer_inputs),  # type: ignore[arg-type]
 ]
 each_optimizer = pytest.mark.parametrize("make", list(OPTIMIZERS.values()), ids=list(OPTIMIZERS))
 each_configuration = pytest.mark.parametrize(
@@ -209,6 +210,104 @@ def test_accumulated_gradients_are_not_unlike_their_sum(make: Make) -> None:
 
 
 @each_optimizer
+def test_group_that_joins_during_training_does_not_disturb_the_others(make: Make) -> None:
+    net, joining, other = Net(), Net(), Net()
+    optimizer, alone = make(net.parameters()), make(other.parameters())
+    train(net, optimizer)
+    optimizer.add_param_group({"params": joining.parameters(), "lr": 0.5 * optimizer.param_groups[0]["lr"]})
+    before = [parameter.detach().clone() for parameter in joining.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        (loss_of(net) + loss_of(joining)).backward()
+        optimizer.step()
+    assert same(list(net.parameters()), train(other, alone, steps=6))
+    assert not any(torch.equal(one, two) for one, two in zip(joining.parameters(), before, strict=True))
+    assert [optimizer.state[each.first.weight]["step"].item() for each in (net, joining)] == [6, 3]
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [net.first.weight]})
+
+
+@each_optimizer
+def test_parameter_without_gradient_does_not_change_nor_age(make: Make) -> None:
+    net = Net()
+    optimizer = make(net.parameters(), weight_decay=0.1)
+    train(net, optimizer)
+    frozen = net.first.weight
+    before, state = frozen.detach().clone(), copy.deepcopy(optimizer.state[frozen])
+    frozen.requires_grad_(False)
+    train(net, optimizer)
+    assert torch.equal(frozen, before)
+    assert same(list(optimizer.state[frozen].values()), list(state.values()))
+    assert optimizer.state[net.first.bias]["step"] == 6
+
+
+@each_optimizer
+def test_closure_is_not_called_twice_nor_without_gradients(make: Make) -> None:
+    net, losses = Net(), []
+    optimizer = make(net.parameters())
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = loss_of(net)
+        loss.backward()
+        losses.append(loss.item())
+        return loss.item()
+
+    with torch.no_grad():
+        returned = [optimizer.step(closure) for _ in range(3)]
+    assert losses == returned
+    assert len(set(losses)) == 3
+
+
+@each_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 2, 2)], ids=str)
+def test_precision_or_shape_of_a_parameter_is_not_changed(
+    make: Make, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    # Near zero, where a step is far above the spacing of bfloat16.
+    values = nn.Parameter(1e-3 * normal(*shape).to(dtype))
+    before = values.detach().clone()
+    optimizer = make([values])
+    for seed in range(3):
+        values.grad = normal(*shape, seed=seed).to(dtype)
+        optimizer.step()
+    assert (values.dtype, values.shape) == (dtype, before.shape)
+    assert values.isfinite().all()
+    assert (values != before).all()
+    for entry, value in optimizer.state[values].items():
+        assert entry == "step" or value.shape[-len(shape) :] == shape or shape == ()
+
+
+@each_optimizer
+@pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}], ids=["plain", "options"])
+def test_parameters_without_storage_are_not_refused(make: Make, options: dict[str, Any]) -> None:
+    # Models on the meta device are stepped to find out what a training will need.
+    values = nn.Parameter(torch.ones(3, 200, device="meta"))
+    optimizer = make([values], **options)
+    for _ in range(2):
+        values.grad = torch.ones_like(values)
+        optimizer.step()
+    tensors = {entry: tensor for entry, tensor in optimizer.state[values].items() if entry != "step"}
+    assert all(tensor.is_meta and tensor.shape[-2:] == (3, 200) for tensor in tensors.values())
+    assert optimizer.state[values]["step"] == 2
+
+
+@each_optimizer
+def test_channels_last_does_not_change_the_update(make: Make) -> None:
+    plain = nn.Parameter(normal(4, 3, 2, 2).float())
+    last = nn.Parameter(plain.detach().clone().to(memory_format=torch.channels_last))
+    for values in (plain, last):
+        optimizer = make([values])
+        for seed in range(3):
+            values.grad = normal(4, 3, 2, 2, seed=seed).float().to(memory_format=torch.channels_last)
+            optimizer.step()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, plain)
+
+
+@each_optimizer
 def test_layout_of_memory_does_not_change_the_update(make: Make) -> None:
     def views() -> list[Tensor]:
         wide = normal(6, 8).float()
@@ -266,6 +365,18 @@ def test_hooks_are_not_skipped(make: Make) -> None:
     assert calls == []
 
 
+@each_optimizer
+def test_profiler_does_not_miss_the_step(make: Make) -> None:
+    net = Net()
+    optimizer = make(net.parameters())
+    with torch.autograd.profiler.profile() as profile:
+        train(net, optimizer, steps=1)
+    names = [event.name for event in profile.function_events or []]
+    kind = type(optimizer).__name__
+    assert names.count(f"Optimizer.step#{kind}.step") == 1
+    assert names.count(f"Optimizer.zero_grad#{kind}.zero_grad") == 1
+
+
 # Schedulers and averages.
 
 SCHEDULERS: Mapping[str, Callable[[Optimizer], Any]] = {
@@ -289,6 +400,20 @@ SCHEDULERS: Mapping[str, Callable[[Optimizer], Any]] = {
     ),
     "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=3),
 }
+
+
+def test_no_scheduler_of_torch_is_missing_here() -> None:
+    others = {"LRScheduler", "ReduceLROnPlateau"}  # the base class; a test of its own
+    assert {name for name in SCHEDULERS if name != "SWALR"} == set(lr_scheduler.__all__) - others
+
+
+def test_cycled_momentum_is_not_ignored_silently() -> None:
+    for make_scheduler in (
+        lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=8),
+        lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0),
+    ):
+        with pytest.raises(ValueError, match="cycle_momentum"):
+            make_scheduler(LearnedOptimizer(Net().parameters()))
 
 
 def scheduled(make: Make, make_scheduler: Callable[[Optimizer], Any], lr: float | Tensor) -> list[float]:
@@ -401,7 +526,7 @@ def test_autocast_does_not_reach_the_step(make: Make) -> None:
 
 SCALED: Mapping[str, Make] = {
     "Adam-fused": partial(Adam, fused=True),
-    "rule-default": partial(LearnedOptimizer, capturable=True),
+    **{f"rule-{name}": partial(LearnedOptimizer, rule=name, capturable=True) for name in available_rules()},
 }
 
 
@@ -464,7 +589,7 @@ def test_torch_func_does_not_fail_on_a_rule() -> None:
     gradient = torch.func.grad(meta_loss)(weights)
     direction = {name: normal(*value.shape, seed=7) for name, value in weights.items()}
     expected = sum((gradient[name] * direction[name]).sum() for name in weights)
-    _, derivative = torch.func.jvp(meta_loss, (weights,), (direction,))
+    derivative = torch.func.jvp(meta_loss, (weights,), (direction,))[1]
     torch.testing.assert_close(derivative, expected)  # forward and reverse mode, two different computations
 
 
@@ -496,6 +621,8 @@ COMPILED: Mapping[str, tuple[Make, bool]] = {
     "Adam": (partial(Adam, lr=0.01), False),  # its decorator breaks the graph on purpose
     "rule-default": (LearnedOptimizer, True),
     "rule-default-capturable": (partial(LearnedOptimizer, capturable=True, weight_decay=1e-4), True),
+    "rule-lstm-l2l": (partial(LearnedOptimizer, rule="lstm-l2l-quadratic", maximize=True), True),
+    "rule-error": (partial(LearnedOptimizer, nonfinite="error"), False),  # asks whether to raise: breaks the graph
 }
 
 
@@ -504,6 +631,44 @@ COMPILED: Mapping[str, tuple[Make, bool]] = {
 @pytest.mark.parametrize(("make", "fullgraph"), list(COMPILED.values()), ids=list(COMPILED))
 def test_compiled_step_does_not_depart_from_eager(make: Make, fullgraph: bool) -> None:
     compiled_pair(make, "aot_eager", fullgraph)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_change_of_a_tensor_learning_rate_does_not_compile_again() -> None:
+    torch._dynamo.reset()
+    net, other = Net(), Net()
+    rate, eager = torch.tensor(1.0), LearnedOptimizer(net.parameters())
+    optimizer = LearnedOptimizer(other.parameters(), lr=rate)
+    compiled = torch.compile(lambda: optimizer.step(), backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(4):
+            train(net, eager, steps=1)
+            optimizer.zero_grad()
+            loss_of(other).backward()
+            compiled()
+            rate.mul_(0.5)
+            eager.param_groups[0]["lr"] *= 0.5
+    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("make", [partial(Adam, lr=0.01), LearnedOptimizer], ids=["Adam", "rule-default"])
+def test_scheduler_does_not_keep_a_compiled_step_from_working(make: Make) -> None:
+    # Schedulers replace step by a wrapper that torch.compile does not follow: with fullgraph=True it says so.
+    torch._dynamo.reset()
+    net, other = Net(), Net()
+    eager, optimizer = make(net.parameters()), make(other.parameters())
+    schedulers = [lr_scheduler.ExponentialLR(each, 0.5) for each in (eager, optimizer)]
+    compiled = torch.compile(lambda: optimizer.step(), backend="aot_eager")
+    for _ in range(4):
+        train(net, eager, 1, schedulers[0])
+        optimizer.zero_grad()
+        loss_of(other).backward()
+        compiled()
+        schedulers[1].step()
+    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

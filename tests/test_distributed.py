@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -163,7 +164,9 @@ def continue_from_checkpoint(folder: Path) -> None:
     optimizer = LearnedOptimizer(net.parameters(), lr=0.5)
     if earlier:
         model_state, optimizer_state = get_state_dict(net, optimizer)
-        dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / f"checkpoint-{earlier}")
+        load_checkpoint(
+            {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / f"checkpoint-{earlier}"
+        )
         set_state_dict(net, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
     train(net, optimizer)
     reference = Net()
@@ -175,7 +178,9 @@ def continue_from_checkpoint(folder: Path) -> None:
             assert optimizer.state[one][entry].dtype == value.dtype
             assert torch.equal(full(optimizer.state[one][entry]), value)
     model_state, optimizer_state = get_state_dict(net, optimizer)
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / f"checkpoint-{earlier + 1}")
+    save_checkpoint(
+        {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / f"checkpoint-{earlier + 1}"
+    )
 
 
 # Starting and ending them.

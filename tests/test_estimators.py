@@ -1,6 +1,6 @@
 """Gradient estimators against the truth: autograd through the unroll, and finite differences of the meta-loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,16 +20,11 @@ from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
 from reference import central_difference
 from user_tasks import Plane
 
+pytestmark = pytest.mark.usefixtures("double")
+
 INSTANCES, WARM_UP, STEPS = 2, 3, 4
 ROUNDING = 1e-10  # relative; float64 carries 16 digits, and the chain runs through 4 steps of an LSTM
 DIFFERENCE = 1e-6  # of finite differences: rounding 1e-16 / 1e-6 and truncation 1e-12, times curvatures up to 1e4
-
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def randomised(rule: UpdateRule) -> UpdateRule:
@@ -64,10 +59,15 @@ each_task = pytest.mark.parametrize("build_task", list(TASKS.values()), ids=list
 each_meta_loss = pytest.mark.parametrize("meta_loss", META_LOSS_NAMES)
 
 
-def under_way(rule: UpdateRule, task: VectorizedTask) -> InnerState:
-    """A state in the middle of an inner training, so that nothing in it is zero."""
+def under_way(
+    rule: UpdateRule, task: Task, scale: Tensor | None = None
+) -> tuple[UpdateRule, VectorizedTask, InnerState]:
+    """Random meta-parameters, instances, and a state in the middle of an inner training: nothing in it is zero."""
+    rule = randomised(rule)
+    instances = VectorizedTask(task, INSTANCES, seed=0, scale=scale)
     with torch.no_grad():
-        return unroll(rule, task, start(rule, task, generator(1)), WARM_UP, generator(2)).state
+        state = unroll(rule, instances, start(rule, instances, generator(1)), WARM_UP, generator(2)).state
+    return rule, instances, state
 
 
 def flat(result: MetaGradient) -> Tensor:
@@ -97,9 +97,7 @@ def slopes_of_meta_loss(
 def test_replay_is_autograd_through_the_unroll_with_constant_gradients(
     build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task], meta_loss: MetaLossName
 ) -> None:
-    rule = randomised(build_rule())
-    task = VectorizedTask(build_task(), INSTANCES, seed=0, scale=torch.tensor([[0.5], [2.0]]))
-    state = under_way(rule, task)
+    rule, task, state = under_way(build_rule(), build_task(), torch.tensor([[0.5], [2.0]]))
     window = unroll(rule, task, state, STEPS, generator(3))
     value = META_LOSSES[meta_loss](window.losses, state.initial_loss)
     expected = torch.autograd.grad(value, tuple(rule.parameters()), allow_unused=True)
@@ -121,9 +119,7 @@ def test_replay_is_autograd_through_the_unroll_with_constant_gradients(
 def test_second_derivatives_give_the_gradient_of_the_meta_loss(
     build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task], meta_loss: MetaLossName
 ) -> None:
-    rule = randomised(build_rule())
-    task = VectorizedTask(build_task(), INSTANCES, seed=0)
-    state = under_way(rule, task)
+    rule, task, state = under_way(build_rule(), build_task())
     meta_parameters = sum(parameter.numel() for parameter in rule.parameters())
     directions = torch.randn(8, meta_parameters, generator=generator(4))  # a wrong component shows in all of them
     expected = slopes_of_meta_loss(rule, task, state, meta_loss, directions)
@@ -189,9 +185,7 @@ def test_sampled_coordinates_give_the_full_gradient_on_average(
     build_rule: Callable[[], UpdateRule], meta_loss: MetaLossName
 ) -> None:
     """200 estimates from 6 of 20 coordinates: no component's mean is more than 5 standard errors off."""
-    rule = randomised(build_rule())
-    task = VectorizedTask(QuadraticTask(10, 50.0, 0.0, 1.0), INSTANCES, seed=0)  # no noise: all windows are the same
-    state = under_way(rule, task)
+    rule, task, state = under_way(build_rule(), QuadraticTask(10, 50.0, 0.0, 1.0))  # no noise: all windows are the same
     full = flat(truncated_bptt(rule, task, state, STEPS, generator(0), meta_loss=meta_loss))
     estimates = torch.stack(
         [
@@ -208,9 +202,7 @@ def test_sampled_coordinates_give_the_full_gradient_on_average(
 
 @pytest.mark.parametrize("count", [20, 21, 1000])
 def test_asking_for_all_coordinates_is_exact(count: int) -> None:
-    rule = randomised(ScaleFreeLSTM(2))
-    task = VectorizedTask(QuadraticTask(10, None, 0.0, 1.0), INSTANCES, seed=0)
-    state = under_way(rule, task)
+    rule, task, state = under_way(ScaleFreeLSTM(2), QuadraticTask(10, None, 0.0, 1.0))
     full = truncated_bptt(rule, task, state, STEPS, generator())
     result = truncated_bptt(rule, task, state, STEPS, generator(), replay_coordinates=count)
     assert torch.equal(flat(result), flat(full))
@@ -245,6 +237,25 @@ def test_draw_of_coordinates_survives_gradients_without_a_direction(value: float
     torch.testing.assert_close(factors, torch.full((1000,), 5 / 1000))
 
 
+def test_gradient_that_is_not_finite_in_between_is_not_hidden_by_sampling() -> None:
+    task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
+    rule = randomised(ScaleFreeLSTM(2))
+    state = start(rule, task, generator())
+    losses_and_grads = task.losses_and_grads
+    calls: list[None] = []
+
+    def with_infinity(*arguments: object, **options: object) -> tuple[Tensor, Tensor]:
+        losses, grads = losses_and_grads(*arguments, **options)  # type: ignore[arg-type]
+        calls.append(None)
+        if len(calls) == 2:
+            grads = grads.index_fill(1, torch.tensor([3]), torch.inf)
+        return losses, grads
+
+    task.losses_and_grads = with_infinity  # type: ignore[method-assign]
+    result = truncated_bptt(rule, task, state, STEPS, generator(), replay_coordinates=1)
+    assert all(grad.isnan().all() for grad in result.grads)
+
+
 def test_sampled_replay_of_second_derivatives_is_refused() -> None:
     rule = randomised(ScaleFreeLSTM(2))
     task = VectorizedTask(Plane(), INSTANCES, seed=0)
@@ -263,9 +274,7 @@ def test_sampled_replay_of_second_derivatives_is_refused() -> None:
 def test_nothing_but_the_result_is_left_behind(
     build_rule: Callable[[], UpdateRule], grad_mode: bool, options: dict[str, int]
 ) -> None:
-    rule = randomised(build_rule())
-    task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
-    state = under_way(rule, task)
+    rule, task, state = under_way(build_rule(), perceptrons())
     copy = [tensor.clone() for tensor in tensors(state)]
     for index, parameter in enumerate(rule.parameters()):
         parameter.grad = torch.full_like(parameter, index)

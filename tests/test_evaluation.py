@@ -1,6 +1,6 @@
 """Training with real optimizers: rows of a matrix are runs of their own, and baselines get the rate they deserve."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from learned_optim import LearnedOptimizer
+from learned_optim.meta_train import evaluation
 from learned_optim.meta_train.evaluation import BASELINES, RATES, Problem, final_loss, mean_and_band, train
 from learned_optim.meta_train.seeds import fixed_global_state
 from learned_optim.meta_train.tasks import QuadraticFamily, Task
@@ -34,13 +35,6 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     **{name: baseline(name, 0.05) for name in BASELINES},
     "learned": partial(LearnedOptimizer, rule=ScaleFreeLSTM(2), state_dtype=torch.float32),
 }
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -106,6 +100,33 @@ def test_rates_are_the_documented_grid() -> None:
     assert RATES == (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5)
 
 
+class TestEdgeOfTheGrid:
+    """On spheres the best rate of SGD is 1/2: a rate r takes the distance to |1 - 2 r| of it in every step."""
+
+    problem = Problem(spheres(), seeds=2, steps=4, seed=0)
+
+    @pytest.mark.parametrize(
+        ("rates", "edge"), [((0.1, 0.4, 0.7), None), ((0.1, 0.4), "upper"), ((0.7, 0.9), "lower")], ids=str
+    )
+    def test_is_reported(self, rates: tuple[float, ...], edge: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(evaluation, "HIGHER_RATES", ())
+        assert self.problem.tune("SGD", rates).edge == edge
+
+    def test_is_left_upwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(evaluation, "HIGHER_RATES", (0.1, 0.3, 0.4, 1.5, 1.7))
+        tuned = self.problem.tune("SGD", (0.1, 0.2))
+        assert tuned.rate == 0.4
+        assert tuned.edge is None
+        assert set(tuned.scores) == {0.1, 0.2, 0.3, 0.4, 1.5}  # no further than the first that is worse
+
+    def test_is_not_left_where_the_best_lies_inside(self) -> None:
+        assert set(self.problem.tune("SGD", (0.1, 0.4, 0.7)).scores) == {0.1, 0.4, 0.7}
+
+    def test_where_everything_diverges_is_the_lower_one(self) -> None:
+        tuned = Problem(spheres(), seeds=2, steps=20, seed=0).tune("SGD", (1e9, 1e8))
+        assert (tuned.rate, tuned.edge) == (1e8, "lower")
+
+
 def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
     problem = Problem(spheres(), seeds=3, steps=20, seed=0)
     losses = problem.run(baseline("SGD", 1e8))  # grows 2e8-fold a step: float32 ends at the fifth
@@ -160,6 +181,17 @@ def test_problem_is_the_same_for_every_optimizer_and_differs_by_seed() -> None:
     other = Problem(family, 4, STEPS, seed=2)
     assert not np.array_equal(other.run(still), again)
     assert len(set(again[0].tolist())) == 4
+
+
+def test_problems_of_all_seeds_hold_the_same_architecture() -> None:
+    """A rate that is tuned on one network and compared on another is not tuned."""
+    family = QuadraticFamily(dimensions=(2, 1000), condition=(1.0, 1e4))
+
+    def sizes(draw: int = 0) -> list[int]:
+        return [Problem(family, 2, STEPS, seed, draw=draw).task.coordinates for seed in range(6)]
+
+    assert len(set(sizes())) == 1
+    assert sizes(draw=1) != sizes(draw=2)
 
 
 def test_dropout_is_the_same_for_every_optimizer() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import readme_tables
 from learned_optim import cli
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -43,3 +44,55 @@ def test_own_task_of_the_readme_is_not_out_of_date(
 def test_links_to_files_are_not_broken() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (Path(__file__).resolve().parents[1] / target).exists(), target
+
+
+class TestTables:
+    def test_show_the_committed_results(self) -> None:
+        assert readme_tables.updated(README, readme_tables.read_results()) == README, "run benchmarks/readme_tables.py"
+
+    def test_check_says_what_is_out_of_date_and_changes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "README.md"
+        stale = re.sub(r"\*\*0\.\d+\*\*", "**0.001**", README, count=1)
+        monkeypatch.setattr(readme_tables, "README", path)
+        monkeypatch.setattr(sys, "argv", ["readme_tables.py", "--check"])
+        path.write_text(README)
+        assert readme_tables.main() == 0
+        path.write_text(stale)
+        assert readme_tables.main() == 1
+        assert path.read_text() == stale
+        assert "run python benchmarks/readme_tables.py" in capsys.readouterr().err
+        monkeypatch.setattr(sys, "argv", ["readme_tables.py"])
+        assert readme_tables.main() == 0
+        assert path.read_text() == README
+
+    def test_cells_say_what_is_won_what_is_lost_and_what_is_doubtful(self) -> None:
+        def row(loss: float, rate: str = "", **others: str) -> dict[str, str]:
+            return {"final_loss": str(loss), "rate": rate, **others}
+
+        results = {
+            ("p", "Adam"): row(0.2, "0.01", edge=""),
+            ("p", "SGD"): row(0.12345, "30", edge="upper"),
+            ("p", "NAG"): row(0.5, "1"),  # from before there was a column "edge": the end of the fixed grid
+            ("p", "good"): row(0.1),
+            ("p", "between"): row(0.15),
+        }
+        cells = readme_tables.baseline_cells(results, "p")
+        assert cells == ["0.2 (0.01)", "", r"0.123 (30\*)", r"0.5 (1\*)"]  # RMSprop was not run
+        assert readme_tables.rule_cell(results, "p", "good") == "**0.1**"
+        assert readme_tables.rule_cell(results, "p", "between") == "0.15"
+
+    def test_results_that_stand_in_two_places_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(readme_tables, "FOLDERS", ("first", "second"))
+        for folder in readme_tables.FOLDERS:
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "summary.csv").write_text("problem,optimizer,rate,final_loss\nmnist,Adam,0.1,1\n")
+        with pytest.raises(ValueError, match=r"mnist.* stands in two of first, second"):
+            readme_tables.read_results(tmp_path)
+
+    def test_missing_marker_is_named(self) -> None:
+        with pytest.raises(ValueError, match="must hold '<!-- paper table"):
+            readme_tables.updated(README.replace("<!-- paper table", "<!-- table"), readme_tables.read_results())

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -179,6 +180,27 @@ def test_float32_step_keeps_its_digits(build: Build, execute: Execution) -> None
     assert_close(torch.stack(updates), np.stack(expected), 32 * limits.eps)
     for entry, values in states.items():  # squares of the smallest gradients vanish
         assert_close(torch.stack(values), np.stack(expected_states[entry]), 32 * limits.eps, limits.tiny)
+
+
+@each(RULES)
+def test_update_is_not_overwritten_by_the_next_step(build: Build) -> None:
+    rule = randomised(build()).float()
+    state = rule.init_state((9,))
+    update = rule.advance(normal(9).float(), state, 1.0)
+    before = update.clone()
+    rule.advance(normal(9, seed=1).float(), state, 2.0)
+    assert torch.equal(update, before)
+
+
+@each(RULES)
+def test_threads_do_not_disturb_one_another(build: Build) -> None:
+    rule = randomised(build()).float()
+    grads = [normal(20, 4000, seed=seed).float() for seed in range(4)]  # steps, coordinates
+    expected = [run(rule, each_grads, call_advance)[0] for each_grads in grads]
+    with ThreadPoolExecutor(len(grads)) as threads:
+        found = list(threads.map(lambda each_grads: run(rule, each_grads, call_advance)[0], grads))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_subclass_with_another_forward_does_not_advance_as_its_parent() -> None:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,6 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
         dataset="digits", layers=(1, 2), width=(3, 6), activations=("tanh", "relu"), batch_size=(2, 8), gain=(0.5, 2.0)
     ),
 }
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -1,421 +1,73 @@
-"""Meta-training: interrupted runs take the course of uninterrupted ones, and the loop does what its settings say."""
+"""The meta-training loop does what its settings say, and learns from nothing that is not finite."""
 
-import csv
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
-from learned_optim import load_rule
-from learned_optim.checkpoint import read_provenance, save_rule
-from learned_optim.cli import main
 from learned_optim.meta_train import progress as progress_module
 from learned_optim.meta_train import trainer as trainer_module
-from learned_optim.meta_train.config import Config, config_from_tables, load_config
+from learned_optim.meta_train.estimators import Estimate, Trajectory
 from learned_optim.meta_train.progress import run_with_progress
 from learned_optim.meta_train.seeds import torch_generator
-from learned_optim.meta_train.trainer import DIVERGED, SOLVED, Progress, RunLog, Trainer
+from learned_optim.meta_train.trainer import DIVERGED, SOLVED, InnerTraining, Trainer, is_finite
+from learned_optim.meta_train.unroll import InnerState
 from learned_optim.rules import LSTML2L, RuleState
-from user_tasks import Failing
+from small_runs import L2L, QUADRATIC, STEPS, configuration, drifting, plain, run, weights
 
-ROOT = Path(__file__).resolve().parents[1]
-STEPS = 12
-
-QUADRATIC = {"family": "quadratic", "dimensions": [2, 4], "condition": [1.0, 20.0], "initial_deviation": 1.0}
-# Every feature that has a state: a pool at staggered stages, several windows a step, rescaling, sampled coordinates,
-# schedule, clipping, averaging, validations. Tiny, so that a run takes a fraction of a second.
-TABLES: dict[str, Any] = {
-    "steps": STEPS,
-    "rule": {"settings": {"hidden_size": 2, "momentum_decays": [0.9]}},
-    "tasks": [QUADRATIC, {"family": "user_tasks:DropoutFamily"}],
-    "unroll": {"truncation": 2, "horizon": [3, 9], "instances": 2, "pool": 3, "windows_per_step": 2, "rescale": 0.5},
-    "estimator": {"meta_loss": "log", "replay_coordinates": 3},
-    "meta_optimizer": {"lr": 1e-2, "schedule": "cosine", "clip_norm": 0.5, "average": 0.9},
-    "validation": {"every": 4, "horizon": 4, "instances": 2},
-}
-
-
-def configuration(**changes: Any) -> Config:
-    """TABLES with some tables updated and some values replaced."""
-    tables = dict(TABLES)
-    for name, change in changes.items():
-        tables[name] = {**tables[name], **change} if isinstance(change, Mapping) else change
-    return config_from_tables(tables)
-
-
-def plain(**changes: Any) -> Config:
-    """One quadratic at a time, one window a step, and nothing that hides what a step does."""
-    unroll = {"pool": 1, "windows_per_step": 1, "rescale": 0.0} | changes.pop("unroll", {})
-    meta_optimizer = {"schedule": "constant", "clip_norm": None, "average": 0.0} | changes.pop("meta_optimizer", {})
-    estimator = {"meta_loss": "mean", "replay_coordinates": None} | changes.pop("estimator", {})
-    tasks = changes.pop("tasks", [QUADRATIC])
-    return configuration(tasks=tasks, unroll=unroll, meta_optimizer=meta_optimizer, estimator=estimator, **changes)
-
-
-def run(trainer: Trainer) -> list[Progress]:
-    return list(trainer.run())
-
-
-def weights(rule: torch.nn.Module) -> Tensor:
-    return parameters_to_vector(rule.parameters()).detach().clone()
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv without the time that they took."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Tensors of a safetensors file, bit for bit."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    return {name: f"{tensor.dtype} {tuple(tensor.shape)}".encode() + data(tensor) for name, tensor in tensors.items()}
-
-
-def data(tensor: Tensor) -> bytes:
-    return tensor.contiguous().numpy().tobytes()
-
-
-def assert_same_outcome(folder: Path, expected: Path) -> None:
-    assert metrics(folder) == metrics(expected)
-    for name in ("checkpoint", "best", "latest"):
-        assert contents(folder / f"{name}.safetensors") == contents(expected / f"{name}.safetensors"), name
-    provenance, expected_provenance = (
-        {key: value for key, value in read_provenance(path / "best.safetensors").items() if key != "seconds"}
-        for path in (folder, expected)
-    )
-    assert provenance == expected_provenance
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Matrices of four columns gain nothing from more, and results are compared bit for bit with other processes'."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def sigterm() -> Iterator[None]:
-    """The command line changes the handler of SIGTERM."""
-    previous = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, previous)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run that was not interrupted."""
-    folder = tmp_path_factory.mktemp("run")
-    progress = run(Trainer(configuration(), folder))
-    assert [entry.meta_step for entry in progress] == list(range(1, STEPS + 1))
-    assert [entry.validation is not None for entry in progress] == [step % 4 == 0 for step in range(1, STEPS + 1)]
-    return folder
-
-
-class TestResume:
-    @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3, 11)], ids=str)
-    def test_loop_that_is_left_early(self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path) -> None:
-        trainer = Trainer(configuration(), tmp_path)
-        for stop in stops:
-            for progress in trainer.run():
-                if progress.meta_step == stop:
-                    break
-            assert [int(row["meta_step"]) for row in metrics(tmp_path)] == list(range(1, stop + 1))
-            trainer = Trainer.resume(tmp_path)
-            assert trainer.meta_step == stop
-        run(trainer)
-        assert_same_outcome(tmp_path, uninterrupted)
-
-    def test_finished_run_stays_as_it_is(self, uninterrupted: Path) -> None:
-        before = contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)
-        assert run(Trainer.resume(uninterrupted)) == []
-        assert (contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)) == before
-
-    def test_does_not_depend_on_the_global_random_state(self, uninterrupted: Path, tmp_path: Path) -> None:
-        torch.manual_seed(12345)
-        state = torch.get_rng_state()
-        run(Trainer(configuration(), tmp_path))
-        assert torch.equal(torch.get_rng_state(), state)
-        assert_same_outcome(tmp_path, uninterrupted)
-
-    def test_another_seed_is_another_run(self, uninterrupted: Path, tmp_path: Path) -> None:
-        run(Trainer(configuration(seed=1), tmp_path))
-        assert contents(tmp_path / "latest.safetensors") != contents(uninterrupted / "latest.safetensors")
-
-    def test_failure_within_a_step_leaves_the_last_whole_one(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        config = configuration(tasks=[{"family": "user_tasks:FailingFamily"}], estimator={"replay_coordinates": None})
-        run(Trainer(config, tmp_path / "whole"))
-
-        folder = tmp_path / "failed"
-        monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", -1.0)  # one at every step
-        monkeypatch.setattr(Failing, "batches", 0)
-        monkeypatch.setattr(Failing, "fail_at", 21)
-        trainer = Trainer(config, folder)
-        with pytest.raises(OSError, match="disk gone"):
-            run(trainer)
-        monkeypatch.setattr(Failing, "fail_at", 0)
-        resumed = Trainer.resume(folder)
-        assert 1 <= resumed.meta_step < STEPS
-        assert len(metrics(folder)) == resumed.meta_step
-        run(resumed)
-        assert_same_outcome(folder, tmp_path / "whole")
-
-    def test_rows_after_the_checkpoint_are_dropped_even_if_cut_short(self, tmp_path: Path) -> None:
-        """What a kill leaves: rows that were written after the checkpoint, the last of them only in part."""
-        trainer = Trainer(plain(steps=200, validation={"every": 1000}), tmp_path)
-        for progress in trainer.run():
-            if progress.meta_step == 123:
-                break
-        lines = (tmp_path / "metrics.csv").read_text().splitlines(keepends=True)
-        rows = metrics(tmp_path)
-        row_after = lines[-1].replace("123,", "124,", 1)
-        for cut_short in ("12", "1", "125", "125,0.5,0.25", row_after.replace("124,", "125,")[:-3]):
-            (tmp_path / "metrics.csv").write_text("".join([*lines, row_after, cut_short]))
-            RunLog(tmp_path, meta_step=123).close()
-            assert metrics(tmp_path) == rows
-
-    def test_of_nothing_says_so(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"nothing to resume: no .*checkpoint\.safetensors"):
-            Trainer.resume(tmp_path)
-
-    def test_of_what_is_no_checkpoint_says_so(self, tmp_path: Path) -> None:
-        path = tmp_path / "checkpoint.safetensors"
-        save_rule(LSTML2L(2), path)
-        with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
-            Trainer.resume(tmp_path)
-        save_file({"a": torch.zeros(1)}, path)
-        with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
-            Trainer.resume(tmp_path)
-
-    def test_of_a_damaged_checkpoint_says_so(self, tmp_path: Path) -> None:
-        trainer = Trainer(plain(), tmp_path)
-        trainer.save_checkpoint()
-        path = tmp_path / "checkpoint.safetensors"
-        path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match=r"cannot resume: .*checkpoint\.safetensors is damaged"):
-            Trainer.resume(tmp_path)
-
-
-HELD = """
-steps = 12
-[rule]
-settings = {{ hidden_size = 2, momentum_decays = [0.9] }}
-[[tasks]]
-family = "user_tasks:HeldFamily"
-folder = "{folder}"
-[unroll]
-truncation = 2
-horizon = [3, 9]
-instances = 2
-pool = 3
-windows_per_step = 2
-[meta_optimizer]
-lr = 1e-2
-average = 0.9
-[validation]
-every = 4
-horizon = 4
-instances = 2
-"""
-HOLD_AT = 35  # the batch at which the process is held: in the middle of a window of the sixth meta-step
-# The command line with a checkpoint at every step instead of every minute.
-CHECKPOINT_EVERY_STEP = """
-import sys
-from learned_optim.cli import main
-from learned_optim.meta_train import trainer
-trainer.CHECKPOINT_SECONDS = -1.0
-sys.exit(main())
-"""
-
-
-@pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A configuration whose runs can be held, and the folder of a run that was not."""
-    folder = tmp_path_factory.mktemp("held")
-    path = folder / "held.toml"
-    path.write_text(HELD.format(folder=folder))
-    run(Trainer(load_config(path), folder / "whole"))
-    return path, folder / "whole"
-
-
-@pytest.mark.timeout(600)  # longer than the two deadlines within
-class TestInterruptedProcess:
-    """The real command line in a process of its own, interrupted in the middle of a window, then resumed."""
-
-    def interrupt(self, number: signal.Signals, config: Path, folder: Path, command: list[str]) -> tuple[int, str]:
-        """Run the command, send the signal when it is held, let it go on; return its status and messages."""
-        reached, go_on = config.parent / "reached", config.parent / "go on"
-        reached.unlink(missing_ok=True)
-        go_on.unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "HOLD_AT": str(HOLD_AT),
-        }
-        process = subprocess.Popen(
-            [sys.executable, *command, "meta-train", str(config), "--output", str(folder), "--threads", "1"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            deadline = time.monotonic() + 250  # seconds; imports take a few on an idle machine
-            while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(number)
-            go_on.touch()
-            _, messages = process.communicate(timeout=150)
-        finally:
-            process.kill()
-        assert reached.exists(), messages
-        return process.returncode, messages
-
-    @pytest.mark.slow
-    @pytest.mark.usefixtures("sigterm")
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-    def test_signal_lets_the_step_finish_and_saves(
-        self, number: signal.Signals, held: tuple[Path, Path], tmp_path: Path
-    ) -> None:
-        config, whole = held
-        status, messages = self.interrupt(number, config, tmp_path, ["-m", "learned_optim.cli"])
-        assert status == 130
-        assert f"saved; continue with: learned-optim meta-train --resume {tmp_path}" in messages
-        assert "Traceback" not in messages
-        assert [int(row["meta_step"]) for row in metrics(tmp_path)] == list(range(1, 7))
-        assert main(["meta-train", "--resume", str(tmp_path)]) == 0
-        assert_same_outcome(tmp_path, whole)
-
-    @pytest.mark.slow
-    @pytest.mark.usefixtures("sigterm")
-    def test_kill_loses_only_what_followed_the_checkpoint(self, held: tuple[Path, Path], tmp_path: Path) -> None:
-        config, whole = held
-        status, _ = self.interrupt(signal.SIGKILL, config, tmp_path, ["-c", CHECKPOINT_EVERY_STEP])
-        assert status == -signal.SIGKILL
-        assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
-            "best.safetensors",
-            "checkpoint.safetensors",
-            "latest.safetensors",
-        ]
-        assert main(["meta-train", "--resume", str(tmp_path)]) == 0
-        assert_same_outcome(tmp_path, whole)
-
-    @pytest.mark.usefixtures("sigterm")
-    def test_run_that_exists_is_not_overwritten(
-        self, held: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        config, whole = held
-        before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
-        assert main(["meta-train", str(config), "--output", str(whole)]) == 1
-        message = capsys.readouterr().err
-        assert f"{whole} holds a run already; continue it with --resume {whole}, or choose --output" in message
-        assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
-
-
-def test_signal_in_the_last_save_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(plain(steps=3), tmp_path)
-    save = trainer.save_checkpoint
-
-    def interrupted_save() -> None:
-        signal.raise_signal(signal.SIGINT)
-        save()
-
-    monkeypatch.setattr(trainer, "save_checkpoint", interrupted_save)
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer)
-    assert Trainer.resume(tmp_path).meta_step == 3
-
-
-def test_signal_in_a_step_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(plain(steps=5), tmp_path)
-    update = trainer._update
-
-    def interrupted_update(grads: list[Tensor], grad_norm: float) -> None:
-        if trainer.meta_step == 2:
-            signal.raise_signal(signal.SIGINT)
-        update(grads, grad_norm)
-
-    monkeypatch.setattr(trainer, "_update", interrupted_update)
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer)
-    assert [row["meta_step"] for row in metrics(tmp_path)] == ["1", "2", "3"]
-    assert Trainer.resume(tmp_path).meta_step == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_runs_outside_the_main_thread() -> None:
-    trainer = Trainer(plain(steps=2))
-    thread = threading.Thread(target=lambda: run(trainer))
-    thread.start()
-    thread.join()
-    assert trainer.meta_step == 2
-
-
-class TestCheckpoint:
-    def test_is_written_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        trainer = Trainer(plain(), tmp_path)
-        steps = trainer.run()
-        next(steps)
-        trainer.save_checkpoint()
-        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-        next(steps)
-
-        def no_space(descriptor: int) -> None:
-            raise OSError("no space left on device")
-
-        with monkeypatch.context() as broken:
-            broken.setattr(os, "fsync", no_space)
-            with pytest.raises(OSError, match="no space"):
-                trainer.save_checkpoint()
-        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
-        assert {path.name for path in tmp_path.iterdir()} == {*before, "metrics.csv", "tensorboard"}
-        steps.close()
-        assert Trainer.resume(tmp_path).meta_step == 2
-
-    def test_is_written_now_and_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        clock = iter(range(0, 10_000, 25))  # seconds: a step takes 25 of the 60 between checkpoints
-        monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        saved = []
-        for progress in Trainer(plain(steps=7), tmp_path).run():
-            path = tmp_path / "checkpoint.safetensors"
-            saved.append(Trainer.resume(tmp_path).meta_step if path.exists() else 0)
-            assert progress.seconds == 25 * progress.meta_step
-        assert saved == [0, 0, 3, 3, 3, 6, 6]
-        assert Trainer.resume(tmp_path).meta_step == 7
-        assert Trainer.resume(tmp_path).seconds == 7 * 25
-
-    def test_weights_are_rules_with_their_provenance(self, tmp_path: Path) -> None:
-        config = configuration()
-        trainer = Trainer(config, tmp_path)
-        run(trainer)
-        assert torch.equal(weights(load_rule(tmp_path / "best.safetensors")), weights(trainer.best))
-        assert torch.equal(weights(load_rule(tmp_path / "latest.safetensors")), weights(trainer.averaged))
-        provenance = read_provenance(tmp_path / "best.safetensors")
-        assert config_from_tables(provenance["config"]) == config
-        assert provenance["meta_steps"] == STEPS
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestStep:
+    @pytest.mark.parametrize("replay_coordinates", [None, 1], ids=["all", "sampled"])
+    def test_window_with_an_infinite_loss_is_skipped_although_its_gradient_is_finite(
+        self, replay_coordinates: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        infinite: list[bool] = []
+
+        def recording(*arguments: Any) -> Estimate:
+            window = estimate(*arguments)
+            assert all(bool(grad.isfinite().all()) for grad in window.grads)
+            infinite.append(not bool(window.losses.isfinite().all()))
+            return window
+
+        config = plain(
+            steps=20,
+            tasks=[{"family": "user_tasks:OverflowingOffsetFamily"}],
+            estimator={"replay_coordinates": replay_coordinates},
+            validation={"every": 1000},
+        )
+        trainer = Trainer(config)
+        estimate = trainer.estimator.window
+        monkeypatch.setattr(trainer.estimator, "window", recording)
+        skipped = [not math.isfinite(progress.grad_norm) for progress in trainer.run()]
+        assert skipped == infinite
+        assert 3 <= sum(skipped) <= 17  # half the windows of two batches hold an infinite one
+
+    @pytest.mark.parametrize("place", ["losses", "parameters", "grad", "meta-gradient", None])
+    def test_whatever_is_not_finite_in_a_window_counts(self, place: str | None) -> None:
+        def values(name: str) -> Tensor:
+            return torch.tensor([[1.0, math.nan if place == name else 2.0]])
+
+        state = InnerState(values("parameters"), values("grad"), {}, torch.zeros(()), torch.ones(1))
+        grads = (torch.zeros(3), values("meta-gradient"))
+        window = Estimate(grads, torch.zeros(()), values("losses"), Trajectory(state, {}), {})
+        assert is_finite(window) == (place is None)
+
+    def test_logarithm_of_a_negative_loss_is_refused(self) -> None:
+        tasks = [{"family": "user_tasks:PlaneFamily", "offset": -100.0}]
+        with pytest.raises(ValueError, match=r"meta_loss = \"log\" .* must be positive; Plane starts at -\d"):
+            run(Trainer(plain(tasks=tasks, estimator={"meta_loss": "log"})))
+
+    def test_score_of_a_negative_loss_is_refused(self) -> None:
+        tasks = [{"family": "user_tasks:PlaneFamily", "offset": -100.0}]
+        with pytest.raises(ValueError, match=r"a validation score is relative .* must be positive; Plane starts at"):
+            run(Trainer(plain(tasks=tasks)))
+
     def test_update_that_is_not_finite_is_skipped_and_counted(self) -> None:
         config = plain(
             steps=40,
@@ -503,21 +155,75 @@ class TestStep:
 
 
 class TestPool:
-    def test_first_members_start_staggered_and_later_ones_run_to_the_end(self) -> None:
-        trainer = Trainer(plain(steps=96, unroll={"pool": 8, "horizon": [20, 20]}, validation={"every": 1000}))
-        horizons: dict[int, int] = {}
-        stages: list[set[float]] = []
+    def test_first_members_are_under_way_and_later_ones_start_at_the_beginning(self) -> None:
+        trainer = Trainer(plain(steps=480, unroll={"pool": 40, "horizon": [20, 20]}, validation={"every": 1000}))
+        after_first_window: dict[int, float] = {}
         for _ in trainer.run():
-            members = [member for member in trainer.pool if member is not None]
-            horizons |= {member.draw: member.horizon for member in members}
-            stages.append({float(member.state.step) for member in members})
-        first = [horizons[draw] for draw in range(1, 9)]
-        later = [horizons[draw] for draw in range(9, max(horizons) + 1)]
-        assert all(2 <= horizon < 20 for horizon in first)
-        assert len(set(first)) >= 4
-        assert len(later) >= 8
-        assert set(later) == {20}
-        assert len(stages[-1]) >= 4  # after twelve rounds they stand at different stages
+            for member in trainer.pool:
+                if member is not None:
+                    assert member.horizon == 20
+                    after_first_window.setdefault(member.draw, float(member.state.step))
+        first = [after_first_window[draw] for draw in range(1, 41)]
+        later = [after_first_window[draw] for draw in range(41, max(after_first_window) + 1)]
+        assert set(first) == {2.0 * window for window in range(1, 11)}  # of 40 draws, one of 10 is missing in 14%
+        assert len(later) >= 40
+        assert set(later) == {2.0}
+
+    def test_late_stages_are_met_as_often_in_the_first_round_as_later(self) -> None:
+        """In a pool under way a window's stage, over its own horizon, is uniform, and long trainings come often."""
+        trainer = Trainer(plain(unroll={"pool": 2, "truncation": 1, "horizon": [2, 200]}))
+        draws = 300
+        members = [trainer._draw(first=True) for _ in range(draws)]
+        horizons = torch.tensor([float(member.horizon) for member in members])
+        fractions = torch.tensor([(float(member.state.step) + 0.5) / member.horizon for member in members])
+        # Uniform on 2 ... 200 and 0 ... 1: standard deviations 57.4 and 0.289.
+        assert float(horizons.mean()) == pytest.approx(101, abs=5 * 57.4 / draws**0.5)
+        assert float(fractions.mean()) == pytest.approx(0.5, abs=5 * 0.289 / draws**0.5)
+        later = torch.tensor([float(trainer._draw(first=False).horizon) for _ in range(draws)])
+        assert float(later.log().mean()) == pytest.approx(math.log(20), abs=0.4)  # log-uniform, as configured
+
+    def test_member_that_runs_ahead_into_divergence_starts_at_its_beginning(self) -> None:
+        config = plain(rule=L2L, unroll={"pool": 3, "horizon": [20, 20]})
+        trainer = Trainer(config, rule=drifting(1e4))
+        members = [trainer._draw(first=True) for _ in range(20)]
+        assert {float(member.state.step) for member in members} == {0.0}
+        assert not any(member.finished for member in members)
+
+    @pytest.mark.parametrize(("instances", "later_draws"), [(1, 11), (3, 11)])
+    def test_member_that_is_far_off_but_finite_is_given_up(self, instances: int, later_draws: int) -> None:
+        unroll = {"horizon": [1000, 1000], "instances": instances}
+        trainer = Trainer(plain(rule=L2L, unroll=unroll, validation={"every": 1000}), rule=drifting(1e4))
+        run(trainer)
+        assert trainer.draws == 1 + later_draws  # a new one after every window
+
+    @pytest.mark.parametrize(
+        ("losses", "initial", "diverged"),
+        [
+            ([[11.0, 1.0], [11.0, 1.0]], [1.0, 1.0], True),
+            ([[11.0, 1.0], [9.0, 11.0]], [1.0, 1.0], False),  # not for the whole window
+            ([[9.0, 9.0], [9.0, 9.0]], [1.0, 1.0], False),
+            ([[-1.0], [-1.0]], [-1.0], False),  # no multiple of a negative loss is above it
+        ],
+    )
+    def test_diverged_is_a_whole_window_above_ten_initial_losses(
+        self, losses: list[list[float]], initial: list[float], diverged: bool
+    ) -> None:
+        config = plain()
+        member = Trainer(config)._draw(first=False)
+        inner = member.state.inner._replace(initial_loss=torch.tensor(initial))
+        member.advance(Trajectory(inner, {}), torch.tensor(losses))
+        assert member.finished == member.diverged == diverged
+
+    def test_divergence_is_not_forgotten_by_a_checkpoint(self, tmp_path: Path) -> None:
+        trainer = Trainer(plain(), tmp_path)
+        next(trainer.run())
+        member = trainer.pool[0]
+        assert isinstance(member, InnerTraining)
+        member.diverged = True
+        trainer.save_checkpoint()
+        restored = Trainer.resume(tmp_path).pool[0]
+        assert restored is not None
+        assert restored.finished
 
     def test_single_member_is_not_cut_short(self) -> None:
         trainer = Trainer(plain(unroll={"horizon": [20, 20]}))
@@ -526,7 +232,7 @@ class TestPool:
         assert trainer.pool[0].horizon == 20
 
     def test_members_take_turns(self) -> None:
-        config = plain(steps=3, unroll={"pool": 3, "windows_per_step": 2, "horizon": [100, 100]})
+        config = plain(steps=3, unroll={"pool": 3, "windows_per_step": 2, "horizon": [100, 100], "stagger": False})
         trainer = Trainer(config)
         stages = [[float(member.state.step) if member else 0.0 for member in trainer.pool] for _ in trainer.run()]
         assert stages == [[2, 2, 0], [4, 2, 2], [4, 4, 4]]

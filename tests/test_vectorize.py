@@ -1,6 +1,6 @@
 """Vectorised tasks against a plain loop over separate modules with autograd."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,15 +17,10 @@ from learned_optim.meta_train.vectorize import VectorizedTask
 from reference import central_difference
 from user_tasks import INPUTS, Reconstruction, Regression
 
+pytestmark = pytest.mark.usefixtures("double")
+
 INSTANCES, SEED = 3, 7
 ROUNDING = 1e-12  # relative; float64 carries 16 digits, and batched sums may run in another order
-
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def perceptrons(layer_norm: bool) -> Task:

@@ -94,6 +94,18 @@ class Plane(Task):
 
 
 @dataclass(frozen=True)
+class PlaneFamily(TaskFamily):
+    """Planes at some height; below zero, a loss relative to the initial one makes no sense."""
+
+    offset: float
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        plane = Plane()
+        plane.offset = self.offset
+        return plane
+
+
+@dataclass(frozen=True)
 class DropoutFamily(TaskFamily):
     """Regression by a linear layer behind dropout, which draws from torch's global random state."""
 
@@ -118,6 +130,37 @@ class OverflowingFamily(TaskFamily):
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         return Overflowing(lambda: nn.Linear(INPUTS, 1))
+
+
+@dataclass(frozen=True)
+class NeverFiniteFamily(TaskFamily):
+    """Its loss is never a number."""
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        plane = Plane()
+        plane.offset = float("nan")
+        return plane
+
+
+class OverflowingOffset(Regression):
+    """Linear regression; in one batch of four the loss is infinite, but its gradient is not."""
+
+    def batch(self, instances: int, generator: torch.Generator) -> Batch:
+        overflow = torch.rand((), generator=generator) < 0.25
+        offset = torch.full((instances,), torch.inf if overflow else 0.0)
+        return {**super().batch(instances, generator), "offset": offset}
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        loss: Tensor = super().loss(module, batch) + batch["offset"]
+        return loss
+
+
+@dataclass(frozen=True)
+class OverflowingOffsetFamily(TaskFamily):
+    """Meta-gradients are finite even where losses are not."""
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        return OverflowingOffset(lambda: nn.Linear(INPUTS, 1))
 
 
 class Held(Regression):

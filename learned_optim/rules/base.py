@@ -112,10 +112,10 @@ def linear(weight: Tensor, inputs: Tensor) -> Tensor:
     return (weight @ flat).reshape(weight.shape[0], *coordinates)
 
 
-def affine(weight: Tensor, bias: Tensor, inputs: Tensor) -> Tensor:
+def affine(weight: Tensor, bias: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
     """``weight @ inputs + bias`` for ``(out, in)``, ``(out,)`` and ``(in, coordinates)``, or stacks of P of each."""
     multiply = torch.addmm if weight.dim() == 2 else torch.baddbmm
-    return multiply(bias.unsqueeze(-1), weight, inputs)
+    return multiply(bias.unsqueeze(-1), weight, inputs, out=out)
 
 
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
+from learned_optim.rules.scratch import in_dtype, scratch
 
 
 def log_sign(grad: Tensor, p: float) -> Tensor:
@@ -101,7 +102,7 @@ class LSTML2L(UpdateRule):
     @torch.no_grad()
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
         """See :meth:`UpdateRule.advance`."""
-        one = torch.ones_like(grad).unsqueeze(-2)
+        *particles, coordinates = grad.shape
         signal = log_sign(grad, self.p).movedim(0, -2)
         layers = zip(
             self.cells,
@@ -111,9 +112,13 @@ class LSTML2L(UpdateRule):
         )
         for lstm, hidden, stored_cell in layers:
             assert isinstance(lstm, LSTMCell)  # for the type checker
-            cell = stored_cell.to(grad.dtype)
-            signal = lstm.advance(torch.cat([signal, hidden.to(grad.dtype), one], -2), cell)
+            rows = [lstm.inputs, lstm.hidden, 1]
+            signals = scratch.empty("signals", (*particles, sum(rows), coordinates), grad.dtype)
+            inputs, previous, one = signals.split(rows, -2)
+            inputs.copy_(signal)
+            previous.copy_(hidden)
+            one.fill_(1.0)
+            with in_dtype(stored_cell, grad.dtype) as cell:
+                signal = lstm.advance(signals, cell)
             hidden.copy_(signal)
-            if cell is not stored_cell:
-                stored_cell.copy_(cell)
         return (self.output_weight @ signal).squeeze(-2).add_(self.output_bias).mul_(self.output_scale)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, affine, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
+from learned_optim.rules.scratch import in_dtype, scratch
 
 SECOND_MOMENT_DECAYS = (0.95, 0.999)  # fast and slow; Adam's is the slow one
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
@@ -89,7 +90,8 @@ class ScaleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
-        grad = _with_finite_square(grad)
+        largest = _largest_with_finite_square(grad.dtype)
+        grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
         step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], self.momentum_decays, step)
@@ -118,41 +120,48 @@ class ScaleFreeLSTM(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        grad = _with_finite_square(grad).unsqueeze(-2)  # one feature
+        *particles, coordinates = grad.shape
         momenta = len(self.momentum_decays)
-        *particles, _, coordinates = grad.shape
-        signals = grad.new_empty(*particles, momenta + 2 + self.hidden_size + 1, coordinates)
-        directions, rms_ratio, hidden, one = signals.split([momenta + 1, 1, self.hidden_size, 1], -2)
-        momentum_directions, grad_direction = directions.split([momenta, 1], -2)
+
+        def rows(name: str, count: int) -> Tensor:
+            return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
+
+        largest = _largest_with_finite_square(grad.dtype)
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
+        square = torch.mul(gradient, gradient, out=rows("square", 1))
+        signals = rows("signals", momenta + 2 + self.hidden_size + 1)
+        momentum_directions, grad_direction, rms_ratio, hidden, one = signals.split(
+            [momenta, 1, 1, self.hidden_size, 1], -2
+        )
+        directions = signals.narrow(-2, 0, momenta + 1)
 
         momentum, second_moment = state["momentum"], state["second_moment"]
-        momentum.lerp_(grad, _column([1 - decay for decay in self.momentum_decays], grad))
-        second_moment.lerp_(grad.square(), _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
-        rms = second_moment * _column(_corrections(SECOND_MOMENT_DECAYS, step), grad)
+        momentum.lerp_(gradient, _column([1 - decay for decay in self.momentum_decays], grad))
+        second_moment.lerp_(square, _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
+        rms = rows("rms", len(SECOND_MOMENT_DECAYS))
+        torch.mul(second_moment, _column(_corrections(SECOND_MOMENT_DECAYS, step), grad), out=rms)
         fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_().split(1, -2)
         torch.div(momentum, slow_rms, out=momentum_directions)
         momentum_directions.mul_(_column(_corrections(self.momentum_decays, step), grad))
-        torch.div(grad, fast_rms, out=grad_direction)
+        torch.div(gradient, fast_rms, out=grad_direction)
         torch.div(fast_rms, slow_rms, out=rms_ratio).log_()
         hidden.copy_(state["hidden"])
         one.fill_(1.0)
 
-        cell = state["cell"].to(grad.dtype)
         step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
-        new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features).squeeze(-1))
+        with in_dtype(state["cell"], grad.dtype) as cell:
+            new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features).squeeze(-1))
         state["hidden"].copy_(new_hidden)
-        if cell is not state["cell"]:
-            state["cell"].copy_(cell)
-        coefficients, scale = affine(self.output_weight, self.output_bias, new_hidden).split([momenta + 1, 1], -2)
+        output = affine(self.output_weight, self.output_bias, new_hidden, out=rows("output", momenta + 2))
+        coefficients, scale = output.split([momenta + 1, 1], -2)
         coefficients.select(-2, self.momentum_decays.index(ADAM_MOMENTUM)).add_(1.0)
         direction: Tensor = coefficients.mul_(directions).sum(-2)
         log_scale = scale.squeeze(-2).mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
         return direction.mul_(log_scale.exp_()).mul_(-self.rate)
 
 
-def _with_finite_square(grad: Tensor) -> Tensor:
-    largest = torch.finfo(grad.dtype).max ** 0.5 / 2
-    return grad.clamp(-largest, largest)
+def _largest_with_finite_square(dtype: torch.dtype) -> float:
+    return math.sqrt(torch.finfo(dtype).max) / 2
 
 
 def _corrections(decays: tuple[float, ...], step: float) -> list[float]:

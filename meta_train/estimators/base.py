@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.unroll import InnerState, start
+from learned_optim.meta_train.unroll import InnerState
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -24,22 +24,6 @@ class Trajectory(NamedTuple):
     def step(self) -> Tensor:
         """Inner steps taken, 0-d."""
         return self.inner.step
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, for a checkpoint."""
-        inner = {name: value for name, value in self.inner._asdict().items() if name != "rule_state"}
-        rule_state = {f"rule_state.{entry}": tensor for entry, tensor in self.inner.rule_state.items()}
-        return inner | rule_state | {f"memory.{name}": tensor for name, tensor in self.memory.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Trajectory":
-        """The counterpart of :meth:`tensors`."""
-        inner: dict[str, Tensor] = {}
-        nested: dict[str, dict[str, Tensor]] = {"rule_state": {}, "memory": {}}
-        for name, tensor in tensors.items():
-            place, dot, entry = name.partition(".")
-            (nested[place] if dot else inner)[entry or name] = tensor
-        return cls(InnerState(**inner, rule_state=nested["rule_state"]), nested["memory"])
 
 
 class Estimate(NamedTuple):
@@ -67,10 +51,18 @@ class Estimator(ABC):
     name: ClassVar[str]
     """Name in configurations."""
 
-    def start(self, rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> Trajectory:
-        """The beginning of an inner training; draws one batch for the first gradient."""
-        with torch.no_grad():
-            return Trajectory(start(rule, task, generator), {})
+    def start(
+        self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
+    ) -> Trajectory:
+        """The beginning of the estimates along an inner training.
+
+        Args:
+            rule: the rule that is meta-trained.
+            task: B instances.
+            inner: where they stand: at their starting points (:func:`learned_optim.meta_train.unroll.start`) or later.
+            generator: source of what is drawn once for an inner training.
+        """
+        return Trajectory(inner, {})
 
     @abstractmethod
     def window(

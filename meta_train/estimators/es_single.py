@@ -15,7 +15,7 @@ import torch
 from learned_optim.meta_train.estimators.base import Estimate, Trajectory
 from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, antithetic_rule, as_particles
 from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.unroll import unroll
+from learned_optim.meta_train.unroll import InnerState, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -30,9 +30,10 @@ class ESSingle(PerturbationEstimator):
 
     name = "es-single"
 
-    def start(self, rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> Trajectory:
-        """All particles at the same beginning, with the perturbations ``(K, M)`` that they keep."""
-        inner = super().start(rule, task, generator).inner
+    def start(
+        self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
+    ) -> Trajectory:
+        """See :meth:`Estimator.start`: all particles at the same point, with the perturbations ``(K, M)`` to keep."""
         noise = self.perturbations(rule, task, generator)
         return Trajectory(as_particles(inner, self.groups_of(task), 2 * self.pairs), {PERTURBATION: noise})
 

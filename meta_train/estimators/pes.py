@@ -17,7 +17,7 @@ import torch
 from learned_optim.meta_train.estimators.base import Estimate, Trajectory
 from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, antithetic_rule, as_particles
 from learned_optim.meta_train.particles import as_meta_grads, flat_meta_parameters
-from learned_optim.meta_train.unroll import unroll
+from learned_optim.meta_train.unroll import InnerState, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -32,9 +32,10 @@ class PES(PerturbationEstimator):
 
     name = "pes"
 
-    def start(self, rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> Trajectory:
-        """All particles at the same beginning; sums ``(K, M)`` of zeros."""
-        inner = super().start(rule, task, generator).inner
+    def start(
+        self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
+    ) -> Trajectory:
+        """See :meth:`Estimator.start`: all particles at the same point; sums ``(K, M)`` of zeros."""
         groups = self.groups_of(task)
         weights = flat_meta_parameters(rule)
         nothing_yet = weights.new_zeros(self.pairs * groups, len(weights))

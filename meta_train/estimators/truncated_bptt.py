@@ -29,7 +29,7 @@ class MetaGradient(NamedTuple):
     """What :func:`truncated_bptt` returns."""
 
     grads: tuple[Tensor, ...]
-    """One tensor for each of the rule's parameters, in their order."""
+    """One tensor for each of the rule's parameters, in their order; NaN if an inner gradient was not finite."""
     meta_loss: Tensor
     """0-d."""
     losses: Tensor
@@ -150,7 +150,10 @@ def _by_replay(
         for index in range(steps):
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()
-        return torch.autograd.grad(surrogate, meta_parameters, allow_unused=True), value, window
+        meta_grads = torch.autograd.grad(surrogate, meta_parameters, allow_unused=True)
+    if not bool(window.grads.isfinite().all()):  # a sample of the coordinates need not show it
+        meta_grads = tuple(torch.full_like(parameter, torch.nan) for parameter in meta_parameters)
+    return meta_grads, value, window
 
 
 def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,11 @@ class TaskFamily(ABC):
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt option in a configuration is an error
 
+    @property
+    def evaluation_only(self) -> str:
+        """Why nothing may be meta-trained on this family, with its options; empty if it may."""
+        return ""
+
     @abstractmethod
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw a task: architecture, batch size and other choices. ``split`` says from which part of the data."""

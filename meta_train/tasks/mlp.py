@@ -34,7 +34,7 @@ class MLPFamily(TaskFamily):
     Ranges ``(low, high)`` are drawn for every task: sizes log-uniformly, layers uniformly.
 
     Args:
-        dataset: "mnist", "cifar10" or "digits" ("fashion-mnist" is for evaluation only).
+        dataset: "mnist", "cifar10" or "digits" ("fashion-mnist" is for evaluation only: configurations refuse it).
         image_size: images are averaged down to this many pixels a side; None keeps them.
         layers: range of the number of hidden layers.
         width: range of the units of each hidden layer.
@@ -66,6 +66,12 @@ class MLPFamily(TaskFamily):
             raise ValueError(f"activations must be some of {', '.join(ACTIVATIONS)}, got {list(self.activations)}")
         if not 0 <= self.layer_norm <= 1:
             raise ValueError(f"layer_norm is a probability, got {self.layer_norm}")
+
+    @property
+    def evaluation_only(self) -> str:
+        """The restriction on the data set's use, if there is one."""
+        note = data.DATA_SETS[self.dataset].note
+        return f"data set {self.dataset!r}, {note}" if note else ""
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture; ``split`` chooses the images."""

@@ -1,0 +1,85 @@
+"""A meta-training run on disk: tensors and counters in one file, from which the run continues bit-exactly."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from learned_optim.files import write_atomically
+from learned_optim.meta_train.estimators import Trajectory
+from learned_optim.meta_train.unroll import InnerState
+
+FILE = "checkpoint.safetensors"
+
+
+class RunCheckpoint(NamedTuple):
+    """What a resumed run needs."""
+
+    config: dict[str, Any]
+    """The run's configuration as nested tables."""
+    progress: dict[str, Any]
+    """Counters and scores: anything JSON can hold."""
+    tensors: dict[str, Tensor]
+    """Weights, state of the meta-optimizer and of the inner trainings, by dotted names."""
+
+
+def write_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> None:
+    """Write ``checkpoint.safetensors`` into ``folder``, whole or not at all."""
+    metadata = {
+        "config": json.dumps(checkpoint.config, allow_nan=False),
+        "progress": json.dumps(checkpoint.progress, allow_nan=False),
+    }
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_atomically(folder / FILE, save(contents, metadata))
+
+
+def read_checkpoint(folder: Path) -> RunCheckpoint:
+    """Read what :func:`write_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or not a meta-training checkpoint.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume: no {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise ValueError(f"cannot resume: {path} is damaged: {error}") from error
+    if not {"config", "progress"} <= metadata.keys():
+        raise ValueError(f"cannot resume: {path} is not a meta-training checkpoint")
+    return RunCheckpoint(json.loads(metadata["config"]), json.loads(metadata["progress"]), tensors)
+
+
+def flatten(state: Trajectory) -> dict[str, Tensor]:
+    """The tensors of a trajectory by name."""
+    tensors = {name: value for name, value in state.inner._asdict().items() if name != "rule_state"}
+    tensors |= {f"rule_state.{entry}": tensor for entry, tensor in state.inner.rule_state.items()}
+    return tensors | {f"memory.{name}": tensor for name, tensor in state.memory.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor], device: torch.device) -> Trajectory:
+    """The opposite of :func:`flatten`, on ``device``."""
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    plain = {name: tensor for name, tensor in moved.items() if "." not in name}
+    inner = InnerState(**plain, rule_state=below("rule_state.", moved))
+    return Trajectory(inner, below("memory.", moved))
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries whose name starts with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def finite_or_none(value: float) -> float | None:
+    """``value`` for JSON, which knows neither infinity nor NaN: these become null."""
+    return value if math.isfinite(value) else None
