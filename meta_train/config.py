@@ -134,6 +134,8 @@ class EstimatorConfig(_Strict):
     """Antithetic pairs of perturbations that each instance is trained with."""
     groups: Count | None = None
     """Groups of instances with perturbations of their own; None: every instance."""
+    covariance: bool = True
+    """Whether the weights of the combination heed the covariance of its parts."""
     variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the running variances that weight the combination; 0: those of each window."""
 

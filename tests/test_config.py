@@ -169,6 +169,13 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
     assert "tasks.0.family: " in refusal("steps = 3\n[[tasks]]\nweight = 1", tmp_path)
 
 
+def test_option_of_another_estimator_is_refused(tmp_path: Path) -> None:
+    text = SMALLEST + '[estimator]\nname = "pes"\nreplay_coordinates = 4'
+    assert "estimator: estimator 'pes' has no option 'replay_coordinates'; it has sigma, pairs" in refusal(
+        text, tmp_path
+    )
+
+
 def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) -> None:
     text = SMALLEST + "[estimator]\nsecond_derivatives = true\nreplay_coordinates = 4"
     assert "estimator: replay_coordinates needs constant inner gradients" in refusal(text, tmp_path)

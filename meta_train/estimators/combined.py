@@ -6,10 +6,19 @@ variances :math:`v` of the two means,
 .. math:: g = w\, g_\mathrm{ES} + (1 - w)\, g_\mathrm{RP}, \qquad
           w = \frac{1 / v_\mathrm{ES}}{1 / v_\mathrm{ES} + 1 / v_\mathrm{RP}} .
 
-Over short windows that is backpropagation; where its variance explodes, it is ES. Variances are those of the K pairs
-of the window, as in the paper. Then weights and estimates come from the same samples, which biases the result a little
-when K is small; with ``variance_decay`` the weights come from running averages over the windows *before*, independent
-of the present samples, and the combination is as unbiased as its parents.
+Over short windows that is backpropagation; where its variance explodes, it is ES.
+
+These weights are the best ones if the two are uncorrelated. They share perturbations, and where they are strongly
+correlated, the combination can have up to 1.46 times the variance of the better one. With the covariance :math:`c` of
+the two,
+
+.. math:: w = \frac{v_\mathrm{RP} - c}{v_\mathrm{ES} + v_\mathrm{RP} - 2 c} \quad \text{cut to } [0, 1]
+
+never has more than either; that is the default, and ``covariance=False`` gives the paper's weights.
+
+The moments are those of the K pairs of the window, as in the paper. Then weights and estimates come from the same
+samples, which biases the result a little when K is small; with ``variance_decay`` the weights come from running averages
+over the windows *before*, independent of the present samples, and the combination is as unbiased as its parents.
 """
 
 from collections.abc import Mapping
@@ -37,7 +46,8 @@ class Combined(Reparameterization):
         pairs: see there; with groups, at least two pairs in all.
         groups: see there.
         meta_loss: see there.
-        variance_decay: of the running averages of both variances, which then decide the weights; 0: this window's own.
+        covariance: heed the covariance of the two.
+        variance_decay: of the running averages of these moments, which then decide the weights; 0: this window's own.
         second_derivatives: see :func:`truncated_bptt`.
         replay_coordinates: see there.
     """
@@ -51,6 +61,7 @@ class Combined(Reparameterization):
         groups: int | None = None,
         meta_loss: MetaLossName = "mean",
         *,
+        covariance: bool = True,
         variance_decay: float = 0.0,
         second_derivatives: bool = False,
         replay_coordinates: int | None = None,
@@ -65,8 +76,8 @@ class Combined(Reparameterization):
         )
         if not 0 <= variance_decay < 1:
             raise ValueError(f"variance_decay must lie in [0, 1), got {variance_decay}")
-        self.variance_decay = variance_decay
-        self.variances: dict[str, Tensor] = {}
+        self.covariance, self.variance_decay = covariance, variance_decay
+        self.moments: dict[str, Tensor] = {}
 
     def window(
         self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
@@ -92,26 +103,33 @@ class Combined(Reparameterization):
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Running averages of the variances of one pair, ``"es"`` and ``"rp"``, ``(M,)``; empty before any window."""
-        return dict(self.variances)
+        """Running averages over pairs, ``(M,)``: variances ``"es"`` and ``"rp"``, ``"covariance"``; empty at first."""
+        return dict(self.moments)
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """See :meth:`Estimator.load_state_dict`."""
-        if tensors and set(tensors) != {"es", "rp"}:
-            raise ValueError(f"combined keeps the variances es and rp, got {', '.join(tensors)}")
-        self.variances = dict(tensors)
+        if tensors and set(tensors) != {"es", "rp", "covariance"}:
+            raise ValueError(f"combined keeps es, rp and covariance, got {', '.join(tensors)}")
+        self.moments = dict(tensors)
 
     def _es_weight(self, es_samples: Tensor, rp_samples: Tensor) -> Tensor:
         """The weight ``(M,)`` for this window; takes its variances into the running averages."""
-        current = {"es": es_samples.var(0), "rp": rp_samples.var(0)}
-        known = self.variances or current
+        products = (es_samples - es_samples.mean(0)) * (rp_samples - rp_samples.mean(0))
+        current = {
+            "es": es_samples.var(0),
+            "rp": rp_samples.var(0),
+            "covariance": products.sum(0) / (len(products) - 1),
+        }
+        finite = current["rp"].isfinite()
+        known = self.moments or current
         if self.variance_decay > 0:
-            self.variances = {
-                name: torch.where(value.isfinite(), known[name].lerp(value, 1 - self.variance_decay), known[name])
+            self.moments = {
+                name: torch.where(finite, known[name].lerp(value, 1 - self.variance_decay), known[name])
                 for name, value in current.items()
             }
         else:
             known = current
-        # Both variances zero: nothing depends on this meta-parameter, and any weight will do.
-        weight = (known["rp"] / (known["es"] + known["rp"])).nan_to_num(0.5)
-        return weight.masked_fill(~current["rp"].isfinite(), 1.0)
+        covariance = known["covariance"] if self.covariance else 0.0
+        weight = (known["rp"] - covariance) / (known["es"] + known["rp"] - 2 * covariance)
+        # Zero over zero: nothing depends on this meta-parameter, and any weight will do.
+        return weight.nan_to_num(0.5).clamp(0.0, 1.0).masked_fill(~finite, 1.0)

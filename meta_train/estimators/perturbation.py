@@ -107,7 +107,8 @@ def first_copy(state: InnerState, groups: int) -> InnerState:
     """State of the B instances under the first particle of each group: the counterpart of :func:`as_particles`."""
 
     def join(tensor: Tensor, dim: int = 0) -> Tensor:
-        return tensor[:groups].movedim(0, dim).flatten(dim, dim + 1).clone()  # or the other copies would live on
+        joined = tensor[:groups].movedim(0, dim).flatten(dim, dim + 1)
+        return joined.clone(memory_format=torch.contiguous_format)  # no view, or the other copies would live on
 
     return state._replace(
         parameters=join(state.parameters),
