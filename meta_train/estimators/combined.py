@@ -17,8 +17,9 @@ the two,
 never has more than either; that is the default, and ``covariance=False`` gives the paper's weights.
 
 The moments are those of the K pairs of the window, as in the paper. Then weights and estimates come from the same
-samples, which biases the result a little when K is small; with ``variance_decay`` the weights come from running averages
-over the windows *before*, independent of the present samples, and the combination is as unbiased as its parents.
+samples, which biases the result a little when K is small; with ``variance_decay`` the weights come from running
+averages over the windows *before*, independent of the present samples, and the combination is as unbiased as its
+parents.
 """
 
 from collections.abc import Mapping
