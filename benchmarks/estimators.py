@@ -321,7 +321,7 @@ def draw_influence() -> None:
     right.axhline(-1 / 6, color="black", linewidth=0.8, linestyle=":")
     right.annotate("optimum", (2400, -1 / 6), xytext=(0, 4), textcoords="offset points", fontsize=8)
     right.set(xlabel="meta-step", ylabel="meta-parameter", ylim=(-0.5, 3))
-    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.0, 0.62))
+    right.legend(*left.get_legend_handles_labels(), fontsize=7.5, loc="lower right", bbox_to_anchor=(1.0, 0.17))
     save(figure, "influence")
 
 
@@ -334,7 +334,9 @@ def draw_toy() -> None:
         torch.tensor([float(row[name]) for row in surface]).view(size, size)
         for name in ("log_first_rate", "log_last_rate", "sum_of_losses")
     )
-    image = left.pcolormesh(first, last, sums, cmap="Greys", vmin=float(sums.min()), vmax=3000, rasterized=True)
+    image = left.pcolormesh(
+        first.numpy(), last.numpy(), sums.numpy(), cmap="Greys", vmin=float(sums.min()), vmax=3000, rasterized=True
+    )
     left.grid(visible=False)
     figure.colorbar(image, ax=left, label="sum of losses", extend="max")
     for name in dict.fromkeys(row["estimator"] for row in rows):
@@ -361,15 +363,20 @@ def draw_unrolls() -> None:
         if name != "TBPTT":
             left.plot(lengths, variances, "o-", markersize=3, color=COLOURS[name], label=name)
         if name != "combined, paper's weights":
-            middle.errorbar(
-                lengths, biases, yerr=errors, fmt="o-", markersize=3, capsize=2, color=COLOURS[name], label=name
-            )
-    left.set(xscale="log", yscale="log", ylim=(1e-6, 1e12), xlabel="unroll length", title="Variance of one pair")
+            middle.plot(lengths, biases, "o-", markersize=3, color=COLOURS[name], label=name)
+            middle.plot(lengths, errors, ":", linewidth=1.2, color=COLOURS[name])
+    left.set(xscale="log", yscale="log", ylim=(1e-3, 1e7), xlabel="unroll length", title="Variance of one pair")
     left.set_ylabel("over the squared norm of the gradient")
     left.legend(fontsize=7)
-    middle.set(xscale="log", yscale="log", ylim=(0.03, 100), xlabel="unroll length", title="Distance of the mean")
+    middle.set(
+        xscale="log",
+        yscale="log",
+        ylim=(0.08, 30),
+        xlabel="unroll length",
+        title="Distance of the mean (dotted: its noise)",
+    )
     middle.set_ylabel("from the reference, over its norm")
-    middle.legend(fontsize=7)
+    middle.legend(fontsize=7, loc="upper right", ncols=2)
     for name, estimator in (("with covariance", "combined"), ("paper's", "combined, paper's weights")):
         lengths, means, lows, highs = columns(weights, "weights", name, "unroll", "mean", "low", "high")
         right.plot(lengths, means, "o-", markersize=3, color=COLOURS[estimator], label=name)

@@ -197,6 +197,11 @@ class Config(_Strict):
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("at least one [[tasks]] entry is needed")
+        instances, groups = self.unroll.instances, self.estimator.groups
+        if groups is not None and instances % groups:
+            raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
+        if self.estimator.name == "combined" and self.estimator.pairs * (groups or instances) < 2:
+            raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
 
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""

@@ -176,6 +176,17 @@ def test_option_of_another_estimator_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "pes"\ngroups = 3', "estimator.groups must divide unroll.instances, got 3 and 16"),
+        ('name = "combined"\ngroups = 1', "the combined estimator needs two pairs or more"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused_before_training(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(SMALLEST + f"[estimator]\n{text}", tmp_path)
+
+
 def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) -> None:
     text = SMALLEST + "[estimator]\nsecond_derivatives = true\nreplay_coordinates = 4"
     assert "estimator: replay_coordinates needs constant inner gradients" in refusal(text, tmp_path)
