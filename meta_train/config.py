@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import inspect
 import json
 import re
 import tomllib
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from learned_optim.checkpoint import load_rule
+from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
 from learned_optim.meta_train.meta_loss import MetaLossName
 from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
 from learned_optim.meta_train.tasks.sampling import check_range
@@ -119,17 +121,36 @@ class UnrollConfig(_Strict):
 
 @dataclass(frozen=True)
 class EstimatorConfig(_Strict):
-    """How the meta-gradient is estimated."""
+    """How the meta-gradient is estimated; options that the named estimator does not have are refused."""
 
-    name: Literal["truncated-bptt"] = "truncated-bptt"
+    name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single"] = "truncated-bptt"
     meta_loss: MetaLossName = "mean"
     second_derivatives: bool = False
     replay_coordinates: Count | None = None
     """Coordinates that the meta-gradient is taken through; None: all."""
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations of the meta-parameters."""
+    pairs: Count = 1
+    """Antithetic pairs of perturbations that each instance is trained with."""
+    groups: Count | None = None
+    """Groups of instances with perturbations of their own; None: every instance."""
+    covariance: bool = True
+    """Whether the weights of the combination heed the covariance of its parts."""
+    variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the running variances that weight the combination; 0: those of each window."""
 
     def __post_init__(self) -> None:
-        if self.second_derivatives and self.replay_coordinates is not None:
-            raise ValueError("replay_coordinates needs constant inner gradients; leave out second_derivatives")
+        self.build()
+
+    def build(self) -> Estimator:
+        """The estimator."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+        changed = {f.name for f in dataclasses.fields(self) if f.name in given and given[f.name] != f.default}
+        accepted = inspect.signature(ESTIMATORS[self.name]).parameters
+        if refused := sorted(changed - set(accepted)):
+            raise ValueError(f"estimator {self.name!r} has no option {refused[0]!r}; it has {', '.join(accepted)}")
+        estimator: Estimator = ESTIMATORS[self.name](**{name: given[name] for name in accepted})
+        return estimator
 
 
 @dataclass(frozen=True)
@@ -176,6 +197,11 @@ class Config(_Strict):
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("at least one [[tasks]] entry is needed")
+        instances, groups = self.unroll.instances, self.estimator.groups
+        if groups is not None and instances % groups:
+            raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
+        if self.estimator.name == "combined" and self.estimator.pairs * (groups or instances) < 2:
+            raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
 
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from learned_optim.files import write_atomically
+from learned_optim.meta_train.estimators import Trajectory
 from learned_optim.meta_train.unroll import InnerState
 
 FILE = "checkpoint.safetensors"
@@ -59,17 +60,19 @@ def read_checkpoint(folder: Path) -> RunCheckpoint:
     return RunCheckpoint(json.loads(metadata["config"]), json.loads(metadata["progress"]), tensors)
 
 
-def flatten(state: InnerState) -> dict[str, Tensor]:
-    """The tensors of an inner state by name."""
-    tensors = {name: value for name, value in state._asdict().items() if name != "rule_state"}
-    return tensors | {f"rule_state.{entry}": tensor for entry, tensor in state.rule_state.items()}
+def flatten(state: Trajectory) -> dict[str, Tensor]:
+    """The tensors of a trajectory by name."""
+    tensors = {name: value for name, value in state.inner._asdict().items() if name != "rule_state"}
+    tensors |= {f"rule_state.{entry}": tensor for entry, tensor in state.inner.rule_state.items()}
+    return tensors | {f"memory.{name}": tensor for name, tensor in state.memory.items()}
 
 
-def unflatten(tensors: Mapping[str, Tensor], device: torch.device) -> InnerState:
+def unflatten(tensors: Mapping[str, Tensor], device: torch.device) -> Trajectory:
     """The opposite of :func:`flatten`, on ``device``."""
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    plain = {name: tensor for name, tensor in moved.items() if not name.startswith("rule_state.")}
-    return InnerState(**plain, rule_state=below("rule_state.", moved))
+    plain = {name: tensor for name, tensor in moved.items() if "." not in name}
+    inner = InnerState(**plain, rule_state=below("rule_state.", moved))
+    return Trajectory(inner, below("memory.", moved))
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from learned_optim import __version__
 from learned_optim.checkpoint import save_rule
 from learned_optim.meta_train.config import Config, config_from_tables
-from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
+from learned_optim.meta_train.estimators import Estimate, Trajectory
 from learned_optim.meta_train.run_checkpoint import (
     RunCheckpoint,
     below,
@@ -49,7 +49,7 @@ class InnerTraining:
     """Counts the tasks drawn in this run; with the seed it determines the task."""
     horizon: int
     task: VectorizedTask
-    state: InnerState
+    state: Trajectory
     diverged: bool = False
     """Whether an instance's loss was far above its initial one for a whole window."""
 
@@ -61,12 +61,13 @@ class InnerTraining:
     @property
     def lost(self) -> bool:
         """Whether an instance has diverged, to infinity or just far off: its meta-gradients would drown the others."""
-        return self.diverged or not bool(self.state.parameters.isfinite().all())
+        return self.diverged or not bool(self.state.inner.parameters.isfinite().all())
 
-    def advance(self, state: InnerState, losses: Tensor) -> None:
+    def advance(self, state: Trajectory, losses: Tensor) -> None:
         """Go on to ``state``; ``losses`` are those of the window that led there, ``(steps, B)``."""
         self.state = state
-        far_off = (losses > DIVERGED * state.initial_loss) & (state.initial_loss > 0)
+        initial_loss = state.inner.initial_loss.flatten()[: losses.shape[1]]  # particles repeat it
+        far_off = (losses > DIVERGED * initial_loss) & (initial_loss > 0)
         self.diverged = bool(far_off.all(dim=0).any())
 
 
@@ -95,6 +96,7 @@ class Trainer:
         self.averaged = copy.deepcopy(self.rule).requires_grad_(False)
         self.best = copy.deepcopy(self.averaged)
         self.families = [task.build() for task in config.tasks]
+        self.estimator = config.estimator.build()
         self.meta_optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.meta_optimizer.lr)
         self.pool: list[InnerTraining | None] = [None] * config.unroll.pool
         self.meta_step = 0
@@ -171,22 +173,13 @@ class Trainer:
     def _per_step(self) -> int:
         return self.config.unroll.windows_per_step
 
-    def _advance(self, index: int) -> MetaGradient:
+    def _advance(self, index: int) -> Estimate:
         """Take one window of a member of the pool."""
         member = self.pool[index]
         if member is None or member.finished:
             member = self.pool[index] = self._draw(first=member is None)
-        estimator = self.config.estimator
-        result = truncated_bptt(
-            self.rule,
-            member.task,
-            member.state,
-            self.config.unroll.truncation,
-            torch_generator(self.config.seed, "window", member.draw, int(member.state.step)),
-            meta_loss=estimator.meta_loss,
-            second_derivatives=estimator.second_derivatives,
-            replay_coordinates=estimator.replay_coordinates,
-        )
+        generator = torch_generator(self.config.seed, "window", member.draw, int(member.state.step))
+        result = self.estimator.window(self.rule, member.task, member.state, self.config.unroll.truncation, generator)
         member.advance(result.state, result.losses)
         return result
 
@@ -214,15 +207,19 @@ class Trainer:
         rng = numpy_generator(self.config.seed, "horizon", self.draws)
         task = self._build_task(self.draws)
         with torch.no_grad():
-            state = start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
+            inner = start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
         if self.config.estimator.meta_loss == "log":
-            check_positive(task, state, 'meta_loss = "log" takes the logarithm of the loss over its initial value')
-        if not (first and settings.stagger and len(self.pool) > 1):
-            return InnerTraining(self.draws, log_uniform_integer(rng, settings.horizon), task, state)
-        # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
-        member = InnerTraining(self.draws, int(rng.integers(*settings.horizon, endpoint=True)), task, state)
-        windows = int(rng.integers(math.ceil(member.horizon / settings.truncation)))
+            check_positive(task, inner, 'meta_loss = "log" takes the logarithm of the loss over its initial value')
+        if first and settings.stagger and len(self.pool) > 1:
+            # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
+            horizon = int(rng.integers(*settings.horizon, endpoint=True))
+            windows = int(rng.integers(math.ceil(horizon / settings.truncation)))
+        else:
+            horizon, windows = log_uniform_integer(rng, settings.horizon), 0
+        member = InnerTraining(self.draws, horizon, task, Trajectory(inner, {}))
         self._fast_forward(member, windows)
+        generator = torch_generator(self.config.seed, "estimator", self.draws)
+        member.state = self.estimator.start(self.rule, task, member.state.inner, generator)
         return member
 
     @torch.no_grad()
@@ -231,8 +228,8 @@ class Trainer:
         beginning = member.state
         generator = torch_generator(self.config.seed, "fast forward", member.draw)
         for _ in range(windows):
-            ahead = unroll(self.rule, member.task, member.state, self.config.unroll.truncation, generator)
-            member.advance(ahead.state, ahead.losses)
+            ahead = unroll(self.rule, member.task, member.state.inner, self.config.unroll.truncation, generator)
+            member.advance(Trajectory(ahead.state, {}), ahead.losses)
             if member.lost:
                 member.state, member.diverged = beginning, False
                 return
@@ -297,6 +294,7 @@ class Trainer:
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in rule.state_dict().items()}
         for index, entry in self.meta_optimizer.state_dict()["state"].items():
             tensors |= {f"meta_optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
+        tensors |= {f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()}
         members: list[dict[str, Any] | None] = []
         for index, member in enumerate(self.pool):
             if member is None:
@@ -357,15 +355,17 @@ class Trainer:
             index, _, entry = name.partition(".")
             optimizer_state["state"].setdefault(int(index), {})[entry] = tensor
         self.meta_optimizer.load_state_dict(optimizer_state)
+        learned = below("estimator.", tensors)
+        self.estimator.load_state_dict({name: tensor.to(self.device) for name, tensor in learned.items()})
         for place, member in enumerate(progress["pool"]):
             if member is not None:
                 state = unflatten(below(f"pool.{place}.", tensors), self.device)
                 self.pool[place] = InnerTraining(task=self._build_task(member["draw"]), state=state, **member)
 
 
-def is_finite(window: MetaGradient) -> bool:
+def is_finite(window: Estimate) -> bool:
     """Whether nothing that is known of a window is NaN or infinite."""
-    values = (window.losses, window.state.parameters, window.state.grad, *window.grads)
+    values = (window.losses, window.state.inner.parameters, window.state.inner.grad, *window.grads)
     return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.meta_train.particles import ParticleRule
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import RuleState, UpdateRule
 
@@ -17,7 +18,11 @@ ApplyRule = Callable[[Tensor, RuleState, Tensor], tuple[Tensor, RuleState]]
 
 
 class InnerState(NamedTuple):
-    """Where the inner training of B instances stands; all that has to be kept between two windows."""
+    """Where the inner training of B instances stands; all that has to be kept between two windows.
+
+    Of P *particles*, which train b instances each: every entry but ``step`` has one more axis, P, at the front
+    (``rule_state``: ``(P, features, b, N)``), and B is b.
+    """
 
     parameters: Tensor
     """``(B, N)``"""
@@ -37,9 +42,9 @@ class Unroll(NamedTuple):
     state: InnerState
     """State after the window."""
     losses: Tensor
-    """Loss after each update, on the batch of that step, ``(steps, B)``."""
+    """Loss after each update, on the batch of that step, ``(steps, B)``, of particles ``(steps, P, b)``."""
     grads: Tensor | None
-    """If recorded: the gradients that the rule saw, then the one after the window, ``(steps + 1, B, N)``."""
+    """If recorded: the gradients that the rule saw, then the one after the window, ``(steps + 1, [P,] B, N)``."""
 
 
 def start(rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> InnerState:
@@ -68,7 +73,7 @@ def unroll(
     Args:
         rule: applied to all coordinates of all instances at once.
         task: B instances.
-        state: where to go on from.
+        state: where to go on from; for a :class:`ParticleRule` of P particles, theirs.
         steps: length of the window.
         generator: source of the batches.
         record_grads: keep the gradients, for :mod:`learned_optim.meta_train.estimators`.
@@ -76,12 +81,14 @@ def unroll(
     """
     parameters, grad, rule_state, step, initial_loss = state
     losses, grads = [], [grad]
-    fast_rule = rule if isinstance(rule, UpdateRule) and not torch.is_grad_enabled() else None
+    fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
     if fast_rule is not None:  # it overwrites what it is given
         parameters, rule_state = parameters.clone(), {entry: tensor.clone() for entry, tensor in rule_state.items()}
     for _ in range(steps):
         step = step + 1
-        if fast_rule is not None:
+        if isinstance(fast_rule, ParticleRule):
+            parameters += fast_rule.advance(grad, rule_state, step)
+        elif fast_rule is not None:
             apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
         else:
             update, rule_state = rule(grad, rule_state, step)

@@ -66,13 +66,19 @@ class VectorizedTask:
         return tree_map(lambda tensor: tensor.to(self.device), batch)
 
     def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
-        """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``."""
-        return vmap(self._instance_loss, randomness="different")(self._used(parameters), self.buffers, batch)
+        """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``; or of particles, as below."""
+        if parameters.dim() == 3:
+            return self._particle_losses(self._of_instances(parameters), self.buffers, batch).view(parameters.shape[:2])
+        return self._losses(self._used(parameters), self.buffers, batch)
 
     def losses_and_grads(
         self, parameters: Tensor, batch: Batch, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)`` and their gradients ``(B, N)`` with respect to ``parameters`` ``(B, N)``.
+
+        ``parameters`` may also be those of *particles*, ``(P, b, N)``, with the losses ``(P, b)``: each particle trains
+        b of the B instances, the first particles the first instances, and when these are used up it starts over. All
+        that train the same instance see the same batch and the same dropout.
 
         ``differentiable`` lets the gradients be differentiated once more.
         """
@@ -80,12 +86,33 @@ class VectorizedTask:
             # vmap(grad) has wrong second derivatives through layer and batch norm (pytorch/functorch issue 534).
             losses = self.losses(parameters, batch)
             return losses, torch.autograd.grad(losses.sum(), parameters, create_graph=True)[0]
+        if parameters.dim() == 3:
+            used = self._of_instances(parameters)
+            grads, losses = self._particle_grad_and_value(used, self.buffers, batch)
+            grads = grads if self.scale is None else grads * self.scale
+            return losses.view(parameters.shape[:2]), grads.view(parameters.shape)
         grads, losses = self._grad_and_value(self._used(parameters), self.buffers, batch)
         return losses, grads if self.scale is None else grads * self.scale
 
     @functools.cached_property
+    def _losses(self) -> Callable[..., Tensor]:
+        return vmap(self._instance_loss, randomness="different")
+
+    @functools.cached_property
+    def _particle_losses(self) -> Callable[..., Tensor]:
+        return vmap(self._losses, in_dims=(0, None, None), randomness="same")
+
+    @functools.cached_property
     def _grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
         return vmap(grad_and_value(self._instance_loss), randomness="different")
+
+    @functools.cached_property
+    def _particle_grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return vmap(self._grad_and_value, in_dims=(0, None, None), randomness="same")
+
+    def _of_instances(self, parameters: Tensor) -> Tensor:
+        """Used parameters of particles ``(P, b, N)`` by instance, ``(P * b / B, B, N)``."""
+        return self._used(parameters.reshape(-1, self.instances, self.coordinates))
 
     def _used(self, parameters: Tensor) -> Tensor:
         return parameters if self.scale is None else parameters * self.scale

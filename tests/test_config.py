@@ -142,7 +142,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("unroll.rescale_range=[2,1]", "unroll: rescale_range must be a range"),
         ("unroll.windows_per_step=2", "unroll: windows_per_step cannot exceed pool, got 2 and 1"),
         ("unroll=3", "unroll: "),
-        ("estimator.name=es", r"estimator\.name: .*truncated-bptt.*got 'es'"),
+        ("estimator.name=uoro", r"estimator\.name: .*truncated-bptt.*got 'uoro'"),
         ("estimator.meta_loss=sum", r"estimator\.meta_loss: .*mean.*log.*got 'sum'"),
         ("estimator.replay_coordinates=0", r"estimator\.replay_coordinates: "),
         ("meta_optimizer.lr=0", r"meta_optimizer\.lr: .*greater than 0"),
@@ -167,6 +167,24 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
     assert "steps: " in refusal('[[tasks]]\nfamily = "quadratic"', tmp_path)
     assert "tasks: " in refusal("steps = 3", tmp_path)
     assert "tasks.0.family: " in refusal("steps = 3\n[[tasks]]\nweight = 1", tmp_path)
+
+
+def test_option_of_another_estimator_is_refused(tmp_path: Path) -> None:
+    text = SMALLEST + '[estimator]\nname = "pes"\nreplay_coordinates = 4'
+    assert "estimator: estimator 'pes' has no option 'replay_coordinates'; it has sigma, pairs" in refusal(
+        text, tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "pes"\ngroups = 3', "estimator.groups must divide unroll.instances, got 3 and 16"),
+        ('name = "combined"\ngroups = 1', "the combined estimator needs two pairs or more"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused_before_training(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(SMALLEST + f"[estimator]\n{text}", tmp_path)
 
 
 def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,28 @@ class TestResume:
             assert trainer.meta_step == stop
         run(trainer)
         assert_same_outcome(tmp_path, uninterrupted)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"name": "reparameterization", "replay_coordinates": 3},
+            {"name": "es", "pairs": 2, "groups": 1},
+            {"name": "combined", "variance_decay": 0.5},
+            {"name": "pes", "pairs": 2},
+            {"name": "es-single"},
+        ],
+        ids=lambda options: options["name"],
+    )
+    def test_particles_and_what_an_estimator_has_learned_are_restored(
+        self, options: dict[str, Any], tmp_path: Path
+    ) -> None:
+        estimator = {"replay_coordinates": None, "sigma": 0.1, **options}
+        run(Trainer(configuration(estimator=estimator), tmp_path / "whole"))
+        for progress in Trainer(configuration(estimator=estimator), tmp_path / "parts").run():
+            if progress.meta_step == 7:
+                break
+        run(Trainer.resume(tmp_path / "parts"))
+        assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
 
     def test_finished_run_stays_as_it_is(self, uninterrupted: Path) -> None:
         before = contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)

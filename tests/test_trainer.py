@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learned_optim.meta_train import progress as progress_module
 from learned_optim.meta_train import trainer as trainer_module
-from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
+from learned_optim.meta_train.estimators import Estimate, Trajectory
 from learned_optim.meta_train.progress import run_with_progress
 from learned_optim.meta_train.seeds import torch_generator
 from learned_optim.meta_train.trainer import DIVERGED, SOLVED, InnerTraining, Trainer, is_finite
@@ -29,20 +29,22 @@ class TestStep:
     ) -> None:
         infinite: list[bool] = []
 
-        def recording(*arguments: Any, **options: Any) -> MetaGradient:
-            window = truncated_bptt(*arguments, **options)
+        def recording(*arguments: Any) -> Estimate:
+            window = estimate(*arguments)
             assert all(bool(grad.isfinite().all()) for grad in window.grads)
             infinite.append(not bool(window.losses.isfinite().all()))
             return window
 
-        monkeypatch.setattr(trainer_module, "truncated_bptt", recording)
         config = plain(
             steps=20,
             tasks=[{"family": "user_tasks:OverflowingOffsetFamily"}],
             estimator={"replay_coordinates": replay_coordinates},
             validation={"every": 1000},
         )
-        skipped = [not math.isfinite(progress.grad_norm) for progress in Trainer(config).run()]
+        trainer = Trainer(config)
+        estimate = trainer.estimator.window
+        monkeypatch.setattr(trainer.estimator, "window", recording)
+        skipped = [not math.isfinite(progress.grad_norm) for progress in trainer.run()]
         assert skipped == infinite
         assert 3 <= sum(skipped) <= 17  # half the windows of two batches hold an infinite one
 
@@ -52,7 +54,8 @@ class TestStep:
             return torch.tensor([[1.0, math.nan if place == name else 2.0]])
 
         state = InnerState(values("parameters"), values("grad"), {}, torch.zeros(()), torch.ones(1))
-        window = MetaGradient((torch.zeros(3), values("meta-gradient")), torch.zeros(()), values("losses"), state)
+        grads = (torch.zeros(3), values("meta-gradient"))
+        window = Estimate(grads, torch.zeros(()), values("losses"), Trajectory(state, {}), {})
         assert is_finite(window) == (place is None)
 
     def test_logarithm_of_a_negative_loss_is_refused(self) -> None:
@@ -207,8 +210,8 @@ class TestPool:
     ) -> None:
         config = plain()
         member = Trainer(config)._draw(first=False)
-        state = member.state._replace(initial_loss=torch.tensor(initial))
-        member.advance(state, torch.tensor(losses))
+        inner = member.state.inner._replace(initial_loss=torch.tensor(initial))
+        member.advance(Trajectory(inner, {}), torch.tensor(losses))
         assert member.finished == member.diverged == diverged
 
     def test_divergence_is_not_forgotten_by_a_checkpoint(self, tmp_path: Path) -> None:

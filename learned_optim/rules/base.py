@@ -31,12 +31,15 @@ class UpdateRule(nn.Module, ABC):
     """Entries of the state that may be kept in less than float32: activations, not long averages."""
     recurrent_dtype: ClassVar[torch.dtype] = torch.float32
     """Dtype in which an optimizer keeps these entries, unless told otherwise."""
+    advances_particles: ClassVar[bool] = False
+    """Whether :meth:`advance` also takes *particles*: a leading axis on meta-parameters, gradient and state alike."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """A class with a ``forward`` of its own does not inherit the ``advance`` of another's."""
         super().__init_subclass__(**keywords)
         if "forward" in cls.__dict__ and "advance" not in cls.__dict__:
             cls.advance = UpdateRule.advance  # type: ignore[method-assign]
+            cls.advances_particles = False
 
     @property
     @abstractmethod
@@ -66,7 +69,9 @@ class UpdateRule(nn.Module, ABC):
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
         """The step of :meth:`forward` in place and without a graph: the path of the optimizer on a CPU.
 
-        Rules override it where they can save passes over memory.
+        Rules override it where they can save passes over memory. If :attr:`advances_particles`, it also serves P rules
+        at once: while every meta-parameter is replaced by a stack of P, all shapes below begin with P too, and each
+        product with a weight is a batched one.
 
         Args:
             grad: as above, one-dimensional: ``(coordinates,)``. Is not changed.
@@ -105,6 +110,12 @@ def linear(weight: Tensor, inputs: Tensor) -> Tensor:
     coordinates = inputs.shape[1:]
     flat = inputs.reshape(inputs.shape[0], math.prod(coordinates))
     return (weight @ flat).reshape(weight.shape[0], *coordinates)
+
+
+def affine(weight: Tensor, bias: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
+    """``weight @ inputs + bias`` for ``(out, in)``, ``(out,)`` and ``(in, coordinates)``, or stacks of P of each."""
+    multiply = torch.addmm if weight.dim() == 2 else torch.baddbmm
+    return multiply(bias.unsqueeze(-1), weight, inputs, out=out)
 
 
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:

@@ -51,7 +51,8 @@ class LSTMCell(nn.Module):
     def advance(self, signals: Tensor, cell: Tensor, context: Tensor | None = None) -> Tensor:
         """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and returns the new ``hidden``.
 
-        The result lies in scratch memory: it holds until the next call.
+        The result lies in scratch memory: it holds until the next call. With stacks of P weights and biases in place
+        of the parameters, all shapes begin with P.
 
         Args:
             signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
@@ -60,10 +61,11 @@ class LSTMCell(nn.Module):
             context: as above, ``(4 * hidden,)``.
         """
         bias = self.bias if context is None else self.bias + context
-        gates = scratch.empty("gates", (4 * self.hidden, signals.shape[1]), signals.dtype)
-        torch.mm(torch.cat([self.weight, bias[:, None]], 1), signals, out=gates)
-        input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden])
-        input_gate, forget_gate = input_forget.sigmoid_().chunk(2)
+        *particles, _, coordinates = signals.shape
+        gates = scratch.empty("gates", (*particles, 4 * self.hidden, coordinates), signals.dtype)
+        torch.matmul(torch.cat([self.weight, bias.unsqueeze(-1)], -1), signals, out=gates)
+        input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden], -2)
+        input_gate, forget_gate = input_forget.sigmoid_().chunk(2, -2)
         cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
-        hidden = scratch.empty("hidden", (self.hidden, signals.shape[1]), signals.dtype)
+        hidden = scratch.empty("hidden", (*particles, self.hidden, coordinates), signals.dtype)
         return torch.tanh(cell, out=hidden).mul_(output_gate.sigmoid_())

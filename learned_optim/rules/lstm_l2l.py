@@ -41,6 +41,7 @@ class LSTML2L(UpdateRule):
     """
 
     name = "lstm-l2l"
+    advances_particles = True
 
     def __init__(self, hidden_size: int = 20, layers: int = 2, p: float = 10.0, output_scale: float = 0.1) -> None:
         super().__init__()
@@ -101,17 +102,23 @@ class LSTML2L(UpdateRule):
     @torch.no_grad()
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
         """See :meth:`UpdateRule.advance`."""
-        signal = log_sign(grad, self.p)
+        *particles, coordinates = grad.shape
+        signal = log_sign(grad, self.p).movedim(0, -2)
         layers = zip(
-            self.cells, state["hidden"].split(self.hidden_size), state["cell"].split(self.hidden_size), strict=True
+            self.cells,
+            state["hidden"].split(self.hidden_size, -2),
+            state["cell"].split(self.hidden_size, -2),
+            strict=True,
         )
         for lstm, hidden, stored_cell in layers:
             assert isinstance(lstm, LSTMCell)  # for the type checker
-            signals = scratch.empty("signals", (lstm.inputs + lstm.hidden + 1, len(grad)), grad.dtype)
-            signals[: lstm.inputs].copy_(signal)
-            signals[lstm.inputs : -1].copy_(hidden)
-            signals[-1].fill_(1.0)
+            rows = [lstm.inputs, lstm.hidden, 1]
+            signals = scratch.empty("signals", (*particles, sum(rows), coordinates), grad.dtype)
+            inputs, previous, one = signals.split(rows, -2)
+            inputs.copy_(signal)
+            previous.copy_(hidden)
+            one.fill_(1.0)
             with in_dtype(stored_cell, grad.dtype) as cell:
                 signal = lstm.advance(signals, cell)
             hidden.copy_(signal)
-        return (self.output_weight @ signal)[0].add_(self.output_bias).mul_(self.output_scale)
+        return (self.output_weight @ signal).squeeze(-2).add_(self.output_bias).mul_(self.output_scale)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
+from learned_optim.rules.base import RuleState, Settings, UpdateRule, affine, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.scratch import in_dtype, scratch
 
@@ -42,6 +42,7 @@ class ScaleFreeLSTM(UpdateRule):
 
     name = "scale-free-lstm"
     recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units and 4 momenta
+    advances_particles = True
 
     def __init__(
         self,
@@ -119,37 +120,43 @@ class ScaleFreeLSTM(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        largest = _largest_with_finite_square(grad.dtype)
-        grad = torch.clamp(grad, -largest, largest, out=scratch.empty("grad", (len(grad),), grad.dtype))
-        square = torch.mul(grad, grad, out=scratch.empty("square", (len(grad),), grad.dtype))
+        *particles, coordinates = grad.shape
         momenta = len(self.momentum_decays)
-        signals = scratch.empty("signals", (momenta + 2 + self.hidden_size + 1, len(grad)), grad.dtype)
-        directions, rms_ratio = signals[: momenta + 1], signals[momenta + 1]
-        hidden, one = signals[momenta + 2 : -1], signals[-1]
+
+        def rows(name: str, count: int) -> Tensor:
+            return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
+
+        largest = _largest_with_finite_square(grad.dtype)
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
+        square = torch.mul(gradient, gradient, out=rows("square", 1))
+        signals = rows("signals", momenta + 2 + self.hidden_size + 1)
+        momentum_directions, grad_direction, rms_ratio, hidden, one = signals.split(
+            [momenta, 1, 1, self.hidden_size, 1], -2
+        )
+        directions = signals.narrow(-2, 0, momenta + 1)
 
         momentum, second_moment = state["momentum"], state["second_moment"]
-        momentum.lerp_(grad, _column([1 - decay for decay in self.momentum_decays], grad))
+        momentum.lerp_(gradient, _column([1 - decay for decay in self.momentum_decays], grad))
         second_moment.lerp_(square, _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
-        rms = scratch.empty("rms", (len(SECOND_MOMENT_DECAYS), len(grad)), grad.dtype)
+        rms = rows("rms", len(SECOND_MOMENT_DECAYS))
         torch.mul(second_moment, _column(_corrections(SECOND_MOMENT_DECAYS, step), grad), out=rms)
-        fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_()
-        torch.div(momentum, slow_rms, out=directions[:-1])
-        directions[:-1].mul_(_column(_corrections(self.momentum_decays, step), grad))
-        torch.div(grad, fast_rms, out=directions[-1])
+        fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_().split(1, -2)
+        torch.div(momentum, slow_rms, out=momentum_directions)
+        momentum_directions.mul_(_column(_corrections(self.momentum_decays, step), grad))
+        torch.div(gradient, fast_rms, out=grad_direction)
         torch.div(fast_rms, slow_rms, out=rms_ratio).log_()
         hidden.copy_(state["hidden"])
         one.fill_(1.0)
 
         step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
         with in_dtype(state["cell"], grad.dtype) as cell:
-            new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features)[:, 0])
+            new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features).squeeze(-1))
         state["hidden"].copy_(new_hidden)
-        output = scratch.empty("output", (momenta + 2, len(grad)), grad.dtype)
-        torch.addmm(self.output_bias[:, None], self.output_weight, new_hidden, out=output)
-        coefficients, scale = output[:-1], output[-1]
-        coefficients[self.momentum_decays.index(ADAM_MOMENTUM)].add_(1.0)
-        direction = coefficients.mul_(directions).sum(0)
-        log_scale = scale.mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
+        output = affine(self.output_weight, self.output_bias, new_hidden, out=rows("output", momenta + 2))
+        coefficients, scale = output.split([momenta + 1, 1], -2)
+        coefficients.select(-2, self.momentum_decays.index(ADAM_MOMENTUM)).add_(1.0)
+        direction: Tensor = coefficients.mul_(directions).sum(-2)
+        log_scale = scale.squeeze(-2).mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
         return direction.mul_(log_scale.exp_()).mul_(-self.rate)
 
 

@@ -1,5 +1,29 @@
 """Gradient estimators: from a window of inner training to a meta-gradient, one file each."""
 
-from learned_optim.meta_train.estimators.truncated_bptt import MetaGradient, truncated_bptt
+from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
+from learned_optim.meta_train.estimators.combined import Combined
+from learned_optim.meta_train.estimators.es import ES
+from learned_optim.meta_train.estimators.es_single import ESSingle
+from learned_optim.meta_train.estimators.pes import PES
+from learned_optim.meta_train.estimators.reparameterization import Reparameterization
+from learned_optim.meta_train.estimators.truncated_bptt import MetaGradient, TruncatedBPTT, truncated_bptt
 
-__all__ = ["MetaGradient", "truncated_bptt"]
+ESTIMATORS: dict[str, type[Estimator]] = {
+    estimator.name: estimator for estimator in (TruncatedBPTT, Reparameterization, ES, Combined, PES, ESSingle)
+}
+"""Estimators by the name that stands in a configuration."""
+
+__all__ = [
+    "ES",
+    "ESTIMATORS",
+    "PES",
+    "Combined",
+    "ESSingle",
+    "Estimate",
+    "Estimator",
+    "MetaGradient",
+    "Reparameterization",
+    "Trajectory",
+    "TruncatedBPTT",
+    "truncated_bptt",
+]

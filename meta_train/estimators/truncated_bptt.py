@@ -12,19 +12,21 @@ replayed on the recorded gradients, each update dotted with its *gradient-to-go*
 on a random sample of the coordinates: with importance weights the estimate stays unbiased, at a fraction of the cost.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
 from learned_optim.meta_train.meta_loss import META_LOSSES, MetaLossName
-from learned_optim.meta_train.unroll import InnerState, unroll
+from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 
 class MetaGradient(NamedTuple):
-    """What an estimator returns."""
+    """What :func:`truncated_bptt` returns."""
 
     grads: tuple[Tensor, ...]
     """One tensor for each of the rule's parameters, in their order; NaN if an inner gradient was not finite."""
@@ -63,50 +65,95 @@ def truncated_bptt(
     Raises:
         ValueError: ``replay_coordinates`` is combined with ``second_derivatives``.
     """
-    if second_derivatives:
-        if replay_coordinates is not None:
-            raise ValueError("replay_coordinates needs constant inner gradients; set second_derivatives = false")
-        return _through_the_unroll(rule, task, state, steps, generator, meta_loss)
-    return _by_replay(rule, task, state, steps, generator, meta_loss, replay_coordinates)
+    check_replay(second_derivatives, replay_coordinates)
+    meta_grads, value, window = backpropagate(
+        lambda: rule,
+        tuple(rule.parameters()),
+        task,
+        state,
+        steps,
+        generator,
+        META_LOSSES[meta_loss],
+        second_derivatives,
+        replay_coordinates,
+    )
+    return MetaGradient(meta_grads, value, window.losses, window.state)
 
 
-def _by_replay(
-    rule: UpdateRule,
+def check_replay(second_derivatives: bool, replay_coordinates: int | None) -> None:
+    """Refuse the combination that does not exist."""
+    if second_derivatives and replay_coordinates is not None:
+        raise ValueError("replay_coordinates needs constant inner gradients; set second_derivatives = false")
+
+
+def backpropagate(
+    build: Callable[[], ApplyRule],
+    meta_parameters: tuple[Tensor, ...],
     task: VectorizedTask,
     state: InnerState,
     steps: int,
     generator: torch.Generator,
-    meta_loss: MetaLossName,
+    meta_loss: Callable[[Tensor, Tensor], Tensor],
+    second_derivatives: bool,
     replay_coordinates: int | None,
-) -> MetaGradient:
+) -> tuple[tuple[Tensor, ...], Tensor, Unroll]:
+    """Gradients of the meta-loss of a window, the meta-loss and the window, all detached.
+
+    Of a :class:`ParticleRule` with its state, it differentiates the sum of the particles' meta-losses: the gradient
+    with respect to the meta-parameters ``(P, M)`` has one row a particle. ``build`` makes the rule from the
+    meta-parameters; it is called in grad mode.
+    """
+    differentiate = _through_the_unroll if second_derivatives else _by_replay
+    with torch.enable_grad():
+        rule = build()
+    grads, value, window = differentiate(
+        rule, meta_parameters, task, state, steps, generator, meta_loss, replay_coordinates
+    )
+    filled = tuple(
+        torch.zeros_like(parameter) if grad is None else grad
+        for parameter, grad in zip(meta_parameters, grads, strict=True)
+    )
+    window = Unroll(detached(window.state), window.losses.detach(), None)
+    return filled, value.detach(), window
+
+
+def _by_replay(
+    rule: ApplyRule,
+    meta_parameters: tuple[Tensor, ...],
+    task: VectorizedTask,
+    state: InnerState,
+    steps: int,
+    generator: torch.Generator,
+    meta_loss: Callable[[Tensor, Tensor], Tensor],
+    replay_coordinates: int | None,
+) -> tuple[tuple[Tensor | None, ...], Tensor, Unroll]:
     with torch.no_grad():
         window = unroll(rule, task, state, steps, generator, record_grads=True)
     assert window.grads is not None  # for the type checker: they were asked for
     losses = window.losses.requires_grad_()
     with torch.enable_grad():
-        value = META_LOSSES[meta_loss](losses, state.initial_loss)
-    (weights,) = torch.autograd.grad(value, losses)
+        value = meta_loss(losses, state.initial_loss)
+        (weights,) = torch.autograd.grad(value.sum(), losses)
 
-    grads = window.grads.flatten(1)
-    grads_to_go = (weights[:, :, None] * window.grads[1:]).flatten(1)
+    grads = window.grads.flatten(-2)  # (steps + 1, [P,] coordinates)
+    grads_to_go = (weights[..., None] * window.grads[1:]).flatten(-2)
     for index in reversed(range(steps - 1)):
         grads_to_go[index] += grads_to_go[index + 1]
-    rule_state = {entry: tensor.flatten(1) for entry, tensor in state.rule_state.items()}
-    if replay_coordinates is not None and replay_coordinates < grads.shape[1]:
-        chosen, factors = sample_coordinates(grads_to_go, replay_coordinates, generator)
-        grads, grads_to_go = grads[:, chosen], grads_to_go[:, chosen] * factors
-        rule_state = {entry: tensor[:, chosen] for entry, tensor in rule_state.items()}
+    rule_state = {entry: tensor.flatten(-2) for entry, tensor in state.rule_state.items()}
+    if replay_coordinates is not None and replay_coordinates < grads.shape[-1]:
+        chosen, factors = sample_coordinates(grads_to_go.flatten(0, -2), replay_coordinates, generator)
+        grads, grads_to_go = grads[..., chosen], grads_to_go[..., chosen] * factors
+        rule_state = {entry: tensor[..., chosen] for entry, tensor in rule_state.items()}
 
     surrogate = torch.zeros((), device=grads.device, dtype=grads.dtype)
     with torch.enable_grad():
         for index in range(steps):
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()
-        meta_grads = torch.autograd.grad(surrogate, tuple(rule.parameters()), allow_unused=True)
-    result = _filled(rule, meta_grads)
+        meta_grads = torch.autograd.grad(surrogate, meta_parameters, allow_unused=True)
     if not bool(window.grads.isfinite().all()):  # a sample of the coordinates need not show it
-        result = tuple(torch.full_like(grad, torch.nan) for grad in result)
-    return MetaGradient(result, value.detach(), losses.detach(), window.state)
+        meta_grads = tuple(torch.full_like(parameter, torch.nan) for parameter in meta_parameters)
+    return meta_grads, value, window
 
 
 def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -134,18 +181,19 @@ def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generat
 
 
 def _through_the_unroll(
-    rule: UpdateRule,
+    rule: ApplyRule,
+    meta_parameters: tuple[Tensor, ...],
     task: VectorizedTask,
     state: InnerState,
     steps: int,
     generator: torch.Generator,
-    meta_loss: MetaLossName,
-) -> MetaGradient:
+    meta_loss: Callable[[Tensor, Tensor], Tensor],
+    replay_coordinates: int | None,
+) -> tuple[tuple[Tensor | None, ...], Tensor, Unroll]:
     with torch.enable_grad():
         window = unroll(rule, task, state, steps, generator, second_derivatives=True)
-        value = META_LOSSES[meta_loss](window.losses, state.initial_loss)
-        meta_grads = torch.autograd.grad(value, tuple(rule.parameters()), allow_unused=True)
-    return MetaGradient(_filled(rule, meta_grads), value.detach(), window.losses.detach(), detached(window.state))
+        value = meta_loss(window.losses, state.initial_loss)
+        return torch.autograd.grad(value.sum(), meta_parameters, allow_unused=True), value, window
 
 
 def detached(state: InnerState) -> InnerState:
@@ -154,8 +202,40 @@ def detached(state: InnerState) -> InnerState:
     return state._replace(parameters=state.parameters.detach(), grad=state.grad.detach(), rule_state=rule_state)
 
 
-def _filled(rule: UpdateRule, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.zeros_like(parameter) if grad is None else grad
-        for parameter, grad in zip(rule.parameters(), grads, strict=True)
-    )
+class TruncatedBPTT(Estimator):
+    """:func:`truncated_bptt` as an estimator.
+
+    Args:
+        meta_loss: see there.
+        second_derivatives: see there.
+        replay_coordinates: see there.
+    """
+
+    name = "truncated-bptt"
+
+    def __init__(
+        self,
+        meta_loss: MetaLossName = "mean",
+        *,
+        second_derivatives: bool = False,
+        replay_coordinates: int | None = None,
+    ) -> None:
+        check_replay(second_derivatives, replay_coordinates)
+        self.meta_loss = meta_loss
+        self.second_derivatives, self.replay_coordinates = second_derivatives, replay_coordinates
+
+    def window(
+        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+    ) -> Estimate:
+        """See :meth:`Estimator.window`."""
+        grads, meta_loss, losses, inner = truncated_bptt(
+            rule,
+            task,
+            state.inner,
+            steps,
+            generator,
+            meta_loss=self.meta_loss,
+            second_derivatives=self.second_derivatives,
+            replay_coordinates=self.replay_coordinates,
+        )
+        return Estimate(grads, meta_loss, losses, Trajectory(inner, {}), {})

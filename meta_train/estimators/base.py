@@ -1,0 +1,92 @@
+"""What every gradient estimator offers: windows of inner training in, meta-gradients out, explicit state between."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_train.unroll import InnerState
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import UpdateRule
+
+
+class Trajectory(NamedTuple):
+    """An inner training between two windows, as an estimator needs it: tensors only, so that it can be saved."""
+
+    inner: InnerState
+    """Of the B instances, or of particles: that is the estimator's business."""
+    memory: dict[str, Tensor]
+    """What else the estimator remembers of this inner training, by name; ends with it."""
+
+    @property
+    def step(self) -> Tensor:
+        """Inner steps taken, 0-d."""
+        return self.inner.step
+
+
+class Estimate(NamedTuple):
+    """What a window yields."""
+
+    grads: tuple[Tensor, ...]
+    """One tensor for each of the rule's parameters, in their order."""
+    meta_loss: Tensor
+    """0-d; of the smoothed estimators the mean over their particles."""
+    losses: Tensor
+    """Inner losses of the window, ``(steps, B)``; likewise."""
+    state: Trajectory
+    """Start of the next window."""
+    report: dict[str, Tensor]
+    """What an estimator has to say beyond that, by name, such as the weights of a combination."""
+
+
+class Estimator(ABC):
+    """A way to estimate the gradient of the meta-loss with respect to the rule's weights, window by window.
+
+    What belongs to one inner training lies in its :class:`Trajectory`; what an estimator learns over many of them (most
+    learn nothing), in its :meth:`state_dict`. Together with the generators they determine all that follows, bit by bit.
+    """
+
+    name: ClassVar[str]
+    """Name in configurations."""
+
+    def start(
+        self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
+    ) -> Trajectory:
+        """The beginning of the estimates along an inner training.
+
+        Args:
+            rule: the rule that is meta-trained.
+            task: B instances.
+            inner: where they stand: at their starting points (:func:`learned_optim.meta_train.unroll.start`) or later.
+            generator: source of what is drawn once for an inner training.
+        """
+        return Trajectory(inner, {})
+
+    @abstractmethod
+    def window(
+        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+    ) -> Estimate:
+        """Go on by ``steps`` inner steps and estimate the gradient of the meta-loss over them.
+
+        Args:
+            rule: its parameters are the meta-parameters; their ``.grad`` is left alone.
+            task: B instances, the same as at the start.
+            state: from :meth:`start` or the window before; is not changed.
+            steps: length of the window.
+            generator: source of all random numbers, perturbations included.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the estimator has learned so far, by name; copies are not made."""
+        return {}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` has given.
+
+        Raises:
+            ValueError: the names are not those of this estimator.
+        """
+        if tensors:
+            raise ValueError(f"{self.name} keeps no state of its own, got {', '.join(tensors)}")

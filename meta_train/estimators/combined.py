@@ -1,0 +1,136 @@
+r"""The inverse-variance combination of the reparameterization and the ES gradient (Metz et al. 2019, section 4.2).
+
+Both estimate the same gradient from the same perturbations and batches. Of each meta-parameter on its own, with the
+variances :math:`v` of the two means,
+
+.. math:: g = w\, g_\mathrm{ES} + (1 - w)\, g_\mathrm{RP}, \qquad
+          w = \frac{1 / v_\mathrm{ES}}{1 / v_\mathrm{ES} + 1 / v_\mathrm{RP}} .
+
+Over short windows that is backpropagation; where its variance explodes, it is ES.
+
+These weights are the best ones if the two are uncorrelated. They share perturbations, and where they are strongly
+correlated, the combination can have up to 1.46 times the variance of the better one. With the covariance :math:`c` of
+the two,
+
+.. math:: w = \frac{v_\mathrm{RP} - c}{v_\mathrm{ES} + v_\mathrm{RP} - 2 c} \quad \text{cut to } [0, 1]
+
+never has more than either; that is the default, and ``covariance=False`` gives the paper's weights.
+
+The moments are those of the K pairs of the window, as in the paper. Then weights and estimates come from the same
+samples, which biases the result a little when K is small; with ``variance_decay`` the weights come from running
+averages over the windows *before*, independent of the present samples, and the combination is as unbiased as its
+parents.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_train.estimators.base import Estimate, Trajectory
+from learned_optim.meta_train.estimators.perturbation import first_copy
+from learned_optim.meta_train.estimators.reparameterization import Reparameterization
+from learned_optim.meta_train.meta_loss import MetaLossName
+from learned_optim.meta_train.particles import as_meta_grads
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import UpdateRule
+
+
+class Combined(Reparameterization):
+    """ES and reparameterization gradients, weighted elementwise by their inverse variances.
+
+    ``report["es_weight"]`` has the weight of ES for each meta-parameter, ``(M,)``. A meta-parameter whose
+    backpropagated gradient is not finite is left to ES.
+
+    Args:
+        sigma: see :class:`PerturbationEstimator`.
+        pairs: see there; with groups, at least two pairs in all.
+        groups: see there.
+        meta_loss: see there.
+        covariance: heed the covariance of the two.
+        variance_decay: of the running averages of these moments, which then decide the weights; 0: this window's own.
+        second_derivatives: see :func:`truncated_bptt`.
+        replay_coordinates: see there.
+    """
+
+    name = "combined"
+
+    def __init__(
+        self,
+        sigma: float = 0.01,
+        pairs: int = 1,
+        groups: int | None = None,
+        meta_loss: MetaLossName = "mean",
+        *,
+        covariance: bool = True,
+        variance_decay: float = 0.0,
+        second_derivatives: bool = False,
+        replay_coordinates: int | None = None,
+    ) -> None:
+        super().__init__(
+            sigma,
+            pairs,
+            groups,
+            meta_loss,
+            second_derivatives=second_derivatives,
+            replay_coordinates=replay_coordinates,
+        )
+        if not 0 <= variance_decay < 1:
+            raise ValueError(f"variance_decay must lie in [0, 1), got {variance_decay}")
+        self.covariance, self.variance_decay = covariance, variance_decay
+        self.moments: dict[str, Tensor] = {}
+
+    def window(
+        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+    ) -> Estimate:
+        """See :meth:`Estimator.window`.
+
+        Raises:
+            ValueError: there is but one pair, which has no variance.
+        """
+        if self.pairs * self.groups_of(task) < 2:
+            raise ValueError("the combination needs two pairs or more for variances; raise pairs, groups or instances")
+        result = self.pair_gradients(rule, task, state, steps, generator)
+        es_samples = self.slopes(result.meta_losses)[:, None] * result.noise
+        weight = self._es_weight(es_samples, result.grads)
+        es, rp = es_samples.mean(0), result.grads.mean(0)
+        combination = torch.where(weight == 1, es, weight * es + (1 - weight) * rp)  # where: rp may not be finite
+        return Estimate(
+            grads=as_meta_grads(rule, combination),
+            meta_loss=result.meta_losses.mean(),
+            losses=self.mean_losses(result.window),
+            state=Trajectory(first_copy(result.window.state, self.groups_of(task)), {}),
+            report={"es_weight": weight},
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Running averages over pairs, ``(M,)``: variances ``"es"`` and ``"rp"``, ``"covariance"``; empty at first."""
+        return dict(self.moments)
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """See :meth:`Estimator.load_state_dict`."""
+        if tensors and set(tensors) != {"es", "rp", "covariance"}:
+            raise ValueError(f"combined keeps es, rp and covariance, got {', '.join(tensors)}")
+        self.moments = dict(tensors)
+
+    def _es_weight(self, es_samples: Tensor, rp_samples: Tensor) -> Tensor:
+        """The weight ``(M,)`` for this window; takes its variances into the running averages."""
+        products = (es_samples - es_samples.mean(0)) * (rp_samples - rp_samples.mean(0))
+        current = {
+            "es": es_samples.var(0),
+            "rp": rp_samples.var(0),
+            "covariance": products.sum(0) / (len(products) - 1),
+        }
+        finite = current["rp"].isfinite()
+        known = self.moments or current
+        if self.variance_decay > 0:
+            self.moments = {
+                name: torch.where(finite, known[name].lerp(value, 1 - self.variance_decay), known[name])
+                for name, value in current.items()
+            }
+        else:
+            known = current
+        covariance = known["covariance"] if self.covariance else 0.0
+        weight = (known["rp"] - covariance) / (known["es"] + known["rp"] - 2 * covariance)
+        # Zero over zero: nothing depends on this meta-parameter, and any weight will do.
+        return weight.nan_to_num(0.5).clamp(0.0, 1.0).masked_fill(~finite, 1.0)

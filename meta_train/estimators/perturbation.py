@@ -1,0 +1,118 @@
+r"""What the estimators of the *smoothed* meta-loss share: antithetic pairs of particles on the same batches.
+
+They estimate the gradient of :math:`\mathrm E_\varepsilon\, L(w + \varepsilon)` with :math:`\varepsilon \sim
+N(0, \sigma^2 I)`, from pairs of particles that train the same instances on the same batches with the meta-parameters
+:math:`w + \varepsilon` and :math:`w - \varepsilon` (common random numbers: what the batches do to both cancels).
+"""
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from learned_optim.meta_train.estimators.base import Estimator
+from learned_optim.meta_train.meta_loss import META_LOSSES, MetaLossName
+from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.unroll import InnerState, Unroll
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import UpdateRule
+
+
+class PerturbationEstimator(Estimator):
+    """Base of the estimators that perturb the meta-parameters.
+
+    The B instances are divided into G groups of b; every group has S antithetic pairs of its own. That makes
+    ``K = S G`` pairs and ``2 K`` particles, in the order (sign, pair, group), at the cost of ``2 S B`` inner trainings,
+    however they are grouped. More groups are more directions; with fewer, more instances share a direction.
+
+    Args:
+        sigma: standard deviation of the perturbations (0.01 in most of the literature).
+        pairs: antithetic pairs that each instance is trained with, S.
+        groups: G, a divisor of B; None: every instance is a group.
+        meta_loss: see :mod:`learned_optim.meta_train.meta_loss`; taken over each particle's b instances, then averaged.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self, sigma: float = 0.01, pairs: int = 1, groups: int | None = None, meta_loss: MetaLossName = "mean"
+    ) -> None:
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        if pairs < 1 or (groups is not None and groups < 1):
+            raise ValueError(f"pairs and groups must be at least 1, got {pairs} and {groups}")
+        self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, meta_loss
+
+    def groups_of(self, task: VectorizedTask) -> int:
+        """G for this task.
+
+        Raises:
+            ValueError: the instances cannot be divided so.
+        """
+        groups = task.instances if self.groups is None else self.groups
+        if task.instances % groups:
+            raise ValueError(f"groups must divide the {task.instances} instances, got {groups}")
+        return groups
+
+    def perturbations(self, rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> Tensor:
+        """Fresh ``(K, M)``, normal with deviation sigma; drawn where the generator lives."""
+        weights = flat_meta_parameters(rule)
+        shape = (self.pairs * self.groups_of(task), len(weights))
+        noise = torch.randn(shape, generator=generator, dtype=weights.dtype, device=generator.device)
+        return self.sigma * noise.to(weights.device)
+
+    def meta_losses(self, losses: Tensor, initial_loss: Tensor) -> Tensor:
+        """Meta-loss of every particle, ``(2 K,)``, from ``(steps, 2 K, b)`` and ``(2 K, b)``."""
+        result: Tensor = vmap(META_LOSSES[self.meta_loss], in_dims=(1, 0))(losses, initial_loss)
+        return result
+
+    def slopes(self, meta_losses: Tensor) -> Tensor:
+        r"""Of every pair :math:`(L^+ - L^-) / 2 \sigma^2`, ``(K,)``."""
+        above, below = meta_losses.chunk(2)
+        return (above - below) / (2 * self.sigma**2)
+
+    def mean_losses(self, window: Unroll) -> Tensor:
+        """Inner losses ``(steps, B)``, averaged over the particles that train an instance."""
+        steps = len(window.losses)
+        losses: Tensor = window.losses.detach().reshape(steps, 2 * self.pairs, -1).mean(1)
+        return losses
+
+
+def antithetic(rule: UpdateRule, perturbations: Tensor) -> Tensor:
+    """Meta-parameters of the particles, ``(2 K, M)``: all with plus, then all with minus."""
+    return flat_meta_parameters(rule) + torch.cat([perturbations, -perturbations])
+
+
+def antithetic_rule(rule: UpdateRule, perturbations: Tensor) -> ParticleRule:
+    """The rule as these particles."""
+    return ParticleRule(rule, antithetic(rule, perturbations))
+
+
+def as_particles(state: InnerState, groups: int, copies: int) -> InnerState:
+    """State of ``copies * groups`` particles, copy by copy, that all start from the one of B instances."""
+
+    def divide(tensor: Tensor, dim: int = 0) -> Tensor:  # instances at ``dim``: (B, ...) -> (P, b, ...)
+        by_group: Tensor = tensor.unflatten(dim, (groups, -1)).movedim(dim, 0)
+        return by_group.repeat(copies, *[1] * tensor.dim())
+
+    return state._replace(
+        parameters=divide(state.parameters),
+        grad=divide(state.grad),
+        rule_state={entry: divide(tensor, 1) for entry, tensor in state.rule_state.items()},
+        initial_loss=divide(state.initial_loss),
+    )
+
+
+def first_copy(state: InnerState, groups: int) -> InnerState:
+    """State of the B instances under the first particle of each group: the counterpart of :func:`as_particles`."""
+
+    def join(tensor: Tensor, dim: int = 0) -> Tensor:
+        joined = tensor[:groups].movedim(0, dim).flatten(dim, dim + 1)
+        return joined.clone(memory_format=torch.contiguous_format)  # no view, or the other copies would live on
+
+    return state._replace(
+        parameters=join(state.parameters),
+        grad=join(state.grad),
+        rule_state={entry: join(tensor, 1) for entry, tensor in state.rule_state.items()},
+        initial_loss=join(state.initial_loss),
+    )

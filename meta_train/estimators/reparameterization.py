@@ -1,0 +1,107 @@
+r"""Reparameterization gradient of the smoothed meta-loss: backpropagation at perturbed meta-parameters.
+
+.. math:: g = \frac 1 K \sum_k \tfrac 1 2 \big( \nabla L(w + \varepsilon_k) + \nabla L(w - \varepsilon_k) \big)
+
+is an unbiased estimate of :math:`\nabla_w \mathrm E_\varepsilon L(w + \varepsilon)` (Metz et al. 2019, section 4.1)
+if inner gradients are differentiated too (``second_derivatives``); by default they count as constants, as in
+:mod:`.truncated_bptt`. Of low variance over short windows; over long ones, where inner training is chaotic, gradients
+explode and their average is worthless.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_train.estimators.base import Estimate, Trajectory
+from learned_optim.meta_train.estimators.perturbation import (
+    PerturbationEstimator,
+    antithetic,
+    as_particles,
+    first_copy,
+)
+from learned_optim.meta_train.estimators.truncated_bptt import backpropagate, check_replay
+from learned_optim.meta_train.meta_loss import MetaLossName
+from learned_optim.meta_train.particles import ParticleRule, as_meta_grads
+from learned_optim.meta_train.unroll import Unroll
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import UpdateRule
+
+
+class PairGradients(NamedTuple):
+    """Backpropagation through one window of K antithetic pairs."""
+
+    grads: Tensor
+    """Mean gradient of each pair, ``(K, M)``."""
+    meta_losses: Tensor
+    """Of each particle, ``(2 K,)``."""
+    noise: Tensor
+    """Perturbation of each pair, ``(K, M)``."""
+    window: Unroll
+    """The particles' window, detached."""
+
+
+class Reparameterization(PerturbationEstimator):
+    """Backpropagation, averaged over antithetic perturbations.
+
+    The next window starts from where the first particles have come to.
+
+    Args:
+        sigma: see :class:`PerturbationEstimator`.
+        pairs: see there.
+        groups: see there.
+        meta_loss: see there.
+        second_derivatives: see :func:`truncated_bptt`.
+        replay_coordinates: see :func:`truncated_bptt`; of each particle, the same ones.
+    """
+
+    name = "reparameterization"
+
+    def __init__(
+        self,
+        sigma: float = 0.01,
+        pairs: int = 1,
+        groups: int | None = None,
+        meta_loss: MetaLossName = "mean",
+        *,
+        second_derivatives: bool = False,
+        replay_coordinates: int | None = None,
+    ) -> None:
+        super().__init__(sigma, pairs, groups, meta_loss)
+        check_replay(second_derivatives, replay_coordinates)
+        self.second_derivatives, self.replay_coordinates = second_derivatives, replay_coordinates
+
+    def window(
+        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+    ) -> Estimate:
+        """See :meth:`Estimator.window`."""
+        result = self.pair_gradients(rule, task, state, steps, generator)
+        return Estimate(
+            grads=as_meta_grads(rule, result.grads.mean(0)),
+            meta_loss=result.meta_losses.mean(),
+            losses=self.mean_losses(result.window),
+            state=Trajectory(first_copy(result.window.state, self.groups_of(task)), {}),
+            report={},
+        )
+
+    def pair_gradients(
+        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+    ) -> PairGradients:
+        """Gradients of the pairs one by one, before any mean."""
+        with torch.no_grad():
+            noise = self.perturbations(rule, task, generator)
+            particles = as_particles(state.inner, self.groups_of(task), 2 * self.pairs)
+        meta_parameters = antithetic(rule, noise).requires_grad_()
+        (grads,), meta_losses, window = backpropagate(
+            lambda: ParticleRule(rule, meta_parameters),
+            (meta_parameters,),
+            task,
+            particles,
+            steps,
+            generator,
+            self.meta_losses,
+            self.second_derivatives,
+            self.replay_coordinates,
+        )
+        above, below = grads.chunk(2)
+        return PairGradients((above + below) / 2, meta_losses, noise, window)
