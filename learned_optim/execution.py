@@ -10,7 +10,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from learned_optim.rules import RuleState, UpdateRule
 
-CPU_BLOCK_BYTES = 32 << 20
+CPU_BLOCK_BYTES = 64 << 20
 """Activations of one block on a CPU: larger blocks leave the caches, smaller ones spend their time between operations
 (chosen with benchmarks/step_time.py)."""
 GPU_BLOCK_BYTES = 1 << 30

@@ -43,8 +43,8 @@ class Unroll(NamedTuple):
     """State after the window."""
     losses: Tensor
     """Loss after each update, on the batch of that step, ``(steps, B)``, of particles ``(steps, P, b)``."""
-    grads: Tensor | None
-    """If recorded: the gradients that the rule saw, then the one after the window, ``(steps + 1, [P,] B, N)``."""
+    grads: tuple[Tensor, ...] | None
+    """If recorded: the gradients that the rule saw, then the one after the window: ``steps + 1`` of ``([P,] B, N)``."""
 
 
 def start(rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> InnerState:
@@ -100,4 +100,4 @@ def unroll(
         if record_grads:
             grads.append(grad)
     final = InnerState(parameters, grad, rule_state, step, initial_loss)
-    return Unroll(final, torch.stack(losses), torch.stack(grads) if record_grads else None)
+    return Unroll(final, torch.stack(losses), tuple(grads) if record_grads else None)

@@ -188,7 +188,7 @@ def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once(monkeyp
 
 def test_rule_with_large_state_does_not_overflow_the_cache() -> None:
     cpu = torch.device("cpu")
-    sizes = [default_block_size(ScaleFreeLSTM(hidden_size=hidden), cpu) for hidden in (6, 60, 600)]
+    sizes = [default_block_size(ScaleFreeLSTM(hidden_size=hidden), cpu) for hidden in (6, 60, 2000)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[1]
     assert sizes[2] == 1024  # smaller blocks would spend their time in calls

@@ -48,17 +48,21 @@ class LSTMCell(nn.Module):
         return output_gate.sigmoid() * cell.tanh(), cell
 
     @torch.no_grad()
-    def advance(self, signals: Tensor, cell: Tensor, context: Tensor | None = None) -> Tensor:
-        """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and returns the new ``hidden``.
+    def advance(self, signals: Tensor, cell: Tensor, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and ``hidden``.
 
-        The result lies in scratch memory: it holds until the next call. With stacks of P weights and biases in place
-        of the parameters, all shapes begin with P.
+        With stacks of P weights and biases in place of the parameters, all shapes begin with P.
 
         Args:
             signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
                 ``(inputs + hidden + 1, coordinates)``.
             cell: ``(hidden, coordinates)``.
+            hidden: ``(hidden, coordinates)``, of any dtype.
             context: as above, ``(4 * hidden,)``.
+
+        Returns:
+            The new hidden state in the dtype of ``signals``: ``hidden`` itself, or scratch memory that holds until the
+            next call.
         """
         bias = self.bias if context is None else self.bias + context
         *particles, _, coordinates = signals.shape
@@ -67,5 +71,8 @@ class LSTMCell(nn.Module):
         input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden], -2)
         input_gate, forget_gate = input_forget.sigmoid_().chunk(2, -2)
         cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
-        hidden = scratch.empty("hidden", (*particles, self.hidden, coordinates), signals.dtype)
-        return torch.tanh(cell, out=hidden).mul_(output_gate.sigmoid_())
+        if hidden.dtype == signals.dtype:
+            return torch.tanh(cell, out=hidden).mul_(output_gate.sigmoid_())
+        result = scratch.empty("hidden", (*particles, self.hidden, coordinates), signals.dtype)
+        hidden.copy_(torch.tanh(cell, out=result).mul_(output_gate.sigmoid_()))
+        return result

@@ -119,6 +119,5 @@ class LSTML2L(UpdateRule):
             previous.copy_(hidden)
             one.fill_(1.0)
             with in_dtype(stored_cell, grad.dtype) as cell:
-                signal = lstm.advance(signals, cell)
-            hidden.copy_(signal)
+                signal = lstm.advance(signals, cell, hidden)
         return (self.output_weight @ signal).squeeze(-2).add_(self.output_bias).mul_(self.output_scale)

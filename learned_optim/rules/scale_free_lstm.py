@@ -150,8 +150,8 @@ class ScaleFreeLSTM(UpdateRule):
 
         step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
         with in_dtype(state["cell"], grad.dtype) as cell:
-            new_hidden = self.cell.advance(signals, cell, (self.step_weight @ step_features).squeeze(-1))
-        state["hidden"].copy_(new_hidden)
+            context = (self.step_weight @ step_features).squeeze(-1)
+            new_hidden = self.cell.advance(signals, cell, state["hidden"], context)
         output = affine(self.output_weight, self.output_bias, new_hidden, out=rows("output", momenta + 2))
         coefficients, scale = output.split([momenta + 1, 1], -2)
         coefficients.select(-2, self.momentum_decays.index(ADAM_MOMENTUM)).add_(1.0)

@@ -12,7 +12,8 @@ replayed on the recorded gradients, each update dotted with its *gradient-to-go*
 on a random sample of the coordinates: with importance weights the estimate stays unbiased, at a fraction of the cost.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -135,28 +136,39 @@ def _by_replay(
         value = meta_loss(losses, state.initial_loss)
         (weights,) = torch.autograd.grad(value.sum(), losses)
 
-    grads = window.grads.flatten(-2)  # (steps + 1, [P,] coordinates)
-    grads_to_go = (weights[..., None] * window.grads[1:]).flatten(-2)
-    for index in reversed(range(steps - 1)):
-        grads_to_go[index] += grads_to_go[index + 1]
+    grads = [grad.flatten(-2) for grad in window.grads]  # steps + 1 of ([P,] coordinates)
+    grads_to_go = [grad.flatten(-2) for grad in _grads_to_go(window.grads[1:], weights)]
     rule_state = {entry: tensor.flatten(-2) for entry, tensor in state.rule_state.items()}
-    if replay_coordinates is not None and replay_coordinates < grads.shape[-1]:
-        chosen, factors = sample_coordinates(grads_to_go.flatten(0, -2), replay_coordinates, generator)
-        grads, grads_to_go = grads[..., chosen], grads_to_go[..., chosen] * factors
+    coordinates = grads[0].shape[-1]
+    if replay_coordinates is not None and replay_coordinates < coordinates:
+        rows = torch.cat([to_go.view(-1, coordinates) for to_go in grads_to_go]) if grads[0].dim() > 1 else grads_to_go
+        chosen, factors = sample_coordinates(rows, replay_coordinates, generator)
+        grads = [grad[..., chosen] for grad in grads]
+        grads_to_go = [to_go[..., chosen] * factors for to_go in grads_to_go]
         rule_state = {entry: tensor[..., chosen] for entry, tensor in rule_state.items()}
 
-    surrogate = torch.zeros((), device=grads.device, dtype=grads.dtype)
+    surrogate = torch.zeros((), device=grads[0].device, dtype=grads[0].dtype)
     with torch.enable_grad():
         for index in range(steps):
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()
         meta_grads = torch.autograd.grad(surrogate, meta_parameters, allow_unused=True)
-    if not bool(window.grads.isfinite().all()):  # a sample of the coordinates need not show it
+    if not all(math.isfinite(grad.sum()) for grad in window.grads):  # a sample of the coordinates need not show it
         meta_grads = tuple(torch.full_like(parameter, torch.nan) for parameter in meta_parameters)
     return meta_grads, value, window
 
 
-def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _grads_to_go(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    """Gradients after each step ``([P,] B, N)``, weighted with ``(steps, [P,] B)``, summed over later steps too."""
+    to_go = [weights[-1][..., None] * grads[-1]]
+    for grad, weight in zip(reversed(grads[:-1]), weights[:-1].flip(0), strict=True):
+        to_go.append((weight[..., None] * grad).add_(to_go[-1]))
+    return to_go[::-1]
+
+
+def sample_coordinates(
+    grads_to_go: Tensor | Sequence[Tensor], count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Draw coordinates with replacement, in proportion to the norm of their gradient-to-go ``(steps, coordinates)``.
 
     That norm bounds what a coordinate can contribute to the meta-gradient. A few coordinates, such as a network's
@@ -176,8 +188,8 @@ def sample_coordinates(grads_to_go: Tensor, count: int, generator: torch.Generat
     total = distribution[-1]
     draws = total * torch.rand(count, dtype=torch.float64, generator=generator)
     chosen = torch.searchsorted(distribution, draws, right=True).clamp(max=len(norms) - 1)
-    factors = (total / (count * norms[chosen])).to(grads_to_go.dtype)
-    return chosen.to(grads_to_go.device), factors.to(grads_to_go.device)
+    factors = (total / (count * norms[chosen])).to(squares)
+    return chosen.to(squares.device), factors
 
 
 def _through_the_unroll(
