@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- {} table, written by benchmarks/readme_tables.py -->", "<!-- end of the table -->"
 
 EDGE_MARK = r"\*"  # an asterisk of its own in Markdown
-FOLDERS = ("unseen", "mnist-relu-1000", "paper")
+FOLDERS = ("unseen", "paper")
 """Where summary.csv is read; no problem may stand in two of them with the same optimizer."""
 
 HELD_OUT = {

@@ -25,16 +25,21 @@ STYLE: dict[Any, Any] = {
 
 def plot_comparison(results: Mapping[str, Sequence[Curve]], titles: Mapping[str, str], path: Path) -> None:
     """Draw every problem as a panel of loss curves with bootstrap 95% bands into ``path``, whole or not at all."""
-    columns = min(3, len(results))
-    rows = math.ceil(len(results) / columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flat
-        for panel, (problem, curves) in zip(panels, results.items(), strict=False):
-            draw_curves(panel, curves, titles[problem])
-        for panel in list(panels):
-            panel.set_visible(False)
-        _save(figure, path)
+        _save(comparison_figure(results, titles), path)
+
+
+def comparison_figure(results: Mapping[str, Sequence[Curve]], titles: Mapping[str, str]) -> Figure:
+    """The figure of :func:`plot_comparison`."""
+    columns = 2 if len(results) == 4 else min(3, len(results))
+    rows = math.ceil(len(results) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, (problem, curves) in zip(panels, results.items(), strict=False):
+        draw_curves(panel, curves, titles[problem])
+    for panel in panels[len(results) :]:
+        panel.set_visible(False)
+    return figure
 
 
 def draw_curves(panel: Axes, curves: Sequence[Curve], title: str) -> None:

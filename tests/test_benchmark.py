@@ -10,6 +10,7 @@ from torch import Tensor
 from learned_optim.meta_train import benchmark
 from learned_optim.meta_train.benchmark import Comparison, Curve, compare, save_results, table
 from learned_optim.meta_train.evaluation import Edge, Problem
+from learned_optim.meta_train.plots import comparison_figure
 from learned_optim.meta_train.seeds import torch_generator
 from learned_optim.meta_train.tasks import QuadraticFamily
 
@@ -71,3 +72,10 @@ def test_rate_at_an_edge_is_flagged_in_the_table_and_the_csv(tmp_path: Path) -> 
 def test_comparison_carries_the_edge_of_the_tuning(rates: tuple[float, ...], edge: str | None) -> None:
     (found,) = compare(NOISY, [], seeds=2, baselines=["SGD"], rates=rates)
     assert found.edge == edge
+
+
+@pytest.mark.parametrize("problems", [1, 2, 3, 4, 5])
+def test_figure_has_no_empty_panel(problems: int) -> None:
+    names = [f"problem {number}" for number in range(problems)]
+    figure = comparison_figure({name: [curve("Adam", 0.1)] for name in names}, {name: name for name in names})
+    assert [panel.get_title() for panel in figure.axes if panel.get_visible()] == names
