@@ -203,6 +203,8 @@ class LearnedOptimizer(Optimizer):
                 if key not in shared:
                     shared[key] = torch.full((), count, device=parameter.device, dtype=torch.float32)
                 step = shared[key]
+            elif step.device != parameter.device:  # torch.compile, without capturable
+                step = step.to(parameter.device, non_blocking=True)
             slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
             together[key].append(_local(slot) if sharded else slot)
         for (device, dtype, _), slots in together.items():
