@@ -1,16 +1,15 @@
 """Bias and variance of the gradient estimators, and where truncation leads.
 
-    python benchmarks/estimators.py influence    # influence balancing: ten seconds
-    python benchmarks/estimators.py toy          # the rugged plane: three minutes
-    python benchmarks/estimators.py unrolls      # bias and variance against unroll length: five minutes
-    python benchmarks/estimators.py figures      # draws what the others have written
+    python -m benchmarks.estimators influence    # influence balancing: ten seconds
+    python -m benchmarks.estimators toy          # the rugged plane: three minutes
+    python -m benchmarks.estimators unrolls      # bias and variance against unroll length: five minutes
+    python -m benchmarks.estimators figures      # draws what the others have written
 
 Each part writes its rows and provenance into results/estimators/; ``unrolls`` can do some lengths at a time.
 """
 
 import argparse
 import csv
-import io
 import json
 import math
 import time
@@ -26,7 +25,7 @@ from torch.nn.utils import parameters_to_vector
 
 from benchmarks.toy_problems import FirstUnit, InfluenceBalancing, RateSchedule, RuggedPlane
 from learned_optim.files import write_atomically
-from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.benchmark import provenance, save_rows
 from learned_optim.meta_train.estimators import ES, PES, Combined, ESSingle, Estimator, Trajectory, TruncatedBPTT
 from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, first_copy
 from learned_optim.meta_train.estimators.pes import PERTURBATION_SUM
@@ -265,11 +264,7 @@ def all_samples(
 
 
 def write(name: str, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_atomically(RESULTS / f"{name}.csv", text.getvalue())
-    write_atomically(RESULTS / f"{name}.json", json.dumps({**provenance(), **settings}, indent=2) + "\n")
+    save_rows(RESULTS, name, rows, settings)
 
 
 def read(name: str) -> list[dict[str, str]]:

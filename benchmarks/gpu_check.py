@@ -9,10 +9,8 @@ and gpu_check.png. Exit status: 0, 1 if a section failed, 2 without a GPU. Not y
 """
 
 import argparse
-import csv
 import functools
 import importlib.metadata
-import io
 import json
 import os
 import re
@@ -31,7 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from learned_optim import LearnedOptimizer
-from learned_optim.files import write_atomically
+from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark import provenance
 from learned_optim.meta_train.estimators import truncated_bptt
 from learned_optim.meta_train.seeds import numpy_generator
@@ -348,9 +346,7 @@ class Check:
         return 1 if self.failures else 0
 
     def _write(self, name: str, rows: Sequence[Row]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_atomically(self.output / name, text.getvalue())
+        write_atomically(self.output / name, csv_text(rows))
 
 
 def bytes_that_must_move(optimizer: Optimizer) -> int:

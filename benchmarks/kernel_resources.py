@@ -7,16 +7,14 @@ numbers of coordinates a program, and prints what they take.
 """
 
 import argparse
-import csv
 import functools
 import importlib.metadata
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from learned_optim.files import write_atomically
+from learned_optim.files import csv_text, write_atomically
 from learned_optim.fused import plan_of
 from learned_optim.kernels import launch
 from learned_optim.kernels.ahead_of_time import Resources, compile_for
@@ -67,10 +65,9 @@ def main() -> None:
         for row in other_sizes():
             print(", ".join(row), flush=True)
         return
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows()])
-    write_atomically(TABLE, text.getvalue())
-    print(text.getvalue())
+    text = csv_text([HEADER, *rows()])
+    write_atomically(TABLE, text)
+    print(text)
 
 
 if __name__ == "__main__":

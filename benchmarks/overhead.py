@@ -1,6 +1,6 @@
 """Python overhead of LearnedOptimizer beside torch.optim.Adam, at many tensors of one element.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 A tensor of one element leaves next to no arithmetic: what a step takes is spent on going through the tensors. What
 arithmetic there is, is also timed alone: the same number of coordinates in a single tensor.
@@ -8,9 +8,6 @@ Writes results/overhead.csv and .json (provenance). One thread, and processor ti
 else runs on the machine then counts little. All candidates are timed in turn, and the least of the rounds is quoted.
 """
 
-import csv
-import io
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +17,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import LearnedOptimizer
-from learned_optim.files import write_atomically
-from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.benchmark import save_rows
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15
@@ -75,11 +71,7 @@ def main() -> None:
     for row in rows:
         print("  ".join(cell.ljust(26) for cell in row))
     print(f"load average before {load_before:.2f}, after {os.getloadavg()[0]:.2f}")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(RESULTS / "overhead.csv", text.getvalue())
-    details = {**provenance(), "load_before": load_before, "rounds": ROUNDS, "tensors": TENSORS}
-    write_atomically(RESULTS / "overhead.json", json.dumps(details, indent=2) + "\n")
+    save_rows(RESULTS, "overhead", rows, {"load_before": load_before, "rounds": ROUNDS, "tensors": TENSORS})
     kept = seconds["init, default"] < LONGEST_INIT and seconds["step, default"] <= LARGEST_RATIO * unit
     print("bars kept" if kept else "bars missed")
     raise SystemExit(0 if kept else 1)

@@ -1,7 +1,7 @@
 """The README's tables of results, written from the committed results and from nothing else.
 
-    python benchmarks/readme_tables.py            # rewrites what lies between the markers in README.md
-    python benchmarks/readme_tables.py --check    # status 1 if that would change anything
+    python -m benchmarks.readme_tables            # rewrites what lies between the markers in README.md
+    python -m benchmarks.readme_tables --check    # status 1 if that would change anything
 
 A rule's figure is bold where it is below that of every baseline tuned. A star marks a rate at an edge of those tried.
 """
@@ -167,7 +167,7 @@ def main() -> int:
     if new == readme:
         return 0
     if check:
-        print("README.md does not show the committed results: run python benchmarks/readme_tables.py", file=sys.stderr)
+        print("README.md does not show the committed results: run python -m benchmarks.readme_tables", file=sys.stderr)
         return 1
     README.write_text(new)
     return 0

@@ -1,14 +1,11 @@
 """Time of an optimizer step on the CPU: the shipped rules beside torch.optim.Adam, and the choice of block size.
 
-    python benchmarks/step_time.py
+    python -m benchmarks.step_time
 
 Writes results/step_time.csv and .json (provenance). Run it on a quiet machine; it prints the load before and after.
 """
 
-import csv
 import functools
-import io
-import json
 import os
 import statistics
 import time
@@ -21,8 +18,7 @@ from torch.optim import Optimizer
 
 from learned_optim import LearnedOptimizer, load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks
-from learned_optim.files import write_atomically
-from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.benchmark import save_rows
 from learned_optim.rules.lstm_l2l import log_sign
 
 RESULTS = Path(__file__).parent / "results"
@@ -126,11 +122,7 @@ def main() -> None:
     for row in rows:
         print("  ".join(cell.ljust(26) for cell in row))
     print(f"load average before {load_before:.2f}, after {os.getloadavg()[0]:.2f}")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(RESULTS / "step_time.csv", text.getvalue())
-    details = {**provenance(), "load_before": load_before, "rounds": ROUNDS}
-    write_atomically(RESULTS / "step_time.json", json.dumps(details, indent=2) + "\n")
+    save_rows(RESULTS, "step_time", rows, {"load_before": load_before, "rounds": ROUNDS})
 
 
 if __name__ == "__main__":

@@ -7,9 +7,6 @@ rule's architecture; 16 tasks, perceptrons with 32 ReLU units on MNIST at 8x8 an
 steps. An antithetic pair counts once. Run it on a quiet machine; it prints the load before and after.
 """
 
-import csv
-import io
-import json
 import os
 import statistics
 import time
@@ -18,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from learned_optim.files import write_atomically
-from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.benchmark import save_rows
 from learned_optim.meta_train.estimators import PES, Estimator, TruncatedBPTT
 from learned_optim.meta_train.seeds import numpy_generator
 from learned_optim.meta_train.tasks import MLPFamily
@@ -62,11 +58,7 @@ def main() -> None:
             rows.append((name, network, str(parameters), str(TASKS), f"{speed:.0f}"))
             print(f"THROUGHPUT inner_steps_per_s={speed:.1f} params={parameters} tasks={TASKS} estimator={name}")
     print(f"load average before {load_before:.2f}, after {os.getloadavg()[0]:.2f}")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(RESULTS / "throughput.csv", text.getvalue())
-    details = {**provenance(), "load_before": load_before, "rounds": ROUNDS, "truncation": TRUNCATION}
-    write_atomically(RESULTS / "throughput.json", json.dumps(details, indent=2) + "\n")
+    save_rows(RESULTS, "throughput", rows, {"load_before": load_before, "rounds": ROUNDS, "truncation": TRUNCATION})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """Time per inner step and task of meta-training, when 1, 4 or 16 tasks advance together.
 
-    python benchmarks/vectorization.py
+    python -m benchmarks.vectorization
 
 Writes results/vectorization.csv and .json (provenance). Run it on a quiet machine; it prints the load before and after.
 The window of truncated backpropagation is 20 steps; the meta-gradient is taken through 2,048 coordinates at most.
 """
 
-import csv
-import io
-import json
 import os
 import statistics
 import time
@@ -16,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from learned_optim.files import write_atomically
-from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.benchmark import save_rows
 from learned_optim.meta_train.estimators import truncated_bptt
 from learned_optim.meta_train.seeds import numpy_generator
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily, TaskFamily
@@ -63,11 +59,7 @@ def main() -> None:
                 )
                 print("  ".join(cell.ljust(16) for cell in rows[-1]))
     print(f"load average before {load_before:.2f}, after {os.getloadavg()[0]:.2f}")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(RESULTS / "vectorization.csv", text.getvalue())
-    details = {**provenance(), "load_before": load_before, "rounds": ROUNDS, "truncation": STEPS}
-    write_atomically(RESULTS / "vectorization.json", json.dumps(details, indent=2) + "\n")
+    save_rows(RESULTS, "vectorization", rows, {"load_before": load_before, "rounds": ROUNDS, "truncation": STEPS})
 
 
 if __name__ == "__main__":

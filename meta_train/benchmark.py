@@ -1,7 +1,5 @@
 """Compare learned rules with tuned hand-designed optimizers; write CSV, provenance and a figure."""
 
-import csv
-import io
 import json
 import os
 import platform
@@ -17,7 +15,7 @@ import torch
 
 import learned_optim
 from learned_optim import LearnedOptimizer
-from learned_optim.files import write_atomically
+from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.evaluation import BASELINES, RATES, Edge, Problem, final_loss, mean_and_band
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily, TaskFamily
 
@@ -163,10 +161,16 @@ def save_results(results: Mapping[str, Sequence[Curve]], folder: Path, settings:
             summary.append((*key, *(f"{number:.6g}" for number in numbers), curve.edge or ""))
             for step, values in enumerate(zip(curve.mean, curve.low, curve.high, strict=True)):
                 curves.append((*key, str(step), *(f"{value:.6g}" for value in values)))
-    write_atomically(folder / "summary.csv", _csv(summary))
-    write_atomically(folder / "curves.csv", _csv(curves))
+    write_atomically(folder / "summary.csv", csv_text(summary))
+    write_atomically(folder / "curves.csv", csv_text(curves))
     write_atomically(folder / "provenance.json", json.dumps({**settings, **provenance()}, indent=2) + "\n")
     return [folder / name for name in ("summary.csv", "curves.csv", "provenance.json")]
+
+
+def save_rows(folder: Path, name: str, rows: Iterable[Sequence[object]], details: Mapping[str, Any]) -> None:
+    """Write ``name.csv``, and provenance with ``details`` as ``name.json``."""
+    write_atomically(folder / f"{name}.csv", csv_text(rows))
+    write_atomically(folder / f"{name}.json", json.dumps({**provenance(), **details}, indent=2) + "\n")
 
 
 def provenance() -> dict[str, Any]:
@@ -188,12 +192,6 @@ def _curve(name: str, rate: float | None, losses: np.ndarray, edge: Edge | None 
     mean, low, high = mean_and_band(losses)
     final, final_low, final_high = (float(value[0]) for value in mean_and_band(final_loss(losses)[None]))
     return Curve(name, rate, mean, low, high, final, final_low, final_high, edge)
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _commit() -> str | None:

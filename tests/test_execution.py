@@ -265,12 +265,13 @@ def test_nonfinite_gradient_is_not_followed_where_it_is_to_be_skipped(build: Bui
 
 
 @pytest.mark.parametrize("path", [apply_per_tensor, apply_in_blocks], ids=["per-tensor", "blocks"])
+@pytest.mark.parametrize("value", [float("inf"), 1.0], ids=["infinity-here", "infinity-elsewhere"])
 def test_step_that_the_scaler_calls_off_does_not_move_anything(
-    path: Callable[[UpdateRule, Sequence[Slot], Settings], None],
+    path: Callable[[UpdateRule, Sequence[Slot], Settings], None], value: float
 ) -> None:
     rule = randomised(LSTML2L()).float()
     slots = as_slots(rule, [normal(5), normal(6)], torch.float32, torch.bfloat16)
-    slots[0].grad[1] = float("inf")
+    slots[0].grad[1] = value
     called_off, scaled, plain = clones(slots), clones(slots), clones(slots)
     scale = torch.tensor(1024.0)  # a power of two: division does not round
     path(rule, called_off, PLAIN._replace(grad_scale=scale, found_inf=torch.tensor(1.0), weight_decay=0.1))

@@ -62,7 +62,7 @@ class TestTables:
         path.write_text(stale)
         assert readme_tables.main() == 1
         assert path.read_text() == stale
-        assert "run python benchmarks/readme_tables.py" in capsys.readouterr().err
+        assert "run python -m benchmarks.readme_tables" in capsys.readouterr().err
         monkeypatch.setattr(sys, "argv", ["readme_tables.py"])
         assert readme_tables.main() == 0
         assert path.read_text() == README
