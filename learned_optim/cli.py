@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 
@@ -108,9 +109,7 @@ def _meta_train(options: argparse.Namespace) -> None:
     _need("train", "pydantic", "tqdm", "tensorboard")
     import torch
 
-    from learned_optim.meta_train.config import differences, load_config
-    from learned_optim.meta_train.progress import run_with_progress
-    from learned_optim.meta_train.trainer import Trainer
+    from learned_optim.meta_train.distributed import ProcessLostError, joined
 
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):
@@ -121,34 +120,61 @@ def _meta_train(options: argparse.Namespace) -> None:
         torch.zeros((), device=options.device)
     except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
         raise CommandError(f"--device {options.device}: {error}") from error
-    if options.resume is None:
-        if options.config is None:
-            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
-        folder = options.output or Path("runs") / Path(options.config).stem
-        if (folder / "checkpoint.safetensors").exists():
-            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
-        trainer = Trainer(load_config(options.config, options.set), folder, options.device)
-    else:
-        folder = _run_to_resume(options)
-        trainer = Trainer.resume(folder, options.device)
-        if options.config is not None:
-            given = load_config(options.config, options.set, resuming=True)
-            if different := differences(trainer.config, given):
-                raise CommandError(
-                    f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
-                    f"continue that as it began with --resume {folder}, or start a new run with --output"
-                )
-        print(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
+    try:
+        with joined(options.device) as world:
+            _run_in(world, options)
+    except ProcessLostError as error:
+        raise CommandError(
+            f"{error}; its own message tells why. Go on from the last checkpoint with the same command and --resume, "
+            "or let torchrun do so: --max-restarts"
+        ) from error
+
+
+def _run_in(world: Any, options: argparse.Namespace) -> None:
+    """Meta-train in the processes of a ``World``; its leader says how it goes."""
+    from learned_optim.meta_train.progress import run_with_progress
+
+    say = print if world.leads else _nothing
+    folder, trainer = _trainer(world, options)
+    if trainer.meta_step > 0 or options.resume is not None:
+        say(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
     try:
         run_with_progress(trainer)
     except KeyboardInterrupt:
         if (folder / "checkpoint.safetensors").exists():
-            print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
+            say(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
     if (folder / "best.safetensors").exists():
-        print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+        say(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
     else:
-        print(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
+        say(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
+
+
+def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
+    """The run's folder, and a ``Trainer`` at its start or, to be resumed, at its checkpoint."""
+    from learned_optim.meta_train.config import differences, load_config
+    from learned_optim.meta_train.trainer import Trainer
+
+    if options.resume is None:
+        if options.config is None:
+            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
+        folder = options.output or Path("runs") / Path(options.config).stem
+        exists = (folder / "checkpoint.safetensors").exists()
+        if exists and not world.restarted:
+            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
+        if not exists:
+            return folder, Trainer(load_config(options.config, options.set), folder, world.device, world=world)
+    else:
+        folder = _run_to_resume(options)
+    trainer = Trainer.resume(folder, world.device, world)
+    if options.config is not None:
+        given = load_config(options.config, options.set, resuming=True)
+        if different := differences(trainer.config, given):
+            raise CommandError(
+                f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
+                f"continue that as it began with --resume {folder}, or start a new run with --output"
+            )
+    return folder, trainer
 
 
 def _run_to_resume(options: argparse.Namespace) -> Path:
@@ -244,6 +270,10 @@ def _need(extra: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
+
+
+def _nothing(*values: object, **options: object) -> None:
+    pass
 
 
 def _to_stderr(line: str) -> None:

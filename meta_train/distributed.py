@@ -20,6 +20,9 @@ from torch import Tensor
 SILENCE = timedelta(minutes=10)  # a process that keeps the others waiting for so long counts as lost
 
 
+AGREEMENT_ENTRIES = 3  # numbers in the sum of World.agree
+
+
 class ProcessLostError(RuntimeError):
     """Another process of the run has ended, or does not answer."""
 
@@ -127,15 +130,15 @@ class World:
                 collected.append(load(message.cpu().numpy().tobytes()))
         return collected
 
-    def teams(self, members: Sequence[range]) -> list["World"]:
-        """Worlds of some processes each, of those that this process belongs to; alone where a team is but one."""
-        teams = []
-        for ranks in members:
-            group = dist.new_group(list(ranks)) if len(ranks) > 1 else None  # all processes create all groups
-            if self.rank in ranks:
-                place = self.rank - ranks.start
-                teams.append(World(place, len(ranks), group, self.device) if len(ranks) > 1 else World())
-        return teams
+    def team(self, teams: Sequence[range]) -> "World":
+        """The one of some disjoint teams that this process is in; alone if it is in none. All name the same teams."""
+        own = World()
+        for ranks in teams:
+            if len(ranks) > 1:
+                group = dist.new_group(list(ranks), timeout=SILENCE)  # all processes create all groups
+                if self.rank in ranks:
+                    own = World(self.rank - ranks.start, len(ranks), group, self.device)
+        return own
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> float:
@@ -194,7 +197,9 @@ def _restarted() -> bool:
 
 def _own_gpu(local_rank: int, gpus: int) -> int:
     if local_rank >= gpus:
-        raise ValueError(f"this machine has {gpus} GPUs and more processes; start one for each: --nproc-per-node {gpus}")
+        raise ValueError(
+            f"this machine has {gpus} GPUs and more processes; start one for each: --nproc-per-node {gpus}"
+        )
     return local_rank
 
 

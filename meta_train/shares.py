@@ -47,10 +47,11 @@ class Share:
         return slice(self.first * size, self.end * size)
 
     def of_pairs(self, tensor: Tensor) -> Tensor:
-        """Rows of its own pairs, of those of all ``(K, ...)`` in the order (pair, piece)."""
+        """Rows of its own pairs (or particles), of those of all ``(K, ...)`` in the order (pair, piece)."""
         if self.count == self.pieces:
             return tensor
-        return tensor.unflatten(0, (-1, self.pieces))[:, self.first : self.end].flatten(0, 1)
+        own: Tensor = tensor.unflatten(0, (-1, self.pieces))[:, self.first : self.end].flatten(0, 1)
+        return own
 
     def among_pairs(self, values: Tensor) -> Tensor:
         """The counterpart: values of its own pairs among zeros for all others, ``(K,)`` in float64."""
@@ -107,7 +108,7 @@ def cut(state: InnerState, share: Share) -> InnerState:
 
     def cut_one(axis: int, tensor: Tensor) -> Tensor:
         if state.parameters.dim() == 3:
-            return tensor.unflatten(0, (-1, share.pieces))[:, share.first : share.end].flatten(0, 1)
+            return share.of_pairs(tensor)  # particles lie in the order (sign, pair, piece)
         return tensor.narrow(axis, rows.start, rows.stop - rows.start).clone()
 
     return _map(cut_one, state)
@@ -119,7 +120,8 @@ def join(states: list[InnerState], pieces: int) -> InnerState:
     def join_some(axis: int, *tensors: Tensor) -> Tensor:
         if states[0].parameters.dim() == 3:
             copies = sum(len(tensor) for tensor in tensors) // pieces
-            return torch.cat([tensor.unflatten(0, (copies, -1)) for tensor in tensors], 1).flatten(0, 1)
+            by_copy: list[Tensor] = [tensor.unflatten(0, (copies, -1)) for tensor in tensors]
+            return torch.cat(by_copy, 1).flatten(0, 1)
         return torch.cat(tensors, axis)
 
     return _map(join_some, *states)

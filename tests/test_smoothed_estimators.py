@@ -334,7 +334,9 @@ def test_estimate_is_its_formula_particle_by_particle(
     count = INSTANCES if groups is None else groups
     random, again = generator(2), generator(2)
     trajectory = estimator.start(rule, task, inner, random)
-    noise = estimator.perturbations(rule, estimator.pieces(task.instances), again) if build is ESSingle else torch.zeros(())
+    noise = (
+        estimator.perturbations(rule, estimator.pieces(task.instances), again) if build is ESSingle else torch.zeros(())
+    )
     total: Tensor | float = 0.0
     states = [inner] * (4 * count)
     for _ in range(2):

@@ -171,9 +171,7 @@ class Estimator(ABC):
             raise ValueError(f"{self.name} keeps no state of its own, got {', '.join(tensors)}")
 
 
-def mean_part(
-    grads: tuple[Tensor, ...], meta_loss: Tensor, losses: Tensor, inner: InnerState, share: Share
-) -> Part:
+def mean_part(grads: tuple[Tensor, ...], meta_loss: Tensor, losses: Tensor, inner: InnerState, share: Share) -> Part:
     """A :class:`Part` from means over the share's instances."""
     gradient = share.fraction * torch.cat([grad.flatten() for grad in grads]).double()
     return Part(gradient, gradient.new_empty(0), share.fraction * meta_loss.double(), losses, inner)

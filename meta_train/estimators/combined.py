@@ -57,7 +57,7 @@ class PairMoments(NamedTuple):
 
     @classmethod
     def of_sums(cls, es: Tensor, rp: Tensor, squares: Tensor, products: Tensor) -> "PairMoments":
-        """From the samples of ES ``(K, M)`` and sums over pairs ``(M,)`` in float64: of RP, its squares, and ES times RP.
+        """From the samples of ES ``(K, M)`` and sums over pairs ``(M,)``: of RP, its squares, and ES times RP.
 
         In float64 differences of such sums are more exact than the samples.
         """

@@ -27,7 +27,6 @@ from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unrol
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
-
 ALONE = World()
 
 
@@ -159,6 +158,8 @@ def _by_replay(
     if replay_coordinates is not None and replay_coordinates < in_all:
         rows = torch.cat([to_go.view(-1, coordinates) for to_go in grads_to_go]) if particles else grads_to_go
         teams = {"same": team} if particles else {"others": team}
+        if task.instances < task.siblings and not particles:  # weighed as in the mean over all instances
+            rows = [row * (task.instances / task.siblings) for row in rows]
         chosen, factors = sample_coordinates(rows, replay_coordinates, generator, **teams)
         grads = [grad[..., chosen] for grad in grads]
         grads_to_go = [to_go[..., chosen] * factors for to_go in grads_to_go]
