@@ -1,10 +1,11 @@
 """The command ``learned-optim``."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
   learned-optim demo
   learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
   learned-optim meta-train --resume runs/mine
+  torchrun --standalone --nproc-per-node 8 -m learned_optim.cli meta-train default --output runs/mine
   learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
   learned-optim data fetch mnist
 """
@@ -116,18 +118,26 @@ def _meta_train(options: argparse.Namespace) -> None:
         sys.path.insert(0, here)  # task families of the user's own, as with "python -m"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    try:
-        torch.zeros((), device=options.device)
-    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
-        raise CommandError(f"--device {options.device}: {error}") from error
+    with _device_named(options.device):
+        torch.device(options.device)
     try:
         with joined(options.device) as world:
+            with _device_named(options.device):
+                torch.zeros((), device=world.device)
             _run_in(world, options)
     except ProcessLostError as error:
         raise CommandError(
             f"{error}; its own message tells why. Go on from the last checkpoint with the same command and --resume, "
             "or let torchrun do so: --max-restarts"
         ) from error
+
+
+@contextlib.contextmanager
+def _device_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
+        raise CommandError(f"--device {name}: {error}") from error
 
 
 def _run_in(world: Any, options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import threading
 import zlib
@@ -20,6 +21,7 @@ from torch import Tensor
 SILENCE = timedelta(minutes=10)  # a process that keeps the others waiting for so long counts as lost
 
 
+START = "learned_optim start"  # key in torchrun's store: what tells the processes of one start from earlier ones
 AGREEMENT_ENTRIES = 3  # numbers in the sum of World.agree
 
 
@@ -181,11 +183,19 @@ def joined(device: str) -> Iterator[World]:
     if own.type == "cuda":
         own = torch.device("cuda", _own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=SILENCE)
+    store, rank, size = next(dist.rendezvous("env://", timeout=SILENCE))
+    # torchrun's store outlives the processes, and holds the addresses of those that have died (pytorch issue 167288).
+    if rank == 0:
+        store.set(START, secrets.token_hex(8))
+    fresh = dist.PrefixStore(store.get(START).decode(), store)
+    backend = "nccl" if own.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=SILENCE)
     try:
-        world = World(dist.get_rank(), size, device=own)
+        world = World(rank, size, device=own)
         with _recorded(world.signals):
             world.restarted = bool(world.gather(_restarted()).any())  # torchrun counts for each machine
+            if rank == 0:
+                store.delete_key(START)  # all have read it
             yield world
     finally:
         dist.destroy_process_group()
@@ -196,6 +206,8 @@ def _restarted() -> bool:
 
 
 def _own_gpu(local_rank: int, gpus: int) -> int:
+    if gpus == 0:
+        raise ValueError("torch finds no GPU on this machine; leave out --device cuda")
     if local_rank >= gpus:
         raise ValueError(
             f"this machine has {gpus} GPUs and more processes; start one for each: --nproc-per-node {gpus}"

@@ -1,5 +1,6 @@
 """A pool whose windows are divided among the processes of a run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -112,7 +113,7 @@ class DividedPool(Pool):
         meta_loss = sum(header.meta_loss for header in headers) / windows
         return Outcome(
             grads=grads,
-            finite=bool(torch.stack([grad.isfinite().all() for grad in grads]).all()) and meta_loss - meta_loss == 0,
+            finite=math.isfinite(meta_loss) and all(bool(grad.isfinite().all()) for grad in grads),
             meta_loss=meta_loss,
             inner_loss=sum(header.inner_loss for header in headers) / windows,
             truncation=sum(header.steps for header in headers) / windows,

@@ -136,6 +136,12 @@ def one_is_told_to_stop(folder: Path) -> None:
     assert trainer.meta_step == HALFWAY
 
 
+def all_of_this(folder: Path) -> None:
+    """In one start of the processes, which takes longer than the work."""
+    for function in (count_bytes, drift, one_is_told_to_stop, train_all):
+        function(folder)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, precise: None, one_thread: None) -> Path:
     """Runs of one process, and halves of runs to be resumed by two."""
@@ -155,7 +161,7 @@ def together(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     for name in RESUMED:
         (folder / f"{name} resumed").symlink_to(alone / f"{name} halfway")
-    run_in_processes(train_all, 2, folder)
+    run_in_processes(all_of_this, 2, folder)
     return folder
 
 
@@ -198,22 +204,17 @@ class TestTwoProcesses:
     def test_two_go_on_where_one_has_come_to(self, name: str, alone: Path, together: Path) -> None:
         assert_close(together / f"{name} resumed", alone / name)
 
-    def test_exchange_no_meta_parameters_for_evolution_strategies(self, tmp_path: Path) -> None:
-        run_in_processes(count_bytes, 2, tmp_path)
-        counts = {name: int(count) for name, count in load_file(tmp_path / "bytes.safetensors").items()}
+    def test_exchange_no_meta_parameters_for_evolution_strategies(self, together: Path) -> None:
+        counts = {name: int(count) for name, count in load_file(together / "bytes.safetensors").items()}
         grows = {estimate: counts[f"{estimate} 6"] > counts[f"{estimate} 2"] for estimate in ESTIMATES}
         assert {estimate for estimate, does in grows.items() if not does} == {"es", "pes", "es-single"}
         # Two meta-steps: two headers of five, slopes of two windows, and an agreement of three; a validation of two.
         instances, steps, windows = 2, 2, 2
         assert counts["es 6"] == 8 * (steps * (windows * (5 + 2 * instances) + 3) + 2)
 
-    def test_notice_that_they_have_drifted_apart(self, tmp_path: Path) -> None:
-        run_in_processes(drift, 2, tmp_path)
-
-    def test_stop_together_when_one_is_told_to(self, alone: Path, tmp_path: Path) -> None:
-        run_in_processes(one_is_told_to_stop, 2, tmp_path)
-        run(Trainer.resume(tmp_path / "stopped"))
-        assert_close(tmp_path / "stopped", alone / "pes windows")
+    def test_stop_together_when_one_is_told_to(self, alone: Path, together: Path) -> None:
+        run(Trainer.resume(together / "stopped"))
+        assert_close(together / "stopped", alone / "pes windows")
 
 
 # The real torchrun.
