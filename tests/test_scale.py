@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +66,6 @@ def case(name: str, steps: int = 6, **changes: Any) -> Config:
         validation={"every": 3},
         **changes,
     )
-
-
-@pytest.fixture(scope="module")
-def precise() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 # What the processes run.
@@ -143,15 +135,19 @@ def all_of_this(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, precise: None, one_thread: None) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """Runs of one process, and halves of runs to be resumed by two."""
     folder = tmp_path_factory.mktemp("alone")
-    for name in CASES:
-        run(Trainer(case(name), folder / name))
-    for name in RESUMED:
-        for progress in Trainer(case(name), folder / f"{name} halfway").run():
-            if progress.meta_step == HALFWAY:
-                break
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name in CASES:
+            run(Trainer(case(name), folder / name))
+        for name in RESUMED:
+            for progress in Trainer(case(name), folder / f"{name} halfway").run():
+                if progress.meta_step == HALFWAY:
+                    break
+    finally:
+        torch.set_default_dtype(torch.float32)
     return folder
 
 
@@ -183,6 +179,7 @@ def assert_close(folder: Path, expected: Path) -> None:
 @needs_gloo
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("double")
 class TestTwoProcesses:
     @pytest.mark.parametrize("name", CASES)
     def test_take_the_course_of_one(self, name: str, alone: Path, together: Path) -> None:
