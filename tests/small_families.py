@@ -127,7 +127,7 @@ def write_neural_art(folder: Path) -> None:
                 channels = 4
         if architecture.bgr:  # pixels up to 255: keep the activations of order one
             arrays["conv1_1.weight"] = arrays["conv1_1.weight"] / 100
-        np.savez(features / architecture.file, **arrays)
+        np.savez(features / architecture.file, allow_pickle=False, **arrays)
     names = [("content", name) for names in CONTENT.values() for name in names]
     names += [("style", name) for name in get_args(Style)]
     for number, (kind, name) in enumerate(names):

@@ -104,7 +104,7 @@ class LanguageModelTask(Task):
 
 
 class Recurrent(nn.Module):
-    """Embedding, recurrent layers, linear output: tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``."""
+    """Embedding, recurrent layers, output layer: tokens ``(batch, length)`` to logits ``(..., vocabulary)``."""
 
     def __init__(self, cell: str, width: int, layers: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ CELLS: dict[str, Cell] = {"rnn": rnn_cell, "gru": gru_cell, "lstm": lstm_cell}
 
 
 class Transformer(nn.Module):
-    """Tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``; the width is rounded up to whole heads."""
+    """Tokens ``(batch, length)`` to logits ``(..., vocabulary)``; the width is rounded up to whole heads."""
 
     def __init__(self, width: int, layers: int, length: int) -> None:
         super().__init__()
