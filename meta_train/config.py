@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
 from learned_optim.meta_train.meta_loss import MetaLossName
-from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
+from learned_optim.meta_train.tasks import FAMILIES, Augmentation, TaskFamily
 from learned_optim.meta_train.tasks.sampling import check_range
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
@@ -71,12 +71,14 @@ class RuleConfig(_Strict):
 
 @dataclass(frozen=True)
 class TaskConfig(_Strict):
-    """One family of the mixture. In TOML, the family's options stand beside ``family`` and ``weight``."""
+    """One family of the mixture. In TOML, the family's options stand beside ``family``, ``weight`` and ``augment``."""
 
     family: str
     """A shipped family's name, or ``package.module:Class`` for one's own."""
     weight: Positive = 1.0
     """How often it is drawn, relative to the others."""
+    augment: Augmentation = field(default_factory=Augmentation)
+    """Random changes to its tasks."""
     options: dict[str, Any] = field(default_factory=dict)
     """The family's own options."""
 
@@ -85,7 +87,7 @@ class TaskConfig(_Strict):
         family = _checked(_family_class(self.family), self.options, f"tasks[{self.family}]")
         if family.evaluation_only:
             raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
-        return family
+        return self.augment.of(family)
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ def _locate(source: str | Path) -> Path:
 def _gather_options(entry: Any) -> Any:
     if not isinstance(entry, Mapping) or "options" in entry:
         return entry
-    own = {"family", "weight"}
+    own = {"family", "weight", "augment"}
     options = {key: value for key, value in entry.items() if key not in own}
     return {**{key: entry[key] for key in own if key in entry}, "options": options}
 

@@ -39,7 +39,13 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
         dimensions=(2, 8), classes=(2, 4), rows=(20, 60), condition=(1.0, 100.0), batch_size=(2, 8), weight_decay=0.01
     ),
     "mlp": MLPFamily(
-        dataset="digits", layers=(1, 2), width=(3, 6), activations=("tanh", "relu"), batch_size=(2, 8), gain=(0.5, 2.0)
+        dataset="digits",
+        layers=(1, 2),
+        width=(3, 6),
+        activations=("tanh", "relu"),
+        batch_size=(2, 8),
+        initial="torch",
+        gain=(0.5, 2.0),
     ),
     "residual": ResidualFamily(
         dataset="digits", blocks=(1, 2), width=(4, 8), hidden=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)
