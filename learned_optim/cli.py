@@ -135,10 +135,7 @@ def _meta_train(options: argparse.Namespace) -> None:
         sys.path.insert(0, here)  # task families of the user's own, as with "python -m"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    try:
-        torch.zeros((), device=options.device)
-    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
-        raise CommandError(f"--device {options.device}: {error}") from error
+    _check_device(options.device)
     if options.resume is None:
         if options.config is None:
             raise CommandError("name a configuration, or a run to go on with: --resume RUN")
@@ -234,6 +231,7 @@ def _neural_art(options: argparse.Namespace) -> None:
 
     from learned_optim.meta_train.neural_art_command import Painting, paint
 
+    _check_device(options.device)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}
     loss = paint(Painting(**settings))
     print(f"written: {options.out} (loss {loss:.4g})")
@@ -273,6 +271,16 @@ def _need(extra: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
+
+
+def _check_device(device: str) -> None:
+    """Say why a device cannot be used, if it cannot."""
+    import torch
+
+    try:
+        torch.zeros((), device=device)
+    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
+        raise CommandError(f"--device {device}: {error}") from error
 
 
 def _to_stderr(line: str) -> None:

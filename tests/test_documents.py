@@ -52,9 +52,8 @@ def _toml(text: str) -> dict[str, object]:
 
 
 def test_table_of_families_is_complete() -> None:
-    rows = re.findall(
-        r"^\| `([\w-]+)` \|.*\| \[`(\w+)`\]\(\.\./meta_train/tasks/(\w+)\.py\) \|$", META_TRAINING, re.MULTILINE
-    )
+    pattern = r"^\| `([\w-]+)` \|.*\| \[`(\w+)`\]\(\.\./meta_train/tasks/(\w+)\.py\) \|$"
+    rows = re.findall(pattern, META_TRAINING, re.MULTILINE)
     listed = {name: (cls, module) for name, cls, module in rows}
     assert listed == {name: (cls.__name__, cls.__module__.rpartition(".")[2]) for name, cls in FAMILIES.items()}
 

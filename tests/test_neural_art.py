@@ -148,8 +148,8 @@ class TestPictures:
     @pytest.mark.parametrize(
         ("write", "size", "message"),
         [
-            (lambda path: None, None, "no picture at .*picture.png"),
-            (lambda path: path.write_bytes(b"text"), None, "picture.png is not a picture that Pillow can read"),
+            (lambda path: None, None, r"no picture at .*picture\.png"),
+            (lambda path: path.write_bytes(b"text"), None, r"picture\.png is not a picture that Pillow can read"),
             (lambda path: path.write_bytes(png()[:200]), None, "is not a picture that Pillow can read"),
             (lambda path: path.write_bytes(png()), 31, "size must be at least 32 pixels, got 31"),
             (lambda path: Image.new("RGB", (40, 31)).save(path), None, "has 40x31 pixels; at least 32"),
