@@ -166,6 +166,34 @@ def test_option_out_of_range_is_refused(cls: Callable[..., Any], options: dict[s
         cls(**options)
 
 
+@pytest.mark.usefixtures("neural_art")
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "factorization"])
+def test_parts_held_out_share_no_data_and_train_the_same_modules(name: str) -> None:
+    task = BUILDERS[name]()
+    parts = task.hold_out()
+    shapes = [[each.shape for each in drawn(part).parameters()] for part in (task, *parts)]
+    assert shapes[0] == shapes[1] == shapes[2]
+    inner, outer = (getattr(part, "task", part) for part in parts)
+    if isinstance(inner, DataTask):
+        assert len(inner.data[0]) + len(outer.data[0]) == len(getattr(task, "task", task).data[0])
+    elif isinstance(inner, language_model.LanguageModelTask):
+        assert len(inner.text) + len(outer.text) == len(language_model.corpus("train"))
+    else:
+        assert inner is outer is getattr(task, "task", task)  # nothing to divide
+    assert getattr(parts[1], "label_noise", 0.0) == 0.0
+
+
+@pytest.mark.usefixtures("neural_art")
+@pytest.mark.parametrize("name", BUILDERS)
+def test_first_loss_of_a_classifier_is_below_its_bound(name: str) -> None:
+    built = BUILDERS[name]()
+    task = VectorizedTask(built, instances=4, seed=0)
+    losses = task.losses(task.initial_parameters, task.batch(generator()))
+    classifies = {"softmax-regression", "mlp", "residual", "language-model", "lstm", "transformer", "augmented"}
+    assert (built.loss_bound is not None) == (name in classifies or name.startswith(("residual-", "softmax-")))
+    assert float(losses.mean()) < (built.loss_bound or math.inf)
+
+
 class TestQuadratic:
     @pytest.mark.usefixtures("double")
     def test_random_spectrum_keeps_its_extremes_and_differs_between_draws(self) -> None:
@@ -529,6 +557,9 @@ class TestAugmentation:
         family = Augmentation(batch_size=(2, 4)).of(_Labelled())
         sizes = {len(family.sample(np.random.default_rng(s), "train").batch(1, generator())[1][0]) for s in range(30)}
         assert sizes == {2, 3, 4}
+        assert Augmentation(loss_factor=(3.0, 3.0)).of(_Labelled()).sample(
+            np.random.default_rng(0), "train"
+        ).loss_bound == pytest.approx(4.5 * math.log(4))
         language = Augmentation(batch_size=(2, 2)).of(SMALL_FAMILIES["language-model"])
         assert language.sample(np.random.default_rng(0), "train").batch(3, generator()).shape[:2] == (3, 2)
 

@@ -1,5 +1,6 @@
 """Small character models, recurrent or transformers, of the source text of Python's standard library."""
 
+import copy
 import functools
 import math
 import sysconfig
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_optim.meta_train.data import DataNotFoundError
-from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.base import HELD_OUT, Batch, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer
 
 Model = Literal["rnn", "gru", "lstm", "transformer"]
@@ -82,6 +83,18 @@ class LanguageModelTask(Task):
     def __init__(self, text: Tensor, model: str, width: int, layers: int, length: int, batch_size: int) -> None:
         self.text, self.model = text, model
         self.width, self.layers, self.length, self.batch_size = width, layers, length, batch_size
+
+    @property
+    def loss_bound(self) -> float:
+        """Half as much again as that of a model that finds all characters equally likely."""
+        return 1.5 * math.log(VOCABULARY_SIZE)
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """The first four fifths of the text, and the rest."""
+        kept = round((1 - HELD_OUT) * len(self.text))
+        inner, outer = copy.copy(self), copy.copy(self)
+        inner.text, outer.text = self.text[:kept], self.text[kept:]
+        return inner, outer
 
     def module(self) -> nn.Module:
         """A model with fresh weights."""

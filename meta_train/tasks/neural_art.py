@@ -132,6 +132,10 @@ class NeuralArtTask(Task):
         """Nothing: the loss has no data of its own."""
         return torch.zeros(instances)
 
+    def hold_out(self) -> tuple[Task, Task]:
+        """The loss is deterministic: there is nothing to hold out."""
+        return self, self
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Weighted sum of content, style and total variation."""
         assert isinstance(module, Canvas)

@@ -92,6 +92,10 @@ class PhysicsTask(Task):
         """Points in [0, 1], ``(instances, points)``."""
         return torch.rand(instances, self.points, generator=generator)
 
+    def hold_out(self) -> tuple[Task, Task]:
+        """Points are drawn afresh for every batch: there is nothing to hold out."""
+        return self, self
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Relative residual and boundary values."""
         assert isinstance(module, Field)
