@@ -543,6 +543,10 @@ class TestAugmentation:
         assert 1e-3 <= min(factors) < 2e-3
         assert 5e2 < max(factors) <= 1e3
 
+    def test_bound_is_multiplied_too(self) -> None:
+        task = Augmentation(loss_factor=(3.0, 3.0)).of(_Labelled()).sample(np.random.default_rng(0), "train")
+        assert task.loss_bound == pytest.approx(3 * 1.5 * math.log(4))
+
     def test_some_labels_are_those_of_other_rows(self) -> None:
         task = Augmentation(label_noise=(0.4, 0.4)).of(_Labelled()).sample(np.random.default_rng(0), "train")
         inputs, labels = task.batch(20, generator())
@@ -557,9 +561,6 @@ class TestAugmentation:
         family = Augmentation(batch_size=(2, 4)).of(_Labelled())
         sizes = {len(family.sample(np.random.default_rng(s), "train").batch(1, generator())[1][0]) for s in range(30)}
         assert sizes == {2, 3, 4}
-        assert Augmentation(loss_factor=(3.0, 3.0)).of(_Labelled()).sample(
-            np.random.default_rng(0), "train"
-        ).loss_bound == pytest.approx(4.5 * math.log(4))
         language = Augmentation(batch_size=(2, 2)).of(SMALL_FAMILIES["language-model"])
         assert language.sample(np.random.default_rng(0), "train").batch(3, generator()).shape[:2] == (3, 2)
 
