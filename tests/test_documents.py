@@ -89,6 +89,7 @@ def test_conversion_of_torchvisions_weights_gives_a_network(tmp_path: Path, monk
 
 @pytest.mark.parametrize("text", [META_TRAINING, NEURAL_ART], ids=["meta-training", "neural-art"])
 def test_links_are_not_broken(text: str) -> None:
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (FOLDER / target).exists(), target
     headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
