@@ -1,6 +1,7 @@
 """LearnedOptimizer: a learned update rule as a drop-in ``torch.optim.Optimizer``."""
 
 import copy
+import functools
 import math
 import warnings
 from collections import defaultdict
@@ -18,6 +19,7 @@ from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused, plan_of, why_not
 from learned_optim.kernels.launch import Plan
+from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -273,8 +275,9 @@ class LearnedOptimizer(Optimizer):
         for entry, features in self._rule.state_features.items():
             # Made from the parameter, so that a DTensor's state is sharded like the DTensor.
             like = parameter.detach().unsqueeze(0).expand(features, *parameter.shape)
-            dtype = self._entry_dtype(entry, arithmetic)
-            state[entry] = torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+            dtype, dense = self._entry_dtype(entry, arithmetic), torch.contiguous_format
+            zeros = functools.partial(torch.zeros_like, dtype=dtype, memory_format=dense)
+            state[entry] = laid_out_like(parameter, like, zeros)
 
     def _entry_dtype(self, entry: str, arithmetic: torch.dtype) -> torch.dtype:
         if entry not in self._rule.recurrent_state:
@@ -304,7 +307,7 @@ class LearnedOptimizer(Optimizer):
             for parameter, state in saved.items():
                 for entry in self._rule.state_features:
                     value = state[entry].detach().to(parameter.device, copy=True)
-                    self.state[parameter][entry] = value.contiguous()
+                    self.state[parameter][entry] = laid_out_like(parameter, value)
                 step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
                 place = parameter.device if parameter in capturable else torch.device("cpu")
                 self.state[parameter]["step"] = step.to(place, copy=True)
