@@ -34,7 +34,7 @@ def largest_allocation(run: Callable[[], object]) -> int:
     """Bytes of the largest piece of memory that the CPU's allocator hands out."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiler.profiler.kineto_results.events()
     return max((event.nbytes() for event in events if event.name() == "[memory]"), default=0)
 
 
