@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15  # each round times all candidates in turn, so that a disturbance hits all alike
 FEWEST_ROUNDS, LONGEST = 3, 60.0  # a case ends after so many seconds, but not before so many rounds
 BLOCK_SIZES = (2048, 4096, 8192, 16384, 32768, 65536)
+ONE_THREAD = "default, one thread"
 LOOP = "loop of nn.LSTMCell(20) x 2"
 OURS: Mapping[str, Make] = {
     "default": lambda parameters: LearnedOptimizer(parameters),
@@ -86,6 +87,16 @@ def paired_medians(candidates: Mapping[str, Callable[[], object]], rounds: int) 
     return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
 
 
+def with_one_thread(run: Callable[[], object]) -> None:
+    """Call it without a thread that it could hand work to: what the hand-over costs, or brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure_machine(rounds: int, size: int = 1024, numbers: int = 1 << 26) -> Machine:
     """Matrix product of ``size`` squared, copy of ``numbers``, tanh of ``numbers >> 10`` float32 values."""
     left, right, product = (torch.randn(size, size) for _ in range(3))
@@ -126,9 +137,11 @@ def compare_optimizers(largest: int, rounds: int, machine: Machine) -> list[Row]
         if count >= LARGE:
             makers = {**ADAM, "default": OURS["default"]}
         optimizers = {name: make(parameters_with_grads(shapes)) for name, make in makers.items()}
-        medians = paired_medians({name: optimizer.step for name, optimizer in optimizers.items()}, rounds)
+        candidates = {name: optimizer.step for name, optimizer in optimizers.items()}
+        candidates[ONE_THREAD] = functools.partial(with_one_thread, optimizers["default"].step)
+        medians = paired_medians(candidates, rounds)
         for name, seconds in medians.items():
-            moved = bytes_that_must_move(optimizers[name])
+            moved = bytes_that_must_move(optimizers["default" if name == ONE_THREAD else name])
             ratio, fraction = seconds / medians["Adam(fused)"], moved / seconds / machine.bytes_copied
             time_each = f"{1e9 * seconds / count:.2f}"
             rows.append((case, name, str(count), time_each, f"{ratio:.1f}", f"{moved / count:.0f}", f"{fraction:.3f}"))

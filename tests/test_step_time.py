@@ -17,14 +17,16 @@ from learned_optim import load_rule
 def test_script_runs_and_writes_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_time, "SHAPES", {"small": [(3, 2), (4,)], "too large": [(300,)]})
     monkeypatch.setattr(step_time, "BLOCK_SIZES", (64, 128))
+    threads = torch.get_num_threads()
     assert step_time.main(["--largest", "200", "--rounds", "1", "--output", str(tmp_path)]) == 0
     with (tmp_path / "step_time.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = {row["candidate"]: row for row in rows if row["case"] == "small"}
-    assert {*rivals.ADAM, *step_time.OURS, step_time.LOOP} <= set(found)
+    assert {*rivals.ADAM, *step_time.OURS, step_time.ONE_THREAD, step_time.LOOP} <= set(found)
     moved = [found[name]["bytes_moved_per_parameter"] for name in ("Adam(fused)", "default", step_time.LOOP)]
     assert moved == ["28", "108", "652"]  # kernels/README.md has the sums
     assert not any(row["case"] == "too large" for row in rows)
+    assert torch.get_num_threads() == threads
     details = json.loads((tmp_path / "step_time.json").read_text())
     assert all(value > 0 for value in details["machine_a_second"].values())
     assert set(details["floors_nanoseconds"]) == set(step_time.OURS)
