@@ -137,7 +137,7 @@ def compare_optimizers(largest: int, rounds: int, machine: Machine) -> list[Row]
         if count >= LARGE:
             makers = {**ADAM, "default": OURS["default"]}
         optimizers = {name: make(parameters_with_grads(shapes)) for name, make in makers.items()}
-        candidates = {name: optimizer.step for name, optimizer in optimizers.items()}
+        candidates: dict[str, Callable[[], object]] = {name: optimizer.step for name, optimizer in optimizers.items()}
         candidates[ONE_THREAD] = functools.partial(with_one_thread, optimizers["default"].step)
         medians = paired_medians(candidates, rounds)
         for name, seconds in medians.items():
