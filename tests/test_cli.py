@@ -24,11 +24,16 @@ from learned_optim.rules import LSTML2L, ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "benchmark", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "runs", "benchmark", "rules", "data", "examples:"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
     "benchmark": ["--list", "--rule", "--baseline", "--seeds", "--output"],
     "rules": [],
+    "runs": ["list", "show", "plot", "compare"],
+    "runs list": ["--json"],
+    "runs show": ["--json"],
+    "runs plot": ["--output"],
+    "runs compare": ["--output", "--json"],
     "data": ["list", "fetch"],
     "data list": [],
     "data fetch": ["--output"],
