@@ -55,6 +55,9 @@ def _meta_train(options: argparse.Namespace) -> None:
         if (folder / "checkpoint.safetensors").exists():
             print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
+    if trainer.curriculum is not None and trainer.curriculum.finished:
+        horizon = trainer.curriculum.horizon
+        print(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
     if (folder / "best.safetensors").exists():
         print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
     else:
