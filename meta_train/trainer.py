@@ -165,6 +165,16 @@ class Trainer:
             self.best.load_state_dict(self.averaged.state_dict())
         return scores
 
+    def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
+        """Score of ``rule`` on the suite that chooses the best weights: see :meth:`Suite.score`."""
+        return self.suites[self.config.validation.selected].score(rule, split)
+
+    def _evaluate(self, curriculum: Curriculum) -> float:
+        suite = self.suites[self.config.validation.selected]
+        score = suite.score(self.averaged, horizon=curriculum.next_horizon)
+        curriculum.record(score, self.meta_step)
+        return score
+
     # What is logged beside the headline of a step
 
     @property
@@ -182,16 +192,6 @@ class Trainer:
             if reported:
                 details[f"estimator/{name}"] = sum(reported) / len(reported)
         return details
-
-    def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
-        """Score of ``rule`` on the suite that chooses the best weights: see :meth:`Suite.score`."""
-        return self.suites[self.config.validation.selected].score(rule, split)
-
-    def _evaluate(self, curriculum: Curriculum) -> float:
-        suite = self.suites[self.config.validation.selected]
-        score = suite.score(self.averaged, horizon=curriculum.next_horizon)
-        curriculum.record(score, self.meta_step)
-        return score
 
     # Checkpoints
 
