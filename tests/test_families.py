@@ -1,9 +1,7 @@
 """Task families: gradients against finite differences, what each promises, splits that share nothing."""
 
 import math
-import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +21,6 @@ from learned_optim.meta_train.tasks import (
     DataTask,
     FactorizationFamily,
     LanguageModelFamily,
-    MLPFamily,
     NeuralArtFamily,
     PhysicsFamily,
     QuadraticFamily,
@@ -34,13 +31,10 @@ from learned_optim.meta_train.tasks import (
     TaskFamily,
     ValleyFamily,
     language_model,
-    neural_art,
 )
 from learned_optim.meta_train.tasks.autoencoder import AutoencoderTask
 from learned_optim.meta_train.tasks.factorization import FactorizationTask, Product
-from learned_optim.meta_train.tasks.language_model import Recurrent, Transformer
 from learned_optim.meta_train.tasks.mlp import image_rows
-from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES, Style
 from learned_optim.meta_train.tasks.physics import Field, PhysicsTask
 from learned_optim.meta_train.tasks.quadratic import Quadratic, QuadraticTask, conditioned_matrix
 from learned_optim.meta_train.tasks.residual import ResidualTask
@@ -380,68 +374,6 @@ class TestImages:
         assert type(drawn(ResidualTask(images, 8, 2, 5, 7, "tanh", "layer", "pre", 1.0))[3]) is nn.LayerNorm
 
 
-class TestLanguageModel:
-    @pytest.mark.usefixtures("double")
-    @pytest.mark.parametrize(("name", "torchs"), [("rnn", nn.RNN), ("gru", nn.GRU), ("lstm", nn.LSTM)])
-    def test_recurrence_is_that_of_torch(self, name: str, torchs: Callable[..., nn.RNNBase]) -> None:
-        torch.manual_seed(0)
-        ours = Recurrent(name, 5, 2)
-        theirs = torchs(5, 5, num_layers=2, batch_first=True)
-        for layer, (inputs, recurrence) in enumerate(zip(ours.inputs, ours.recurrences, strict=True)):
-            for linear, kind in ((inputs, "ih"), (recurrence, "hh")):
-                for tensor in ("weight", "bias"):
-                    getattr(theirs, f"{tensor}_{kind}_l{layer}").data = getattr(linear, tensor).data
-        tokens = torch.randint(language_model.VOCABULARY_SIZE, (3, 7))
-        expected = ours.output(theirs(ours.embedding(tokens))[0])
-        torch.testing.assert_close(ours(tokens), expected)
-
-    @pytest.mark.parametrize(
-        "build", [lambda: Recurrent("gru", 4, 2), lambda: Transformer(4, 2, 6)], ids=["gru", "gpt"]
-    )
-    def test_no_logit_depends_on_what_follows(self, build: Callable[[], nn.Module]) -> None:
-        model, tokens = build(), torch.arange(6)[None]
-        before = model(tokens)
-        tokens[0, 4:] += 20
-        after = model(tokens)
-        torch.testing.assert_close(after[:, :4], before[:, :4])
-        assert not torch.allclose(after[:, 4:], before[:, 4:])
-
-    def test_attention_looks_back(self) -> None:
-        model, tokens = Transformer(4, 1, 6), torch.arange(6)[None]
-        before = model(tokens)
-        tokens[0, 0] += 20
-        assert not torch.allclose(model(tokens)[0, 5], before[0, 5])
-
-    def test_files_of_the_splits_are_disjoint_and_all_there(self) -> None:
-        files = language_model.source_files(Path(sysconfig.get_path("stdlib")))
-        by_split = {split: [name for name in files if language_model.split_of(name) == split] for split in SPLITS}
-        assert sum(len(names) for names in by_split.values()) == len(files) > 200
-        assert not any("site-packages" in name or name.startswith("test/") for name in files)
-        for split in SPLITS:
-            size = sum(files[name].stat().st_size for name in by_split[split])
-            assert len(language_model.corpus(split)) == size > 100_000
-        assert [language_model.split_of(name) for name in ("ast.py", "re/__init__.py", "ssl.py")] == EXPECTED_SPLITS
-
-    def test_batch_is_text_in_its_order(self) -> None:
-        text = language_model.encode(b"def f(x):\n\treturn x\xff" * 20)
-        assert list(text[:9]) == [1 + language_model.VOCABULARY.index(letter) for letter in "def f(x):"]
-        assert list(text[9:11]) == [1, 0]  # the end of the line; the tabulator is no letter of the vocabulary
-        task = language_model.LanguageModelTask(torch.from_numpy(text), "gru", 4, 1, length=6, batch_size=5)
-        pieces = task.batch(3, generator())
-        assert pieces.shape == (3, 5, 7)
-        whole = bytes(text)
-        assert all(bytes(piece.tolist()) in whole for piece in pieces.flatten(0, 1))
-
-    def test_python_without_sources_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-        with pytest.raises(data.DataNotFoundError, match=f"{tmp_path} has none; install Python with its sources"):
-            language_model.corpus.__wrapped__("train")
-
-
-EXPECTED_SPLITS = ["train", "validation", "test"]
-"""Fixed for ever: another hash would let rules meta-train on what was held out for their test."""
-
-
 class TestPhysics:
     @pytest.mark.usefixtures("double")
     @pytest.mark.parametrize("activation", ["tanh", "sine"])
@@ -474,133 +406,3 @@ class TestPhysics:
     def test_is_for_evaluation_only(self) -> None:
         with pytest.raises(ConfigError, match="not for meta-training: physics-informed networks are held out"):
             TaskConfig("physics").build()
-
-
-class TestNeuralArt:
-    def test_pictures_and_styles_of_the_test_are_held_out(self) -> None:
-        names = [name for split in SPLITS for name in CONTENT[split]]
-        assert len(names) == len(set(names)) == 31
-        assert [len(CONTENT[split]) for split in SPLITS] == [20, 4, 7]
-        assert set(TEST_STYLES) == {"the_scream", "water_lilies"}
-        assert NeuralArtFamily().styles == ("starry_night",)
-
-    @pytest.mark.usefixtures("neural_art")
-    @pytest.mark.parametrize("split", SPLITS)
-    def test_no_picture_of_another_split_is_read(self, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-        read = []
-        load = neural_art.picture.__wrapped__
-
-        def recorded(kind: str, name: str, size: int) -> Tensor:
-            read.append((kind, name))
-            return load(kind, name, size)
-
-        monkeypatch.setattr(neural_art, "picture", recorded)
-        styles = tuple(style for style in get_args(Style) if style not in TEST_STYLES)
-        NeuralArtFamily(size=32, styles=styles).sample(np.random.default_rng(0), split)
-        assert {name for kind, name in read if kind == "content"} == set(CONTENT[split])
-        assert {name for kind, name in read if kind == "style"} <= set(styles)
-
-    @pytest.mark.usefixtures("neural_art")
-    @pytest.mark.parametrize("style", TEST_STYLES)
-    def test_new_style_is_for_the_test_alone(self, style: Style) -> None:
-        with pytest.raises(ConfigError, match=f"not for meta-training: style '{style}' is held out for the test"):
-            TaskConfig("neural-art", options={"styles": ["starry_night", style]}).build()
-        family = NeuralArtFamily(size=32, styles=(style,))
-        for split in ("train", "validation"):
-            with pytest.raises(ValueError, match="held out for the test"):
-                family.sample(np.random.default_rng(0), split)
-        assert family.sample(np.random.default_rng(0), "test")
-
-    @pytest.mark.usefixtures("neural_art")
-    def test_starts_at_the_photograph_or_at_noise(self) -> None:
-        family = NeuralArtFamily(size=32, content_weight=1.0, style_weight=0.0, variation_weight=0.0)
-        losses = {}
-        for initial in get_args(NeuralArtFamily.__annotations__["initial"]):
-            task = VectorizedTask(replace(family, initial=initial).sample(np.random.default_rng(0), "train"), 3, 0)
-            losses[initial] = task.losses(task.initial_parameters, task.batch(generator()))
-            assert task.coordinates == 3 * 32 * 32
-        assert float(losses["content"].max()) < 1e-9  # rounding of the way to coordinates and back
-        assert float(losses["noise"].min()) > 0.01
-
-    @pytest.mark.usefixtures("neural_art")
-    def test_instances_paint_different_photographs_and_share_the_network(self) -> None:
-        task = VectorizedTask(NeuralArtFamily(size=32).sample(np.random.default_rng(0), "train"), 4, seed=0)
-        contents = task.buffers["module.content"]
-        assert all(not torch.equal(contents[0], other) for other in contents[1:])
-        assert not any("weight" in name for name in task.buffers)
-
-    def test_missing_files_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("LEARNED_OPTIM_DATA", str(tmp_path))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        neural_art.feature_network.cache_clear()
-        with pytest.raises(data.DataNotFoundError, match=r"distilled16x.* not found; .* docs/neural-art\.md"):
-            NeuralArtFamily().sample(np.random.default_rng(0), "train")
-
-
-@dataclass(frozen=True)
-class _Labelled(TaskFamily):
-    def sample(self, rng: np.random.Generator, split: Split) -> Task:
-        rows = torch.arange(1000.0)[:, None], torch.arange(1000) // 250
-        return SoftmaxRegressionTask(rows, 500, 0.0, 1.0)
-
-
-class TestAugmentation:
-    def test_nothing_to_change_leaves_the_family(self) -> None:
-        family = _Labelled()
-        assert Augmentation().of(family) is family
-        assert Augmentation(loss_factor=(2.0, 2.0)).of(PhysicsFamily()).evaluation_only
-
-    @pytest.mark.parametrize("name", [name for name in SMALL_FAMILIES if name != "neural-art"])
-    def test_loss_is_multiplied_in_every_family(self, name: str) -> None:
-        family = SMALL_FAMILIES[name]
-        losses = []
-        for each in (family, Augmentation(loss_factor=(5.0, 5.0)).of(family)):
-            task = VectorizedTask(each.sample(np.random.default_rng(0), "test"), 2, seed=0)
-            losses.append(task.losses(task.initial_parameters, task.batch(generator())))
-        torch.testing.assert_close(losses[1], 5 * losses[0])
-
-    def test_factors_fill_their_range(self) -> None:
-        family = Augmentation(loss_factor=(1e-3, 1e3)).of(_Labelled())
-        factors = [family.sample(np.random.default_rng(seed), "train").loss_factor for seed in range(300)]  # type: ignore[attr-defined]
-        assert 1e-3 <= min(factors) < 2e-3
-        assert 5e2 < max(factors) <= 1e3
-
-    def test_bound_is_multiplied_too(self) -> None:
-        task = Augmentation(loss_factor=(3.0, 3.0)).of(_Labelled()).sample(np.random.default_rng(0), "train")
-        assert task.loss_bound == pytest.approx(3 * 1.5 * math.log(4))
-
-    def test_some_labels_are_those_of_other_rows(self) -> None:
-        task = Augmentation(label_noise=(0.4, 0.4)).of(_Labelled()).sample(np.random.default_rng(0), "train")
-        inputs, labels = task.batch(20, generator())
-        true = (inputs.squeeze(-1) // 250).long()
-        wrong = float((labels != true).float().mean())
-        assert wrong == pytest.approx(0.4 * 0.75, abs=SIGMAS * math.sqrt(0.3 * 0.7 / labels.numel()))
-        plain_inputs, plain_labels = _Labelled().sample(np.random.default_rng(0), "train").batch(20, generator())
-        assert torch.equal(plain_labels, (plain_inputs.squeeze(-1) // 250).long())
-        assert torch.equal(inputs, plain_inputs)
-
-    def test_batches_have_the_size_that_is_drawn(self) -> None:
-        family = Augmentation(batch_size=(2, 4)).of(_Labelled())
-        sizes = {len(family.sample(np.random.default_rng(s), "train").batch(1, generator())[1][0]) for s in range(30)}
-        assert sizes == {2, 3, 4}
-        language = Augmentation(batch_size=(2, 2)).of(SMALL_FAMILIES["language-model"])
-        assert language.sample(np.random.default_rng(0), "train").batch(3, generator()).shape[:2] == (3, 2)
-
-    @pytest.mark.parametrize(
-        ("augmentation", "message"),
-        [
-            (Augmentation(label_noise=(0.1, 0.2)), "augment.label_noise: QuadraticTask has no labels"),
-            (Augmentation(batch_size=(4, 4)), "augment.batch_size: QuadraticTask has no mini-batches"),
-        ],
-    )
-    def test_what_a_task_does_not_have_is_refused(self, augmentation: Augmentation, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            augmentation.of(QuadraticFamily()).sample(np.random.default_rng(0), "train")
-
-    def test_configuration_names_it_beside_the_options(self) -> None:
-        entry = {"family": "mlp", "dataset": "digits", "augment": {"loss_factor": [0.1, 10.0]}}
-        config = config_from_tables({"steps": 1, "tasks": [entry]})
-        assert config.tasks[0].augment == Augmentation(loss_factor=(0.1, 10.0))
-        assert config.tasks[0].build() == Augmentation((0.1, 10.0)).of(MLPFamily(dataset="digits"))
-        with pytest.raises(ConfigError, match=r"'tasks.0.augment.los_factor' \(did you mean 'loss_factor'\?\)"):
-            config_from_tables({"steps": 1, "tasks": [entry | {"augment": {"los_factor": [1.0, 1.0]}}]})
