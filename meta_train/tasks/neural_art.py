@@ -51,7 +51,7 @@ class NeuralArtFamily(TaskFamily):
         size: pixels a side (the paper: 64 for meta-training, 128 for the test).
         styles: names of paintings, one is drawn for each task. With one of :data:`TEST_STYLES` among them, the family
             is for evaluation only.
-        network: "vgg19", "vgg19-distilled" or "squeezenet". The distilled one multiplies a fourteenth as much as VGG-19.
+        network: "vgg19", "vgg19-distilled" or "squeezenet". The distilled one needs a fourteenth of VGG-19's work.
         content_weight, style_weight, variation_weight: of the parts of the loss.
         initial: "noise": standard normal coordinates, so that every training starts elsewhere and has content and style
             to find; "content": the photograph, from which the content loss can only grow. The paper does not say.
