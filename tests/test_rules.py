@@ -68,8 +68,15 @@ def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -
         cells = [(weights[f"cells.{layer}.weight"], weights[f"cells.{layer}.bias"]) for layer in range(rule.layers)]
         return LSTML2LReference(cells, weights["output_weight"], weights["output_bias"], rule.p, rule.output_scale)
     if isinstance(rule, MLP):
-        layers = ("hidden_weight", "step_weight", "hidden_bias", "output_weight", "output_bias")
-        return MLPReference(*(weights[name] for name in layers), rule.rate, rule.magnitude_rate)
+        return MLPReference(
+            weights["hidden_weight"],
+            weights["step_weight"],
+            weights["hidden_bias"],
+            weights["output_weight"],
+            weights["output_bias"],
+            rule.rate,
+            rule.magnitude_rate,
+        )
     assert isinstance(rule, ScaleFreeLSTM)
     return ScaleFreeLSTMReference(
         weights["cell.weight"],
