@@ -345,7 +345,7 @@ def test_estimate_is_its_formula_particle_by_particle(
         expected = ((above - below)[:, None] * total / (2 * 0.05**2)).mean(0)
         torch.testing.assert_close(parameters_to_vector(estimate.grads), expected, rtol=1e-7, atol=1e-12)
         torch.testing.assert_close(estimate.meta_loss, meta_losses.mean(), rtol=ROUNDING, atol=0)
-        assert estimate.losses.shape == (STEPS, INSTANCES)
+        assert estimate.losses.shape == (STEPS, *estimate.state.inner.initial_loss.shape)
 
 
 @each_rule
