@@ -83,7 +83,7 @@ class Losses(NamedTuple):
 class Problem:
     """The network of the configurations on images that they have not seen."""
 
-    def __init__(self, split: Split, seeds: int, seed: int, steps: int = STEPS) -> None:
+    def __init__(self, split: Split, seeds: int, seed: int, steps: int) -> None:
         self.seed, self.steps = seed, steps
         family = load_config("metz-train").tasks[0].build()
         self.inner, outer = family.sample(numpy_generator(seed, "metz task"), split).hold_out()
@@ -132,7 +132,7 @@ def meta_train(names: Iterable[str]) -> None:
 
 def tune() -> None:
     """Final losses of every baseline at every rate; what ``tuning.csv`` has already is not run again."""
-    problem = Problem("validation", TUNING_SEEDS, TUNING_SEED)
+    problem = Problem("validation", TUNING_SEEDS, TUNING_SEED, STEPS)
     scores = tuning_scores()
     for name in BASELINES:
         rates = list(RATES)
@@ -181,7 +181,7 @@ def evaluate(rules: Mapping[str, str]) -> None:
     """Every baseline at its best rate for either measure, and the rules, on the same test problem."""
     tune()
     scores = tuning_scores()
-    problem = Problem("test", SEEDS, COMPARISON_SEED)
+    problem = Problem("test", SEEDS, COMPARISON_SEED, STEPS)
     candidates: list[tuple[str, str, str, str, MakeOptimizer]] = []
     for name in BASELINES:
         for measure in MEASURES:
@@ -211,7 +211,7 @@ def evaluate(rules: Mapping[str, str]) -> None:
 def step_times(rules: Mapping[str, str]) -> None:
     """Median milliseconds of a whole training step and of the optimizer's part, on the real module; one thread."""
     torch.set_num_threads(1)
-    problem = Problem("test", 1, COMPARISON_SEED)
+    problem = Problem("test", 1, COMPARISON_SEED, 0)
     makers = {name: at_rate(name, 1e-3) for name in BASELINES}
     makers |= {name: learned(rule) for name, rule in rules.items()}
     modules = {name: problem.inner.module() for name in makers}
@@ -275,8 +275,8 @@ def table() -> str:
         for measure in MEASURES:
             loss, low, high = (f"{float(row[f'{measure}_{column}']):.3f}" for column in ("loss", "low", "high"))
             cells.append(f"{loss} ({low} to {high})")
-        tuned = row["tuned_for"] or "none to tune"
-        lines.append(f"| {row['optimizer']} | {tuned} | {row['rate']}{row['edge']} | {cells[0]} | {cells[1]} |")
+        tuned, mark = row["tuned_for"] or "none to tune", row["edge"].replace("*", r"\*")
+        lines.append(f"| {row['optimizer']} | {tuned} | {row['rate']}{mark} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
 
