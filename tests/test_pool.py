@@ -2,16 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from learned_optim.meta_train import pool as pool_module
 from learned_optim.meta_train.estimators import Trajectory
-from learned_optim.meta_train.pool import InnerTraining
+from learned_optim.meta_train.pool import InnerTraining, Pool
 from learned_optim.meta_train.seeds import torch_generator
+from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.trainer import Trainer
-from small_runs import L2L, STEPS, configuration, drifting, plain, run
+from small_runs import L2L, QUADRATIC, STEPS, configuration, drifting, plain, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,3 +164,88 @@ def test_rescaling_is_as_frequent_and_as_wide_as_asked_for() -> None:
     assert 7.5 < float(drawn.max()) <= 10.0
     # 300 logarithms, uniform over 2 decades: their mean scatters by 2 / sqrt(12 * 300).
     assert float(drawn.log10().mean()) == pytest.approx(0.0, abs=5 * 2 / math.sqrt(12 * drawn.numel()))
+
+
+@pytest.mark.parametrize("estimator", ["truncated-bptt", "pes"])
+def test_course_of_a_member_does_not_depend_on_the_others(estimator: str) -> None:
+    """Members may live in different processes: what one of them does follows from its place and the rule alone."""
+    tasks = [QUADRATIC, {"family": "user_tasks:DropoutFamily"}]
+    unroll = {"pool": 3, "horizon": [3, 9], "rescale": 0.5, "truncation_up_to": 4}
+    config = plain(tasks=tasks, unroll=unroll, estimator={"name": estimator})
+    trainer = Trainer(config)
+    horizon = config.unroll.horizon
+    together = []
+    for meta_step in range(24):
+        estimate = trainer.pool.advance(trainer.rule, meta_step % 3, meta_step, horizon)
+        if meta_step % 3 == 1:
+            together.append(estimate)
+    alone = Pool(config, config.estimator.build(), torch.device("cpu"))
+    for meta_step, expected in zip(range(1, 24, 3), together, strict=True):
+        estimate = alone.advance(trainer.rule, 1, meta_step, horizon)
+        assert torch.equal(estimate.losses, expected.losses)
+        assert all(torch.equal(*pair) for pair in zip(estimate.grads, expected.grads, strict=True))
+    assert alone.members[1] is not None
+    assert alone.members[1].draw > 3  # it has been drawn anew
+    assert alone.members[0] is None
+
+
+def test_particle_that_is_far_off_is_not_hidden_by_the_others() -> None:
+    """The mean over 8 particles would be 3.5 initial losses."""
+    config = plain(estimator={"name": "pes", "pairs": 2}, unroll={"instances": 2})
+    (member,) = redraw(Trainer(config))
+    assert member.state.inner.initial_loss.shape == (8, 1)
+    losses = torch.ones(2, 8, 1) * member.state.inner.initial_loss
+    member.advance(member.state, losses)
+    assert not member.finished
+    losses[:, 5] *= 21
+    member.advance(member.state, losses)
+    assert member.finished
+
+
+class TestWindows:
+    def lengths(self, meta_step: int = 0, to_horizon: int = 10**6, **unroll: Any) -> np.ndarray:
+        settings = plain(unroll=unroll).unroll
+        rng = np.random.default_rng(0)
+        return np.array([settings.window(meta_step, to_horizon, rng) for _ in range(400)])
+
+    @pytest.mark.parametrize(("meta_step", "mean"), [(0, 10), (500, 55), (1000, 100), (5000, 100)])
+    def test_grow_linearly_with_jitter(self, meta_step: int, mean: int) -> None:
+        growth = {"to": 100, "over": 1000}
+        lengths = self.lengths(meta_step=meta_step, truncation=10, truncation_growth=growth)
+        assert (lengths.min(), lengths.max()) == (round(0.8 * mean), round(1.2 * mean))
+        deviation = 0.4 * mean / 12**0.5  # of a uniform factor in 0.8 ... 1.2
+        assert lengths.mean() == pytest.approx(mean, abs=5 * deviation / 400**0.5)
+        steady = self.lengths(meta_step=meta_step, truncation=10, truncation_growth={**growth, "jitter": 0.0})
+        assert set(steady) == {mean}
+
+    def test_are_drawn_log_uniformly(self) -> None:
+        lengths = self.lengths(truncation=2, truncation_up_to=200)
+        assert lengths.min() >= 2
+        assert lengths.max() <= 200
+        # 400 logarithms, uniform over ln 100: their mean scatters by 4.6 / sqrt(12 * 400). Rounding moves it by 0.1.
+        assert np.log(lengths + 0.5).mean() == pytest.approx(math.log(20), abs=5 * 4.6 / math.sqrt(12 * 400) + 0.1)
+
+    @pytest.mark.parametrize("options", [{"truncation_up_to": 9}, {"truncation_growth": {"to": 9, "over": 1}}])
+    def test_that_vary_end_at_the_horizon(self, options: dict[str, Any]) -> None:
+        assert self.lengths(to_horizon=3, meta_step=9, truncation=2, **options).max() == 3
+        unroll = {"truncation": 2, "horizon": [20, 20], **options}
+        trainer = Trainer(plain(steps=30, unroll=unroll, validation={"every": 1000}))
+        ends = set()
+        for _ in trainer.run():
+            member = trainer.pool.members[0]
+            assert member is not None
+            assert member.step <= 20
+            ends |= {member.step} if member.finished else set()
+        assert ends == {20}
+
+
+def test_outer_batches_of_validation_are_data_that_inner_training_does_not_see() -> None:
+    tasks = [{"family": "mlp", "dataset": "digits", "width": [3, 3], "layers": [1, 1], "batch_size": [4, 4]}]
+    drawn = {}
+    for split in ("train", "validation"):
+        config = plain(tasks=tasks, estimator={"outer_batches": 1, "outer_split": split})
+        task = Trainer(config).pool.build_task(1)
+        assert isinstance(task.task, MLPTask)
+        assert isinstance(task.outer, MLPTask)
+        drawn[split] = (len(task.task.data[0]), len(task.outer.data[0]))
+    assert drawn == {"train": (1000, 1000), "validation": (800, 200)}

@@ -212,6 +212,27 @@ class TestMLP:
         assert rows[0].isdisjoint(rows[2])
         assert rows[1].isdisjoint(rows[2])
 
+    def test_held_out_rows_are_of_the_same_split_and_never_trained_on(self) -> None:
+        task = SMALL_FAMILIES["mlp"].sample(np.random.default_rng(0), "train")
+        assert isinstance(task, MLPTask)
+        kept, held_out = task.hold_out()
+        assert isinstance(kept, MLPTask)
+        assert isinstance(held_out, MLPTask)
+        for whole, *parts in zip(task.data, kept.data, held_out.data, strict=True):
+            assert torch.equal(whole, torch.cat(parts))
+        assert (len(kept.data[0]), len(held_out.data[0])) == (800, 200)
+        for part in (kept, held_out):
+            assert part.module().state_dict().keys() == task.module().state_dict().keys()
+            assert part.classes == 10
+
+    def test_bound_is_half_above_a_network_that_knows_nothing(self) -> None:
+        task = SMALL_FAMILIES["mlp"].sample(np.random.default_rng(0), "train")
+        module = task.module()
+        for parameter in module.parameters():
+            torch.nn.init.zeros_(parameter)
+        batch = tuple(tensor[0] for tensor in task.batch(1, generator()))
+        assert task.loss_bound == pytest.approx(1.5 * float(task.loss(module, batch).detach()))
+
     def test_images_keep_their_labels_and_all_are_drawn(self) -> None:
         rows = torch.arange(7.0)[:, None], torch.tensor([0, 1, 2, 0, 1, 2, 0])
         images, labels = MLPTask(rows, 50, [], "tanh", "torch", 1.0, layer_norm=False).batch(3, generator())

@@ -1,6 +1,7 @@
 """Validation: reproducible, harmless to meta-training, and its score as documented."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from learned_optim.meta_train.pool import DIVERGED
 from learned_optim.meta_train.trainer import Trainer
 from learned_optim.meta_train.validation import SOLVED
 from learned_optim.rules import LSTML2L, RuleState
-from small_runs import QUADRATIC, configuration, plain, run, weights
+from small_runs import QUADRATIC, configuration, metrics, plain, run, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,3 +70,43 @@ def test_score_is_the_geometric_mean_over_tasks_of_the_last_tenth() -> None:
     assert len(logarithms) == 4
     expected = math.exp(sum(logarithms) / 4)
     assert trainer.validate(drift.requires_grad_(False)) == pytest.approx(expected, rel=1e-4)
+
+
+SUITES = [
+    {"name": "near"},
+    {"name": "far", "horizon": 12, "tasks": 2, "instances": 3},
+    {"name": "kinds", "families": [QUADRATIC | {"dimensions": [7, 7]}, {"family": "user_tasks:DropoutFamily"}]},
+]
+
+
+class TestSuites:
+    def test_each_has_families_horizon_and_counts_of_its_own(self) -> None:
+        suites = Trainer(plain(validation={"suites": SUITES})).suites
+        assert [(suite.horizon, suite.tasks, suite.instances) for suite in suites.values()] == [
+            (4, 1, 2),
+            (12, 2, 3),
+            (4, 1, 2),
+        ]
+        sizes = [[task.coordinates for task, _ in suite.vectorized_tasks("validation")] for suite in suites.values()]
+        assert len(sizes[1]) == 2
+        assert sizes[2] == [7, 4]
+
+    def test_mixture_has_the_same_score_whatever_its_name(self) -> None:
+        alone, named = Trainer(configuration()), Trainer(configuration(validation={"suites": SUITES}))
+        assert named.suites["near"].score(named.rule) == alone.validate(alone.rule)
+        assert named.suites["far"].score(named.rule) != alone.validate(alone.rule)
+
+    @pytest.mark.parametrize("select", [None, "far", "kinds"])
+    def test_selected_one_chooses_the_best_weights_and_all_are_logged(self, select: str | None, tmp_path: Path) -> None:
+        validation = {"every": 1, "suites": SUITES, "select": select}
+        trainer = Trainer(plain(steps=6, meta_optimizer={"lr": 0.5}, validation=validation), tmp_path)
+        kept = []
+        for progress in trainer.run():
+            assert progress.validation == progress.details[f"validation/{select or 'near'}"]
+            kept.append(weights(trainer.averaged))
+        rows = metrics(tmp_path)
+        scores = {name: [float(row[f"validation/{name}"]) for row in rows] for name in ("near", "far", "kinds")}
+        assert len({tuple(values) for values in scores.values()}) == 3
+        chosen = scores[select or "near"]
+        assert trainer.best_validation == min(chosen)
+        assert torch.equal(weights(trainer.best), kept[chosen.index(min(chosen))])
