@@ -302,6 +302,8 @@ def draw(panel: Axes, measure: str, milliseconds: Mapping[str, float] | None) ->
         position = steps if milliseconds is None else steps * milliseconds[name] / 1e3
         panel.plot(position, mean, color=colour, linewidth=1.2 if name in COLOURS else 2.0, label=name)
         panel.fill_between(position, low, high, color=colour, alpha=0.2, linewidth=0)
+    start = max(float(rows[0][f"{measure}_loss"]) for rows in curves.values())
+    panel.set_ylim(top=1.1 * start)  # overfitting runs away
     panel.set(xlabel="step" if milliseconds is None else "seconds", ylabel=f"{measure} loss (nats)", xlim=(0, None))
 
 
