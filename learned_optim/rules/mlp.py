@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, affine, linear, per_feature, truncated_normal_
-from learned_optim.rules.moments import EPSILON, column, corrections, largest_with_finite_square, moving_averages
+from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.moments import EPSILON, bias_corrections, column, largest_with_finite_square, moving_averages
 from learned_optim.rules.scratch import scratch
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of the momenta and of the second moments, as in the authors' code
@@ -127,24 +127,26 @@ class MLP(UpdateRule):
         largest = largest_with_finite_square(grad.dtype)
         gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
         square = torch.mul(gradient, gradient, out=rows("square", 1))
-        signals = rows("signals", FEATURES)
-        momentum_directions, grad_direction, rms_ratios = signals.split([scales, 1, scales - 1], -2)
-        directions = signals.narrow(-2, 0, DIRECTIONS)
-
-        weights = column([1 - decay for decay in DECAYS], grad)
-        factors = column(corrections(DECAYS, step), grad)
+        weights = column(tuple(1 - decay for decay in DECAYS), grad)
+        corrections = column(bias_corrections(DECAYS, step), grad)
         momentum = state["momentum"].lerp_(gradient, weights)
         second_moment = state["second_moment"].lerp_(square, weights)
-        rms = torch.mul(second_moment, factors, out=rows("rms", scales)).add_(EPSILON**2).sqrt_()
-        torch.div(momentum, rms, out=momentum_directions).mul_(factors)
-        torch.div(gradient, rms.narrow(-2, GRAD, 1), out=grad_direction)
-        torch.div(rms.narrow(-2, 0, scales - 1), rms.narrow(-2, 1, scales - 1), out=rms_ratios).log_()
+        rms = torch.addcmul(column((EPSILON**2,), grad), second_moment, corrections, out=rows("rms", scales)).sqrt_()
 
-        step_features = column([math.tanh(step / scale - 1) for scale in TIME_SCALES], grad)
-        offset = self.hidden_bias + (self.step_weight @ step_features).squeeze(-1)
-        hidden = affine(self.hidden_weight, offset, signals, out=rows("hidden", self.hidden_size)).relu_()
-        output = affine(self.output_weight, self.output_bias, hidden, out=rows("output", DIRECTIONS + 1))
+        signals = rows("signals", FEATURES + 1)
+        directions, rms_ratios, one = signals.split([DIRECTIONS, scales - 1, 1], -2)
+        torch.div(momentum, rms, out=directions.narrow(-2, 0, scales)).mul_(corrections)
+        torch.div(gradient, rms.narrow(-2, GRAD, 1), out=directions.narrow(-2, scales, 1))
+        torch.div(rms.narrow(-2, 0, scales - 1), rms.narrow(-2, 1, scales - 1), out=rms_ratios).log_()
+        one.fill_(1.0)  # on which matrix products put biases
+
+        step_features = column(tuple(math.tanh(step / scale - 1) for scale in TIME_SCALES), grad)
+        offset = self.hidden_bias.unsqueeze(-1) + self.step_weight @ step_features
+        weight = torch.cat([self.hidden_weight, offset], -1)
+        hidden = torch.matmul(weight, signals, out=rows("hidden", self.hidden_size)).relu_()
+        start = column(tuple(float(place == START) for place in range(DIRECTIONS + 1)), grad)
+        output = torch.matmul(self.output_weight, hidden, out=rows("output", DIRECTIONS + 1))
+        output.add_(self.output_bias.unsqueeze(-1) + start)
         coefficients, magnitude = output.split([DIRECTIONS, 1], -2)
-        coefficients.select(-2, START).add_(1.0)
         direction: Tensor = coefficients.mul_(directions).sum(-2)
         return direction.mul_(magnitude.squeeze(-2).mul_(self.magnitude_rate).exp_()).mul_(-self.rate)

@@ -1,5 +1,6 @@
 """Running moments of gradients, shared by the rules that normalise with them."""
 
+import functools
 import math
 
 import torch
@@ -23,14 +24,20 @@ def moving_averages(values: Tensor, averages: Tensor, decays: tuple[float, ...],
     return torch.stack(new), torch.stack(corrected)
 
 
-def corrections(decays: tuple[float, ...], step: float) -> list[float]:
+def bias_corrections(decays: tuple[float, ...], step: float) -> tuple[float, ...]:
     """Factors that take the bias of the zero start out of averages."""
-    return [1 / -math.expm1(step * math.log(decay)) if decay > 0 else 1.0 for decay in decays]
+    return tuple(1 / -math.expm1(step * math.log(decay)) if decay > 0 else 1.0 for decay in decays)
 
 
-def column(values: list[float], like: Tensor) -> Tensor:
-    """``values`` as a tensor ``(values, 1)`` of the dtype and device of ``like``."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+def column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """``values`` as a tensor ``(values, 1)`` of the dtype and device of ``like``; not to be written to."""
+    return _kept_column(values, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=64)  # the constants, and those of a step for all of its blocks
+def _kept_column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
 
 def largest_with_finite_square(dtype: torch.dtype) -> float:
