@@ -12,6 +12,7 @@ from learned_optim.meta_train.neural_art import NETWORKS, save_picture
 from learned_optim.meta_train.tasks import (
     Augmentation,
     AutoencoderFamily,
+    ConvNetFamily,
     DataTask,
     FactorizationFamily,
     LanguageModelFamily,
@@ -48,6 +49,16 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
     ),
     "residual": ResidualFamily(
         dataset="digits", blocks=(1, 2), width=(4, 8), hidden=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)
+    ),
+    "conv-net": ConvNetFamily(
+        dataset="digits",
+        layers=(1, 2),
+        channels=(2, 4),
+        kernel_sizes=(3,),
+        hidden=(3, 8),
+        activations=("tanh", "relu"),
+        norms=("none", "batch", "layer"),
+        batch_size=(4, 8),
     ),
     "autoencoder": AutoencoderFamily(
         dataset="digits", image_size=4, width=(4, 8), code=(2, 3), activations=("tanh", "elu"), batch_size=(4, 8)

@@ -4,6 +4,7 @@ from learned_optim.meta_train.tasks.augmentation import Augmentation
 from learned_optim.meta_train.tasks.autoencoder import AutoencoderFamily
 from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
+from learned_optim.meta_train.tasks.conv_net import ConvNetFamily
 from learned_optim.meta_train.tasks.factorization import FactorizationFamily
 from learned_optim.meta_train.tasks.language_model import LanguageModelFamily
 from learned_optim.meta_train.tasks.mlp import MLPFamily
@@ -21,6 +22,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "softmax-regression": SoftmaxRegressionFamily,
     "mlp": MLPFamily,
     "residual": ResidualFamily,
+    "conv-net": ConvNetFamily,
     "autoencoder": AutoencoderFamily,
     "language-model": LanguageModelFamily,
     "neural-art": NeuralArtFamily,
@@ -34,6 +36,7 @@ __all__ = [
     "AutoencoderFamily",
     "Batch",
     "ClassificationTask",
+    "ConvNetFamily",
     "DataTask",
     "FactorizationFamily",
     "LanguageModelFamily",
