@@ -185,17 +185,18 @@ def test_option_out_of_range_is_refused(cls: Callable[..., Any], options: dict[s
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "factorization"])
 def test_parts_held_out_share_no_data_and_train_the_same_modules(name: str) -> None:
     task = BUILDERS[name]()
+    whole: Any = getattr(task, "task", task)
     parts = task.hold_out()
     shapes = [[each.shape for each in drawn(part).parameters()] for part in (task, *parts)]
     assert shapes[0] == shapes[1] == shapes[2]
     inner, outer = (getattr(part, "task", part) for part in parts)
     assert type(inner) is type(outer)
     if isinstance(inner, DataTask) and isinstance(outer, DataTask):
-        assert len(inner.data[0]) + len(outer.data[0]) == len(getattr(task, "task", task).data[0])
+        assert len(inner.data[0]) + len(outer.data[0]) == len(whole.data[0])
     elif isinstance(inner, language_model.LanguageModelTask) and isinstance(outer, language_model.LanguageModelTask):
         assert len(inner.text) + len(outer.text) == len(language_model.corpus("train"))
     else:
-        assert inner is outer is getattr(task, "task", task)  # nothing to divide
+        assert inner is outer is whole  # nothing to divide
     assert getattr(parts[1], "label_noise", 0.0) == 0.0
 
 
