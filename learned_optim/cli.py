@@ -11,6 +11,7 @@ from types import FrameType
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 from learned_optim.cli_common import CommandError, need
 from learned_optim.cli_meta_train import add_meta_train
+from learned_optim.cli_neural_art import add_neural_art
 from learned_optim.cli_runs import add_runs
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   learned-optim runs compare runs/mine runs/other
   learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
   learned-optim data fetch mnist
+  learned-optim neural-art --content photo.jpg --style painting.jpg --out art.png
 """
 
 
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_meta_train(commands)
     add_runs(commands)
+    add_neural_art(commands)
 
     benchmark = commands.add_parser("benchmark", help="compare rules with tuned Adam, RMSprop, SGD and NAG")
     benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")

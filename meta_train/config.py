@@ -110,7 +110,7 @@ def _gather_all(tables: Any, key: str) -> None:
 def _gather_options(entry: Any) -> Any:
     if not isinstance(entry, Mapping) or "options" in entry:
         return entry
-    own = {"family", "weight"}
+    own = {"family", "weight", "augment"}
     options = {key: value for key, value in entry.items() if key not in own}
     return {**{key: entry[key] for key in own if key in entry}, "options": options}
 

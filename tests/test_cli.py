@@ -24,9 +24,20 @@ from learned_optim.rules import LSTML2L, ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "runs", "benchmark", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "examples:"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
+    "neural-art": [
+        "--content",
+        "--style",
+        "--out",
+        "--size",
+        "--steps",
+        "--optimizer",
+        "--lr",
+        "--network",
+        "--device",
+    ],
     "benchmark": ["--list", "--rule", "--baseline", "--seeds", "--output"],
     "rules": [],
     "runs": ["list", "show", "plot", "compare"],
