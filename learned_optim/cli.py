@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
+from learned_optim.cli_benchmark import add_benchmark
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
@@ -16,7 +17,8 @@ EXAMPLES = """examples:
   learned-optim demo
   learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
   learned-optim meta-train --resume runs/mine
-  learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
+  learned-optim benchmark quick --rules default,runs/mine/best.safetensors
+  learned-optim benchmark --model my_model.py:MyTask
   learned-optim data fetch mnist
 """
 
@@ -74,14 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     meta_train.add_argument("--threads", type=int, help="CPU threads")
     meta_train.set_defaults(run=_meta_train)
 
-    benchmark = commands.add_parser("benchmark", help="compare rules with tuned Adam, RMSprop, SGD and NAG")
-    benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")
-    benchmark.add_argument("--list", action="store_true", help="list the problems")
-    benchmark.add_argument("--rule", action="append", help="name or path; repeatable (the problem's own choice)")
-    benchmark.add_argument("--baseline", action="append", help="Adam, RMSprop, SGD or NAG; repeatable (all of them)")
-    benchmark.add_argument("--seeds", type=int, default=20, help="training runs of each optimizer (%(default)s)")
-    benchmark.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for results (%(default)s)")
-    benchmark.set_defaults(run=_benchmark)
+    add_benchmark(commands)
 
     rules = commands.add_parser("rules", help="list the shipped rules")
     rules.set_defaults(run=_rules)
@@ -98,29 +93,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    _need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
+    need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
     from learned_optim.meta_train.demo import run_demo
 
     run_demo(options.output)
 
 
 def _meta_train(options: argparse.Namespace) -> None:
-    _need("train", "pydantic", "tqdm", "tensorboard")
+    need("train", "pydantic", "tqdm", "tensorboard")
     import torch
 
     from learned_optim.meta_train.config import differences, load_config
     from learned_optim.meta_train.progress import run_with_progress
     from learned_optim.meta_train.trainer import Trainer
 
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)  # task families of the user's own, as with "python -m"
+    import_from_here()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    try:
-        torch.zeros((), device=options.device)
-    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
-        raise CommandError(f"--device {options.device}: {error}") from error
+    usable_device(options.device)
     if options.resume is None:
         if options.config is None:
             raise CommandError("name a configuration, or a run to go on with: --resume RUN")
@@ -163,53 +153,6 @@ def _run_to_resume(options: argparse.Namespace) -> Path:
     return Path(options.output or Path("runs") / Path(options.config).stem)
 
 
-def _benchmark(options: argparse.Namespace) -> None:
-    _need("bench", "pydantic", "sklearn", "matplotlib")
-    from learned_optim import available_rules
-    from learned_optim.checkpoint import load_rule
-    from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
-    from learned_optim.meta_train.evaluation import BASELINES, HIGHER_RATES, RATES
-    from learned_optim.meta_train.plots import plot_comparison
-
-    if options.list:
-        for name, comparison in COMPARISONS.items():
-            print(f"{name:20}{comparison.title}, {comparison.steps} steps")
-        return
-    problems = options.problem or list(COMPARISONS)
-    unknown = [name for name in problems if name not in COMPARISONS]
-    if unknown:
-        raise CommandError(f"unknown problem {unknown[0]!r}; known: {', '.join(COMPARISONS)}")
-    if options.seeds < 2:
-        raise CommandError("--seeds must be at least 2")
-    baselines = options.baseline or list(BASELINES)
-    unknown = [name for name in baselines if name not in BASELINES]
-    if unknown:
-        raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    for rule in options.rule or ():
-        load_rule(rule)  # fail before hours of tuning, not after
-    rules = [rule if rule in available_rules() else Path(rule) for rule in options.rule or ()]
-    settings = {
-        "command": "learned-optim benchmark",
-        "problems": problems,
-        "seeds": options.seeds,
-        "rates": RATES,
-        "rates_tried_above_if_the_highest_is_best": [rate for rate in HIGHER_RATES if rate > max(RATES)],
-    }
-    results: dict[str, list[Curve]] = {}
-    figure = options.output / "comparison.png"
-    for name in problems:
-        comparison = COMPARISONS[name]
-        title = f"{comparison.title}, {comparison.steps} steps"
-        results[name] = compare(
-            comparison, rules or comparison.rules, options.seeds, baselines=baselines, report=_to_stderr
-        )
-        print(f"\n{title}, {options.seeds} seeds\n{table(results[name])}\n", flush=True)
-        paths = save_results(results, options.output, settings)  # after each problem: an interruption loses little
-        titles = {name: f"{COMPARISONS[name].title}, {COMPARISONS[name].steps} steps" for name in results}
-        plot_comparison(results, titles, figure)
-    print("written: " + ", ".join(str(path) for path in (*paths, figure)))
-
-
 def _rules(options: argparse.Namespace) -> None:
     from learned_optim.checkpoint import available_rules, load_rule, read_provenance
 
@@ -237,7 +180,7 @@ def _data_fetch(options: argparse.Namespace) -> None:
     print(fetch(options.name, options.output))
 
 
-def _need(extra: str, *modules: str) -> None:
+def need(extra: str, *modules: str) -> None:
     """Say which extra is missing before anything is done."""
     import importlib.util
 
@@ -246,8 +189,21 @@ def _need(extra: str, *modules: str) -> None:
         raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def import_from_here() -> None:
+    """Let task families of the user's own be imported from the current folder, as with ``python -m``."""
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
+
+
+def usable_device(device: str) -> None:
+    """Say that ``--device`` cannot be used before anything is done."""
+    import torch
+
+    try:
+        torch.zeros((), device=device)
+    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
+        raise CommandError(f"--device {device}: {error}") from error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

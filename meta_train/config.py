@@ -1,8 +1,6 @@
 """Configuration of a meta-training run: TOML in, frozen dataclasses out, nothing unknown accepted."""
 
 import dataclasses
-import difflib
-import importlib
 import inspect
 import json
 import re
@@ -10,34 +8,27 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
 from learned_optim.meta_train.meta_loss import MetaLossName
-from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
+from learned_optim.meta_train.strict import ConfigError, Strict, checked, unknown
+from learned_optim.meta_train.tasks import TaskFamily
+from learned_optim.meta_train.tasks.lookup import build_family, gather_options
 from learned_optim.meta_train.tasks.sampling import check_range
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Checked = TypeVar("Checked")
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where and why, on one line."""
-
-
-class _Strict:
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it from the class
-
-
 @dataclass(frozen=True)
-class RuleConfig(_Strict):
+class RuleConfig(Strict):
     """Which rule is meta-trained."""
 
     architecture: str = "scale-free-lstm"
@@ -60,7 +51,7 @@ class RuleConfig(_Strict):
     def fresh(self, seed: int) -> UpdateRule:
         """The rule with random weights, whatever ``start_from`` says; reads no file."""
         if self.architecture not in ARCHITECTURES:
-            raise ConfigError(f"rule.architecture: {_unknown(self.architecture, ARCHITECTURES)}")
+            raise ConfigError(f"rule.architecture: {unknown(self.architecture, ARCHITECTURES)}")
         try:
             rule = ARCHITECTURES[self.architecture](**self.settings)
         except (TypeError, ValueError) as error:
@@ -70,7 +61,7 @@ class RuleConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class TaskConfig(_Strict):
+class TaskConfig(Strict):
     """One family of the mixture. In TOML, the family's options stand beside ``family`` and ``weight``."""
 
     family: str
@@ -82,14 +73,14 @@ class TaskConfig(_Strict):
 
     def build(self) -> TaskFamily:
         """The family with its options checked."""
-        family = _checked(_family_class(self.family), self.options, f"tasks[{self.family}]")
+        family = build_family(self.family, self.options, f"tasks[{self.family}]")
         if family.evaluation_only:
             raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
         return family
 
 
 @dataclass(frozen=True)
-class UnrollConfig(_Strict):
+class UnrollConfig(Strict):
     """How tasks are trained while the rule learns."""
 
     truncation: Count = 20
@@ -120,7 +111,7 @@ class UnrollConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class EstimatorConfig(_Strict):
+class EstimatorConfig(Strict):
     """How the meta-gradient is estimated; options that the named estimator does not have are refused."""
 
     name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single"] = "truncated-bptt"
@@ -154,7 +145,7 @@ class EstimatorConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class MetaOptimizerConfig(_Strict):
+class MetaOptimizerConfig(Strict):
     """Adam on the meta-parameters."""
 
     lr: Positive = 1e-3
@@ -166,7 +157,7 @@ class MetaOptimizerConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class ValidationConfig(_Strict):
+class ValidationConfig(Strict):
     """Held-out tasks on which the best weights are chosen."""
 
     every: Count = 100
@@ -180,7 +171,7 @@ class ValidationConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class Config(_Strict):
+class Config(Strict):
     """Everything that determines a meta-training run, apart from the machine."""
 
     tasks: tuple[TaskConfig, ...]
@@ -233,8 +224,8 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     """
     tables = dict(tables)
     if isinstance(tables.get("tasks"), list):
-        tables["tasks"] = [_gather_options(entry) for entry in tables["tasks"]]
-    config = _checked(Config, tables, source)
+        tables["tasks"] = [gather_options(entry, {"family", "weight"}) for entry in tables["tasks"]]
+    config = checked(Config, tables, source)
     if resuming:
         config.rule.fresh(config.seed)
     else:
@@ -283,29 +274,6 @@ def _locate(source: str | Path) -> Path:
     return path
 
 
-def _gather_options(entry: Any) -> Any:
-    if not isinstance(entry, Mapping) or "options" in entry:
-        return entry
-    own = {"family", "weight"}
-    options = {key: value for key, value in entry.items() if key not in own}
-    return {**{key: entry[key] for key in own if key in entry}, "options": options}
-
-
-def _family_class(name: str) -> type[TaskFamily]:
-    if name in FAMILIES:
-        return FAMILIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"tasks: {_unknown(name, FAMILIES)}; your own is written package.module:Class")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no name before the colon
-        raise ConfigError(f"tasks: cannot import {name!r}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
-        raise ConfigError(f"tasks: {name!r} is not a sub-class of TaskFamily")
-    return cls
-
-
 def _override(tables: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = re.findall(r"[^.\[\]]+", key)
@@ -333,40 +301,3 @@ def _item(entries: list[Any], index: str, override: str) -> Any:
     if not index.isdigit() or int(index) >= len(entries):
         raise ConfigError(f"--set {override!r}: no entry {index!r}; there are {len(entries)}, counted from 0")
     return entries[int(index)]
-
-
-def _checked(cls: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
-    try:
-        return TypeAdapter(cls).validate_python(dict(values))
-    except ValidationError as error:
-        raise ConfigError("; ".join(f"{source}: {_explain(item, cls)}" for item in error.errors())) from error
-
-
-def _explain(item: Any, cls: type) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "unexpected_keyword_argument":
-        *parents, last = item["loc"]
-        return f"unknown key {place!r}{_suggestion(str(last), _keys(cls, parents))}"
-    if item["type"] == "value_error":  # raised by a __post_init__, which says what it was given
-        return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
-    return f"{place}: {item['msg']}, got {item['input']!r}" if place else str(item["msg"])
-
-
-def _keys(cls: Any, parents: Sequence[Any]) -> list[str]:
-    for parent in parents:
-        if isinstance(parent, int):
-            continue
-        cls = next((f.type for f in dataclasses.fields(cls) if f.name == parent), None)
-        cls = TaskConfig if cls == tuple[TaskConfig, ...] else cls
-        if not dataclasses.is_dataclass(cls):
-            return []
-    return [f.name for f in dataclasses.fields(cls)]
-
-
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    return f"unknown name {name!r}{_suggestion(name, list(known))}; known: {', '.join(known)}"
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
