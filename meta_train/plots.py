@@ -94,6 +94,8 @@ def speedup_figure(results: Results) -> Figure:
     offsets = dict(zip(shown, np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else [0.0], strict=True))
     labels: set[str] = set()
     for row, group in enumerate(results.values()):
+        if row % 2:
+            panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
         for result in group:
             if result.optimizer == REFERENCE:
                 continue
@@ -106,7 +108,8 @@ def speedup_figure(results: Results) -> Figure:
             panel.plot(speeds[0], place, "o" if result.is_rule else ".", color=colour, label=label, zorder=3)
     panel.axvline(1, color=COLOURS[REFERENCE], linewidth=1)
     panel.set_yticks(range(len(results)), [group[0].problem.label for group in results.values()])
-    panel.invert_yaxis()
+    panel.set_ylim(len(results) - 0.5, -0.5)
+    panel.grid(axis="y", visible=False)
     _speed_axis(panel)
     figure.legend(loc="outside right upper", fontsize=7.5)
     return figure

@@ -14,11 +14,12 @@ class Bar:
 
     Args:
         steps: training steps that are planned.
+        live: None: if standard error is a terminal.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, live: bool | None = None) -> None:
         self.done = 0
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() if live is None else live
         self.bar = tqdm(total=steps, unit="step", unit_scale=True, disable=not self.live, dynamic_ncols=True)
 
     def __enter__(self) -> "Bar":
