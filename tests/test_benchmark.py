@@ -1,7 +1,6 @@
 """The comparison behind every published figure: baselines are tuned fairly, nothing is run twice, doubts are said."""
 
 import csv
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from learned_optim.meta_train import evaluation
 from learned_optim.meta_train.benchmark import harness as harness_module
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.command import compare
-from learned_optim.meta_train.benchmark.contenders import baselines, rules
+from learned_optim.meta_train.benchmark.contenders import baseline, baselines, rules
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import as_json, problem_table, save_results, scores, summary_table
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem, suite_from_tables
 from learned_optim.meta_train.benchmark.timing import Timing, time_steps
-from learned_optim.meta_train.evaluation import BASELINES, Problem, final_loss
+from learned_optim.meta_train.evaluation import Problem, final_loss
 from learned_optim.meta_train.plots import comparison_figure, plot_all, profile_figure, speedup_figure
 from learned_optim.rules import ScaleFreeLSTM
 
@@ -120,11 +119,11 @@ def test_results_are_those_of_the_problem_itself() -> None:
     adam, sgd = run(chosen)["noisy"]
     family = chosen.problems[0].build()
     for found in (adam, sgd):
-        make = BASELINES[found.optimizer]
+        contender = baseline(found.optimizer)
         for seed, losses in ((1, None), (2, found.losses)):
             runs = Problem(family, 3, STEPS, seed)
             for rate, score in found.tuning.items():
-                own = runs.run(functools.partial(make, lr=rate, steps=STEPS))
+                own = runs.run(contender.maker(rate, STEPS))
                 if losses is None:
                     assert float(final_loss(own).mean()) == score
                 elif rate == found.rate:

@@ -129,7 +129,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
         (["benchmark", "quick", "--device", "gpu"], ["--device gpu: "]),
         (["benchmark", "quick", "--rules", "nobody"], ["unknown rule 'nobody'", *available_rules()]),
         (["benchmark", "quick", "--rules", "a/b.safetensors"], ["no rule file at a/b.safetensors"]),
-        (["benchmark", "--model", "absent.py:Net"], ["--model", "no file", "absent.py"]),
+        (["benchmark", "--model", "absent.py:Net"], ["problem 'Net': no file", "absent.py"]),
         (["benchmark", "--model", "Net"], ["unknown name 'Net'"]),
         (["data", "fetch", "imagenet"], ["unknown data set 'imagenet'", *DATA_SETS]),
         (["data", "fetch", "digits"], ["needs no download"]),
