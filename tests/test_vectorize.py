@@ -15,9 +15,10 @@ from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.vectorize import VectorizedTask
 from reference import central_difference
+from small_families import BUILDERS
 from user_tasks import INPUTS, Reconstruction, Regression
 
-pytestmark = pytest.mark.usefixtures("double")
+pytestmark = pytest.mark.usefixtures("double", "neural_art")
 
 INSTANCES, SEED = 3, 7
 ROUNDING = 1e-12  # relative; float64 carries 16 digits, and batched sums may run in another order
@@ -52,7 +53,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "buffer-and-sub-modules": Reconstruction,
     "batch-norm": lambda: Regression(lambda: nn.Sequential(nn.Linear(INPUTS, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))),
     "tied-weights": lambda: Regression(Tied),
-}
+} | {f"family-{name}": build for name, build in BUILDERS.items()}
 each_task = pytest.mark.parametrize("build", list(TASKS.values()), ids=list(TASKS))
 
 
