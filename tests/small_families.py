@@ -12,6 +12,7 @@ from learned_optim.meta_train.neural_art import NETWORKS, save_picture
 from learned_optim.meta_train.tasks import (
     Augmentation,
     AutoencoderFamily,
+    ConvNetFamily,
     DataTask,
     FactorizationFamily,
     LanguageModelFamily,
@@ -40,6 +41,16 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
     ),
     "mlp": MLPFamily(
         dataset="digits", layers=(1, 2), width=(3, 6), activations=("tanh", "relu"), batch_size=(2, 8), gain=(0.5, 2.0)
+    ),
+    "conv-net": ConvNetFamily(
+        dataset="digits",
+        layers=(1, 2),
+        channels=(2, 4),
+        kernel_sizes=(3,),
+        hidden=(3, 8),
+        activations=("tanh", "relu"),
+        norms=("none", "batch", "layer"),
+        batch_size=(4, 8),
     ),
     "residual": ResidualFamily(
         dataset="digits", blocks=(1, 2), width=(4, 8), hidden=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)

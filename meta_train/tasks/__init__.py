@@ -4,6 +4,7 @@ from learned_optim.meta_train.tasks.augmentation import Augmentation
 from learned_optim.meta_train.tasks.autoencoder import AutoencoderFamily
 from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
+from learned_optim.meta_train.tasks.conv_net import ConvNetFamily
 from learned_optim.meta_train.tasks.factorization import FactorizationFamily
 from learned_optim.meta_train.tasks.language_model import LanguageModelFamily
 from learned_optim.meta_train.tasks.mlp import MLPFamily
@@ -20,6 +21,7 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "factorization": FactorizationFamily,
     "softmax-regression": SoftmaxRegressionFamily,
     "mlp": MLPFamily,
+    "conv-net": ConvNetFamily,
     "residual": ResidualFamily,
     "autoencoder": AutoencoderFamily,
     "language-model": LanguageModelFamily,
@@ -34,6 +36,7 @@ __all__ = [
     "AutoencoderFamily",
     "Batch",
     "ClassificationTask",
+    "ConvNetFamily",
     "DataTask",
     "FactorizationFamily",
     "LanguageModelFamily",

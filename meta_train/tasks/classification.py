@@ -1,5 +1,7 @@
 """What all tasks of classifying rows of a data set share."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +19,11 @@ class ClassificationTask(DataTask):
     def __init__(self, data: tuple[Tensor, Tensor], batch_size: int) -> None:
         super().__init__(data, batch_size)
         self.classes = int(data[1].max()) + 1
+
+    @property
+    def loss_bound(self) -> float:
+        """Half as much again as that of a network that finds all classes equally likely."""
+        return 1.5 * math.log(self.classes)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy, in nats."""

@@ -123,6 +123,10 @@ class QuadraticTask(Task):
             for deviation in (self.noise, self.gradient_noise)
         )
 
+    def hold_out(self) -> tuple[Task, Task]:
+        """Noise is drawn afresh for every batch: there is nothing to hold out."""
+        return self, self
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Squared norm of the (noisy) residual, with a (noisy) gradient."""
         assert isinstance(module, Quadratic)
