@@ -10,6 +10,7 @@ from types import FrameType
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 from learned_optim.cli_benchmark import add_benchmark
+from learned_optim.cli_common import CommandError, import_from_here, need, usable_device
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
@@ -21,10 +22,6 @@ EXAMPLES = """examples:
   learned-optim benchmark --model my_model.py:MyTask
   learned-optim data fetch mnist
 """
-
-
-class CommandError(Exception):
-    """Something the user can put right; shown on one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,32 +175,6 @@ def _data_fetch(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.fetch import fetch
 
     print(fetch(options.name, options.output))
-
-
-def need(extra: str, *modules: str) -> None:
-    """Say which extra is missing before anything is done."""
-    import importlib.util
-
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
-
-
-def import_from_here() -> None:
-    """Let task families of the user's own be imported from the current folder, as with ``python -m``."""
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)
-
-
-def usable_device(device: str) -> None:
-    """Say that ``--device`` cannot be used before anything is done."""
-    import torch
-
-    try:
-        torch.zeros((), device=device)
-    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
-        raise CommandError(f"--device {device}: {error}") from error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,8 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from learned_optim.cli_common import Commands, import_from_here, need, usable_device
 
-def add_benchmark(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+
+def add_benchmark(commands: Commands) -> None:
     """Add the sub-command with its options."""
     benchmark = commands.add_parser(
         "benchmark",
@@ -38,8 +40,6 @@ def add_benchmark(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def run_benchmark(options: argparse.Namespace) -> None:
     """Run the sub-command."""
-    from learned_optim.cli import import_from_here, need, usable_device
-
     need("bench", "pydantic", "sklearn", "matplotlib", "tqdm")
     from learned_optim.meta_train.benchmark.cache import Cache, default_folder
     from learned_optim.meta_train.benchmark.command import chosen_suite, compare, listing
