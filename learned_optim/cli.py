@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   learned-optim benchmark quick --rules default,runs/mine/best.safetensors
   learned-optim benchmark --model my_model.py:MyTask
   learned-optim data fetch mnist
+  learned-optim neural-art --content photo.jpg --style painting.jpg --out art.png
 """
 
 
@@ -74,6 +75,23 @@ def _parser() -> argparse.ArgumentParser:
     meta_train.set_defaults(run=_meta_train)
 
     add_benchmark(commands)
+
+    art = commands.add_parser("neural-art", help="paint a photograph in the style of a painting")
+    art.add_argument("--content", type=Path, required=True, metavar="PICTURE", help="the photograph")
+    art.add_argument("--style", type=Path, required=True, metavar="PICTURE", help="the painting")
+    art.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="what to write, .png or .jpg")
+    art.add_argument("--size", type=int, default=256, help="pixels of the shorter side (%(default)s)")
+    art.add_argument("--steps", type=int, default=200, help="steps of the optimizer (%(default)s)")
+    art.add_argument("--optimizer", default="default", help="a rule's name or path, adam or lbfgs (%(default)s)")
+    art.add_argument("--lr", type=float, help="learning rate (0.1 for adam; else 1)")
+    art.add_argument("--style-weight", type=float, default=100.0, help="relative to the content's (%(default)s)")
+    art.add_argument("--initial", choices=["content", "noise"], default="content", help="first picture (%(default)s)")
+    art.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    art.add_argument(
+        "--network", default="vgg19-distilled", help="features: vgg19, vgg19-distilled or squeezenet (%(default)s)"
+    )
+    art.add_argument("--device", default="cpu", help="where it is computed (%(default)s)")
+    art.set_defaults(run=_neural_art)
 
     rules = commands.add_parser("rules", help="list the shipped rules")
     rules.set_defaults(run=_rules)
@@ -148,6 +166,18 @@ def _run_to_resume(options: argparse.Namespace) -> Path:
     if options.output is None and options.config is None:
         raise CommandError("which run? --resume RUN")
     return Path(options.output or Path("runs") / Path(options.config).stem)
+
+
+def _neural_art(options: argparse.Namespace) -> None:
+    need("art", "PIL", "tqdm")
+    import dataclasses
+
+    from learned_optim.meta_train.neural_art_command import Painting, paint
+
+    usable_device(options.device)
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}
+    loss = paint(Painting(**settings))
+    print(f"written: {options.out} (loss {loss:.4g})")
 
 
 def _rules(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.strict import ConfigError, Strict, refuse_changed, unknown
-from learned_optim.meta_train.tasks import TaskFamily
+from learned_optim.meta_train.tasks import Augmentation, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family
 from learned_optim.meta_train.tasks.sampling import check_range, log_uniform_integer
 from learned_optim.rules import ARCHITECTURES, UpdateRule
@@ -61,12 +61,14 @@ class RuleConfig(Strict):
 
 @dataclass(frozen=True)
 class TaskConfig(Strict):
-    """One family of the mixture. In TOML, the family's options stand beside ``family`` and ``weight``."""
+    """One family of the mixture. In TOML, the family's options stand beside ``family``, ``weight`` and ``augment``."""
 
     family: str
     """A shipped family's name, or ``package.module:Class`` for one's own."""
     weight: Positive = 1.0
     """How often it is drawn, relative to the others."""
+    augment: Augmentation = field(default_factory=Augmentation)
+    """Random changes to its tasks."""
     options: dict[str, Any] = field(default_factory=dict)
     """The family's own options."""
 
@@ -75,7 +77,7 @@ class TaskConfig(Strict):
         family = build_family(self.family, self.options, f"tasks[{self.family}]")
         if family.evaluation_only:
             raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
-        return family
+        return self.augment.of(family)
 
 
 @dataclass(frozen=True)

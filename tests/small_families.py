@@ -40,7 +40,13 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
         dimensions=(2, 8), classes=(2, 4), rows=(20, 60), condition=(1.0, 100.0), batch_size=(2, 8), weight_decay=0.01
     ),
     "mlp": MLPFamily(
-        dataset="digits", layers=(1, 2), width=(3, 6), activations=("tanh", "relu"), batch_size=(2, 8), gain=(0.5, 2.0)
+        dataset="digits",
+        layers=(1, 2),
+        width=(3, 6),
+        activations=("tanh", "relu"),
+        batch_size=(2, 8),
+        initial="torch",
+        gain=(0.5, 2.0),
     ),
     "conv-net": ConvNetFamily(
         dataset="digits",
@@ -138,7 +144,7 @@ def write_neural_art(folder: Path) -> None:
                 channels = 4
         if architecture.bgr:  # pixels up to 255: keep the activations of order one
             arrays["conv1_1.weight"] = arrays["conv1_1.weight"] / 100
-        np.savez(features / architecture.file, **arrays)
+        np.savez(features / architecture.file, allow_pickle=False, **arrays)
     names = [("content", name) for names in CONTENT.values() for name in names]
     names += [("style", name) for name in get_args(Style)]
     for number, (kind, name) in enumerate(names):

@@ -20,9 +20,20 @@ from learned_optim.rules import ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "benchmark", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "benchmark", "neural-art", "rules", "data", "examples:"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
+    "neural-art": [
+        "--content",
+        "--style",
+        "--out",
+        "--size",
+        "--steps",
+        "--optimizer",
+        "--lr",
+        "--network",
+        "--device",
+    ],
     "benchmark": [
         *("--list", "--rules", "--baselines", "--problems", "--seeds", "--model", "--steps", "--out", "--cache"),
         *("--device", "--time", "--json"),

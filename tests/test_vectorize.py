@@ -53,6 +53,7 @@ class Tied(nn.Module):
 
 
 TASKS: dict[str, Callable[[], Task]] = {
+    **{f"family-{name}": build for name, build in BUILDERS.items()},
     "mlp": partial(perceptrons, layer_norm=False),
     "mlp-layer-norm": partial(perceptrons, layer_norm=True),
     "conv-net": partial(conv_nets, "none", "relu"),
@@ -63,7 +64,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "buffer-and-sub-modules": Reconstruction,
     "batch-norm": lambda: Regression(lambda: nn.Sequential(nn.Linear(INPUTS, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))),
     "tied-weights": lambda: Regression(Tied),
-} | {f"family-{name}": build for name, build in BUILDERS.items()}
+}
 each_task = pytest.mark.parametrize("build", list(TASKS.values()), ids=list(TASKS))
 
 

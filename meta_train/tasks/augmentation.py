@@ -86,6 +86,20 @@ class AugmentedTask(Task):
     def __init__(self, task: Task, loss_factor: float, label_noise: float) -> None:
         self.task, self.loss_factor, self.label_noise = task, loss_factor, label_noise
 
+    @property
+    def loss_bound(self) -> float | None:
+        """The task's, times the factor."""
+        bound = self.task.loss_bound
+        return None if bound is None else self.loss_factor * bound
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """The task's parts; labels that tell how well it generalises are left as they are."""
+        inner, outer = self.task.hold_out()
+        return (
+            AugmentedTask(inner, self.loss_factor, self.label_noise),
+            AugmentedTask(outer, self.loss_factor, label_noise=0.0),
+        )
+
     def module(self) -> nn.Module:
         """The task's."""
         return self.task.module()

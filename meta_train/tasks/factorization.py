@@ -1,5 +1,6 @@
 """Low-rank matrix factorisation and completion by a product of two or more matrices: deep linear networks."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -121,8 +122,9 @@ class FactorizationTask(Task):
         """Mean squared error of the entries that are observed and seen; at least one counts."""
         assert isinstance(module, Product)
         seen = batch * module.known
-        errors: Tensor = (seen * (module() - module.target).square()).sum()
-        return errors / seen.sum().clamp(min=1)
+        errors = seen * (module() - module.target).square()
+        loss: Tensor = errors.sum() / seen.sum().clamp(min=1)
+        return loss
 
 
 class Product(nn.Module):
@@ -136,8 +138,7 @@ class Product(nn.Module):
         self.register_buffer("target", target)
         self.register_buffer("known", known)
         self.factors = nn.ParameterList(
-            gain / math.sqrt(columns) * torch.randn(rows, columns)
-            for columns, rows in zip(sizes[:-1], sizes[1:], strict=True)
+            gain / math.sqrt(columns) * torch.randn(rows, columns) for columns, rows in itertools.pairwise(sizes)
         )
 
     def forward(self) -> Tensor:

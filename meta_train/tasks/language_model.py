@@ -1,5 +1,6 @@
 """Small character models, recurrent or transformers, of the source text of Python's standard library."""
 
+import copy
 import functools
 import math
 import sysconfig
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_optim.meta_train.data import DataNotFoundError
-from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.base import HELD_OUT, Batch, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer
 
 Model = Literal["rnn", "gru", "lstm", "transformer"]
@@ -83,6 +84,18 @@ class LanguageModelTask(Task):
         self.text, self.model = text, model
         self.width, self.layers, self.length, self.batch_size = width, layers, length, batch_size
 
+    @property
+    def loss_bound(self) -> float:
+        """Half as much again as that of a model that finds all characters equally likely."""
+        return 1.5 * math.log(VOCABULARY_SIZE)
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """The first four fifths of the text, and the rest."""
+        kept = round((1 - HELD_OUT) * len(self.text))
+        inner, outer = copy.copy(self), copy.copy(self)
+        inner.text, outer.text = self.text[:kept], self.text[kept:]
+        return inner, outer
+
     def module(self) -> nn.Module:
         """A model with fresh weights."""
         if self.model == "transformer":
@@ -104,7 +117,7 @@ class LanguageModelTask(Task):
 
 
 class Recurrent(nn.Module):
-    """Embedding, recurrent layers, linear output: tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``."""
+    """Embedding, recurrent layers, output layer: tokens ``(batch, length)`` to logits ``(..., vocabulary)``."""
 
     def __init__(self, cell: str, width: int, layers: int) -> None:
         super().__init__()
@@ -162,7 +175,7 @@ CELLS: dict[str, Cell] = {"rnn": rnn_cell, "gru": gru_cell, "lstm": lstm_cell}
 
 
 class Transformer(nn.Module):
-    """Tokens ``(batch, length)`` to logits ``(batch, length, vocabulary)``; the width is rounded up to whole heads."""
+    """Tokens ``(batch, length)`` to logits ``(..., vocabulary)``; the width is rounded up to whole heads."""
 
     def __init__(self, width: int, layers: int, length: int) -> None:
         super().__init__()

@@ -1,15 +1,15 @@
 """Neural art: the optimizee is a picture with the content of a photograph and the style of a painting."""
 
 import functools
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.neural_art import (
+    NETWORKS,
     SMALLEST,
     ArtLoss,
     FeatureNetwork,
@@ -20,6 +20,7 @@ from learned_optim.meta_train.neural_art import (
     to_picture,
 )
 from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.sampling import check_choices, check_not_negative, choose
 
 CONTENT: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -67,11 +68,13 @@ class NeuralArtFamily(TaskFamily):
     def __post_init__(self) -> None:
         if self.size < SMALLEST:
             raise ValueError(f"size must be at least {SMALLEST} pixels, got {self.size}")
-        if not self.styles:
-            raise ValueError("styles must name at least one painting")
-        weights = (self.content_weight, self.style_weight, self.variation_weight)
-        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise ValueError(f"the weights must not be negative nor all zero, got {list(weights)}")
+        check_choices("styles", self.styles, get_args(Style))
+        check_choices("network", (self.network,), NETWORKS)
+        check_choices("initial", (self.initial,), ("noise", "content"))
+        weights = {f"{part}_weight": getattr(self, f"{part}_weight") for part in ArtLoss._fields}
+        check_not_negative(**weights)
+        if not any(weights.values()):
+            raise ValueError(f"{', '.join(weights)} must not be all zero")
 
     @property
     def evaluation_only(self) -> str:
@@ -88,7 +91,7 @@ class NeuralArtFamily(TaskFamily):
         """
         if self.evaluation_only and split != "test":
             raise ValueError(f"{self.evaluation_only}; its tasks are of the split 'test', not {split!r}")
-        style = self.styles[int(rng.integers(len(self.styles)))]
+        style = choose(rng, self.styles)
         weights = ArtLoss(self.content_weight, self.style_weight, self.variation_weight)
         return NeuralArtTask(
             feature_network(self.network),
@@ -128,6 +131,10 @@ class NeuralArtTask(Task):
     def batch(self, instances: int, generator: torch.Generator) -> Batch:
         """Nothing: the loss has no data of its own."""
         return torch.zeros(instances)
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """The loss is deterministic: there is nothing to hold out."""
+        return self, self
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Weighted sum of content, style and total variation."""

@@ -92,6 +92,10 @@ class PhysicsTask(Task):
         """Points in [0, 1], ``(instances, points)``."""
         return torch.rand(instances, self.points, generator=generator)
 
+    def hold_out(self) -> tuple[Task, Task]:
+        """Points are drawn afresh for every batch: there is nothing to hold out."""
+        return self, self
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Relative residual and boundary values."""
         assert isinstance(module, Field)
@@ -113,13 +117,14 @@ class Field(nn.Module):
         super().__init__()
         self.register_buffer("coefficients", coefficients)
         self.activation = activation
-        self.layers = nn.ModuleList(nn.Linear(*sizes) for sizes in itertools.pairwise([1, *widths, 1]))
+        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in itertools.pairwise([1, *widths]))
+        self.last = nn.Linear(widths[-1], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``u`` and ``u''`` at the points ``x``, each ``(points,)``."""
         values, first, second = 2 * x[:, None] - 1, torch.full_like(x, 2.0)[:, None], torch.zeros_like(x)[:, None]
-        *hidden, last = self.layers
-        for layer in hidden:
+        for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
             values, first, second = layer(values), first @ layer.weight.T, second @ layer.weight.T
             if self.activation == "tanh":
                 values = values.tanh()
@@ -129,7 +134,7 @@ class Field(nn.Module):
                 values, slope = values.sin(), values.cos()
                 curvature = -values
             first, second = slope * first, slope * second + curvature * first.square()
-        return last(values).squeeze(-1), (second @ last.weight.T).squeeze(-1)
+        return self.last(values).squeeze(-1), (second @ self.last.weight.T).squeeze(-1)
 
     def solution(self, x: Tensor) -> Tensor:
         """What ``u`` is to become, ``(points,)``."""

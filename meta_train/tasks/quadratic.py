@@ -115,7 +115,7 @@ class QuadraticTask(Task):
         return Quadratic(matrix, target, point)
 
     def batch(self, instances: int, generator: torch.Generator) -> Batch:
-        """Noise in the residuals and in the gradient, each ``(instances, dimension)`` or, if there is none, (..., 1)."""
+        """Noise in the residuals and in the gradient, each ``(instances, dimension)``, or ``(instances, 1)`` zeros."""
         return tuple(
             deviation * torch.randn(instances, self.dimension, generator=generator)
             if deviation
@@ -131,10 +131,10 @@ class QuadraticTask(Task):
         """Squared norm of the (noisy) residual, with a (noisy) gradient."""
         assert isinstance(module, Quadratic)
         residual_noise, gradient_noise = batch
-        loss = (module() + residual_noise).square().sum()
-        if not self.gradient_noise:
-            return loss
-        return loss + (gradient_noise * (module.point - module.point.detach())).sum()  # zero, but for its gradient
+        loss: Tensor = (module() + residual_noise).square().sum()
+        if self.gradient_noise:
+            loss = loss + (gradient_noise * (module.point - module.point.detach())).sum()  # zero, but for its gradient
+        return loss
 
 
 class Quadratic(nn.Module):
@@ -166,5 +166,5 @@ def conditioned_matrix(dimension: int, condition: float, spectrum: str, rotated:
 
 def random_rotation(dimension: int) -> Tensor:
     """An orthogonal matrix, drawn with torch's global random state."""
-    rotation, _ = torch.linalg.qr(torch.randn(dimension, dimension))
+    rotation: Tensor = torch.linalg.qr(torch.randn(dimension, dimension)).Q
     return rotation

@@ -121,10 +121,11 @@ class Block(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         """``(batch, width)`` to the same."""
-        result: Tensor = (
-            stream + self.branch(self.norm(stream)) if self.pre else self.norm(stream + self.branch(stream))
-        )
-        return result
+        if self.pre:
+            stream = stream + self.branch(self.norm(stream))
+        else:
+            stream = self.norm(stream + self.branch(stream))
+        return stream
 
 
 def normalization(name: str, width: int) -> nn.Module:

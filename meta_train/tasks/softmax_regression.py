@@ -19,8 +19,8 @@ class SoftmaxRegressionFamily(TaskFamily):
     """One linear layer and a softmax. Ranges ``(low, high)`` are drawn log-uniformly for every task.
 
     Args:
-        dataset: "gaussian", drawn afresh for every task, so that all splits are disjoint; or images: "mnist", "cifar10",
-            "digits" ("fashion-mnist" is for evaluation only: configurations refuse it).
+        dataset: "gaussian", drawn afresh for every task, so that all splits are disjoint; or images: "mnist",
+            "cifar10", "digits" ("fashion-mnist" is for evaluation only: configurations refuse it).
         image_size: images are averaged down to this many pixels a side; None keeps them.
         dimensions: of the Gaussian data: range of the number of features.
         classes: of the Gaussian data: range of the number of classes, at least 2.

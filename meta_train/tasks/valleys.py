@@ -28,7 +28,7 @@ class ValleyFamily(TaskFamily):
     """Deterministic test functions of global optimization, with ``u = R (c * x - b) + 1`` for the coordinates ``x``.
 
     - "rosenbrock": ``sum_i steepness (u_{i+1} - u_i^2)^2 + (1 - u_i)^2``, a curved valley to the minimum 0 at u = 1.
-    - "rastrigin": ``sum_i (u_i - 1)^2 + steepness (1 - cos 2 pi (u_i - 1))``, local minima around the minimum 0 at u = 1.
+    - "rastrigin": ``sum_i (u_i - 1)^2 + steepness (1 - cos 2 pi (u_i - 1))``, many local minima around the same.
 
     ``R`` is a random rotation, ``b`` standard normal, ``c`` a random scale of each coordinate; all differ between
     instances, so that all splits are disjoint.
@@ -94,6 +94,10 @@ class ValleyTask(Task):
     def batch(self, instances: int, generator: torch.Generator) -> Batch:
         """Nothing: the loss is deterministic."""
         return torch.zeros(instances)
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """The loss is deterministic: there is nothing to hold out."""
+        return self, self
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The surface's height."""
