@@ -30,6 +30,7 @@ from learned_optim.meta_train.run_checkpoint import (
     write_checkpoint,
 )
 from learned_optim.meta_train.run_log import Progress, RunLog
+from learned_optim.meta_train.run_record import record_session
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.validation import Suite
 from learned_optim.rules import UpdateRule
@@ -78,6 +79,8 @@ class Trainer:
         With a folder, a checkpoint is written now and then, at the end, and when the loop is left early for whatever
         reason (Ctrl-C included).
         """
+        if self.folder is not None and not self.finished:
+            record_session(self.folder, self.config, self.meta_step, self.device)
         log = RunLog(self.folder, self.meta_step, self.detail_names)
         consistent = True
         last_checkpoint = last_clock = time.monotonic()

@@ -20,7 +20,7 @@ from learned_optim.rules import ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "benchmark", "neural-art", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "examples:"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
     "neural-art": [
@@ -39,6 +39,11 @@ COMMANDS = {
         *("--device", "--time", "--json"),
     ],
     "rules": [],
+    "runs": ["list", "show", "plot", "compare"],
+    "runs list": ["--json"],
+    "runs show": ["--json"],
+    "runs plot": ["--output"],
+    "runs compare": ["--output", "--json"],
     "data": ["list", "fetch"],
     "data list": [],
     "data fetch": ["--output"],

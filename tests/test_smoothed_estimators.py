@@ -465,8 +465,9 @@ def test_antithetic_pairs_see_the_same_batches_and_dropout(
         estimates.append(estimator.window(rule, task, state, 2, random))
         state = estimates[-1].state
     assert [float(estimate.grads[0]) for estimate in estimates] == [0.0, 0.0]
-    losses = torch.cat([estimate.losses for estimate in estimates]).flatten()
-    assert len(losses.unique()) == len(losses)  # but instances and steps have their own
+    steps = torch.cat([estimate.losses.flatten(1) for estimate in estimates])  # (steps, copies * instances)
+    assert all(len(losses.unique()) == INSTANCES for losses in steps)  # all copies alike, but not two instances
+    assert len(steps.unique()) == len(steps) * INSTANCES
 
 
 # Variance and weights of the combination
