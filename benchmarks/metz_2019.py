@@ -5,7 +5,7 @@
     python -m benchmarks.metz_2019 time       # milliseconds a step, on the real module: on a quiet machine
     python -m benchmarks.metz_2019 plot       # table and figure of what the others have written
 
-Networks are trained on 800 images of a split, as many as in meta-training, and tested on the rest of it. Rates are
+Networks are trained on 400 images of a split, as many as in meta-training, and tested on the rest of it. Rates are
 tuned on validation images, everything is compared on test images, which have not been used for anything else.
 """
 
@@ -45,7 +45,7 @@ RUNS = Path("runs")
 CONFIGS = {"metz-train": "mlp, training loss", "metz-validation": "mlp, validation loss"}
 """Configuration -> the rule's name in table and figure."""
 
-EXAMPLES = 800  # images to train on, as in meta-training: a fifth of 1,000 is held out
+EXAMPLES = 400  # images to train on, as in meta-training: a fifth of 500 is held out
 STEPS = 1000  # twice the horizon of meta-training
 RECORD = 20  # steps between two records
 SEEDS, TUNING_SEEDS = 8, 4

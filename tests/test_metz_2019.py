@@ -65,7 +65,7 @@ def test_records_are_those_of_the_run(small: Path) -> None:
     np.testing.assert_allclose(losses.test, expected.numpy(), rtol=1e-6)
     assert losses.training.shape == (3, 2)
     inner, outer = problem.inner.data[0], problem.test_batch[0][0]
-    assert (len(inner), len(outer)) == (800, 1200)
+    assert (len(inner), len(outer)) == (400, 1600)
     assert not {image.tobytes() for image in inner.numpy()} & {image.tobytes() for image in outer.numpy()}
 
 

@@ -22,7 +22,7 @@ FEATURES = DIRECTIONS + len(DECAYS) - 1
 
 
 class MLP(UpdateRule):
-    r"""One hidden layer on momenta over the roots of second moments, at five time scales.
+    """One hidden layer on momenta over the roots of second moments, at five time scales.
 
     Momenta ``m_k`` and second moments ``v_k`` of decays .5, .9, .99, .999, .9999, both bias-corrected, give the
     *directions* ``x_k = m_k / sqrt(v_k + eps^2)``, which lie in [-1, 1], and ``x_g = grad / sqrt(v_.99 + eps^2)``.
@@ -32,8 +32,7 @@ class MLP(UpdateRule):
 
         ``update = -rate * exp(magnitude_rate * a) * d,   d = x_.9 + sum_k c_k x_k + c_g x_g``.
 
-    Architecture, inputs, time scales and step are those of the paper (appendix on architectures, and the authors' code)
-    but for what follows.
+    Architecture, inputs, time scales and step are those of the paper and of its authors' code but for what follows.
 
     - The paper divides each input by its root mean square over the tensor. Here every input is free of scale by itself:
       momenta are read over the root of their second moment only (which the paper has too), the gradient likewise, and
