@@ -150,6 +150,13 @@ class TestProblem:
         assert fingerprint(code.replace("square", "abs")) != first
         assert fingerprint(code) == first
 
+    def test_with_another_loss_in_a_base_class_is_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = problem_fingerprint(self.family, "test", 0)
+        code = cache_module._code
+        changed = lambda cls: code(cls) + ("changed" if cls.__name__ == "ClassificationTask" else "")  # noqa: E731
+        monkeypatch.setattr(cache_module, "_code", changed)
+        assert problem_fingerprint(self.family, "test", 0) != first
+
 
 class TestRule:
     @staticmethod

@@ -66,7 +66,7 @@ class Cache:
 
 
 def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
-    """A hash of one instance of the task: parameters, buffers, first batch, and the code of its classes.
+    """A hash of one instance of the task: parameters, buffers, first batch, and the code of its classes and their bases.
 
     So another data set, another option or an edited loss is another problem. Code counts without its comments,
     docstrings and layout.
@@ -76,8 +76,8 @@ def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
     digest = hashlib.sha256()
     for tensor in tree_leaves([one.initial_parameters, one.buffers, one.batch(torch_generator(0, "fingerprint"))]):
         _add(digest, tensor)
-    classes = {type(family), type(task), *(type(module) for module in one.skeleton.modules())}
-    for code in sorted({_code(cls) for cls in classes}):
+    classes = {type(family), type(task), *(type(module) for module in one.skeleton.module.modules())}
+    for code in sorted({_code(ancestor) for cls in classes for ancestor in cls.__mro__}):
         digest.update(code.encode())
     return digest.hexdigest()
 
@@ -101,7 +101,8 @@ def _code(cls: type) -> str:
     """The module that defines a class as a syntax tree without docstrings; the mere name where there is no source."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    if name.startswith("torch.") or file is None or not file.endswith(".py"):
+    package = cls.__module__.partition(".")[0]
+    if package == "torch" or package in sys.stdlib_module_names or file is None or not file.endswith(".py"):
         return name
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
