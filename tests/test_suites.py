@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from learned_optim import available_rules
 from learned_optim.meta_train.benchmark.contenders import baselines
 from learned_optim.meta_train.benchmark.suites import SHIPPED, Suite, load_suite, shipped_suites, suite_of_model
-from learned_optim.meta_train.evaluation import RATES
+from learned_optim.meta_train.data import DataNotFoundError
+from learned_optim.meta_train.evaluation import RATES, comparison_task
 from learned_optim.meta_train.strict import ConfigError
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily
+from learned_optim.meta_train.vectorize import VectorizedTask
 
 ENTRY = '[[problems]]\nname = "q"\nfamily = "quadratic"\nsteps = 5\n'
 
@@ -30,6 +33,22 @@ def test_shipped_suite_names_what_there_is(name: str) -> None:
         assert problem.build()
         assert problem.title
     assert load_suite(SHIPPED / f"{name}.toml") == found
+
+
+PROBLEMS = {f"{name}/{problem.name}": problem for name in shipped_suites() for problem in load_suite(name).problems}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_shipped_problem_has_finite_losses_and_gradients(name: str) -> None:
+    problem = PROBLEMS[name]
+    try:
+        task = VectorizedTask(comparison_task(problem.build(), problem.split, problem.draw), 2, seed=0)
+    except DataNotFoundError as error:
+        pytest.skip(f"needs real data: {error}")
+    losses, grads = task.losses_and_grads(task.initial_parameters, task.batch(torch.Generator().manual_seed(0)))
+    assert losses.isfinite().all()
+    assert grads.isfinite().all()
+    assert grads.abs().sum() > 0
 
 
 def test_quick_suite_needs_no_download() -> None:

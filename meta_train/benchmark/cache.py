@@ -66,7 +66,7 @@ class Cache:
 
 
 def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
-    """A hash of one instance of the task: parameters, buffers, first batch, and the code of its classes and their bases.
+    """A hash of one instance of the task: parameters, buffers, first batch, code of its classes and their bases.
 
     So another data set, another option or an edited loss is another problem. Code counts without its comments,
     docstrings and layout.
