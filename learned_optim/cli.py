@@ -78,15 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     art.add_argument("--style", type=Path, required=True, metavar="PICTURE", help="the painting")
     art.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="what to write, .png or .jpg")
     art.add_argument("--size", type=int, default=256, help="pixels of the shorter side (%(default)s)")
-    art.add_argument("--steps", type=int, default=200, help="steps of the optimizer (%(default)s)")
+    art.add_argument("--steps", type=int, default=150, help="steps of the optimizer (%(default)s)")
     art.add_argument("--optimizer", default="default", help="a rule's name or path, adam or lbfgs (%(default)s)")
     art.add_argument("--lr", type=float, help="learning rate (0.1 for adam; else 1)")
     art.add_argument("--style-weight", type=float, default=100.0, help="relative to the content's (%(default)s)")
     art.add_argument("--initial", choices=["content", "noise"], default="content", help="first picture (%(default)s)")
     art.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    art.add_argument(
-        "--network", default="vgg19-distilled", help="features: vgg19, vgg19-distilled or squeezenet (%(default)s)"
-    )
+    art.add_argument("--network", default="vgg19", help="features: vgg19, vgg19-distilled or squeezenet (%(default)s)")
     art.add_argument("--device", default="cpu", help="where it is computed (%(default)s)")
     art.set_defaults(run=_neural_art)
 

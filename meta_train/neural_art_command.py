@@ -49,10 +49,10 @@ class Painting:
     style: Path
     out: Path
     size: int = 256
-    steps: int = 200
+    steps: int = 150
     optimizer: str = "default"
     lr: float | None = None
-    network: str = "vgg19-distilled"
+    network: str = "vgg19"
     style_weight: float = 100.0
     initial: str = "content"
     seed: int = 0

@@ -39,8 +39,9 @@ def small_neural_art(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def neural_art(small_neural_art: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Neural art on that folder, whatever data this machine has; other data are not found."""
     monkeypatch.setenv("LEARNED_OPTIM_DATA", str(small_neural_art))
-    for cached in (tasks.neural_art.picture, tasks.neural_art.feature_network):
-        cached.cache_clear()
+    caches = (tasks.neural_art.picture, tasks.neural_art.feature_network)
+    for cache in caches:
+        cache.cache_clear()
     yield small_neural_art
-    for cached in (tasks.neural_art.picture, tasks.neural_art.feature_network):
-        cached.cache_clear()
+    for cache in caches:
+        cache.cache_clear()

@@ -37,16 +37,15 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
         size=(3, 8), rank=(1, 2), depth=(2, 3), observed=(0.5, 1.0), minibatch=(0.5, 1.0), noise=0.1
     ),
     "softmax-regression": SoftmaxRegressionFamily(
-        dimensions=(2, 8), classes=(2, 4), rows=(20, 60), condition=(1.0, 100.0), batch_size=(2, 8), weight_decay=0.01
+        dimensions=(2, 8), classes=(2, 4), rows=(20, 60), separation=(2.0, 3.0), batch_size=(8, 16), weight_decay=0.01
     ),
     "mlp": MLPFamily(
         dataset="digits",
         layers=(1, 2),
-        width=(3, 6),
+        width=(6, 10),
         activations=("tanh", "relu"),
-        batch_size=(2, 8),
+        batch_size=(8, 16),
         initial="torch",
-        gain=(0.5, 2.0),
     ),
     "conv-net": ConvNetFamily(
         dataset="digits",
@@ -93,8 +92,8 @@ VARIANTS: dict[str, TaskFamily] = {
     "neural-art-squeezenet": NeuralArtFamily(size=32, network="squeezenet", initial="content"),
     "neural-art-vgg19": NeuralArtFamily(size=32, network="vgg19"),
     "physics-sine": PhysicsFamily(modes=(2, 2), width=(4, 4), points=(5, 5), activations=("sine",)),
-    "augmented": Augmentation(loss_factor=(10.0, 10.0), label_noise=(0.3, 0.3), batch_size=(3, 5)).of(
-        MLPFamily(dataset="digits", width=(3, 3), initial="torch")
+    "augmented": Augmentation(loss_factor=(10.0, 10.0), label_noise=(0.2, 0.2), batch_size=(16, 16)).of(
+        MLPFamily(dataset="digits", width=(8, 8), initial="torch", activations=("tanh",))
     ),
 }
 

@@ -252,5 +252,5 @@ class TestCommand:
         arguments = ["--content", "content.png", "--style", "style.png", "--out", "art.png"]
         assert cli.main(["neural-art", *arguments]) == 1
         error = capsys.readouterr().err
-        assert f"{tmp_path}/neural_art/features/vgg19_distilled" in error
+        assert f"{tmp_path}/neural_art/features/vgg19_conv1_1" in error
         assert "docs/neural-art.md says where its files come from" in error

@@ -35,10 +35,10 @@ def check_choices(name: str, chosen: Sequence[str], known: Collection[str]) -> N
 
 
 def check_not_negative(**options: float) -> None:
-    """Raise ``ValueError`` unless each option is finite and not negative."""
+    """Raise ``ValueError`` if an option is negative or not a number."""
     for name, value in options.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def check_probability(**options: float) -> None:
