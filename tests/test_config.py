@@ -137,7 +137,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("tasks[0].dimensions=3", r"tasks\[quadratic\]: dimensions: "),
         ("tasks[0].dimensions=[5,2]", r"tasks\[quadratic\]: dimensions must be a range .* got \[5, 2\]"),
         ("tasks[0].condition=[0.1,2]", r"tasks\[quadratic\]: condition must be a range"),
-        ("tasks[0].noise=-1", r"tasks\[quadratic\]: noise .* must not be negative"),
+        ("tasks[0].noise=-1", r"tasks\[quadratic\]: noise .*must not be negative"),
         ("unroll.truncation=0", r"unroll\.truncation: "),
         ("unroll.horizon=[200,100]", r"unroll: horizon must be a range .* got \[200, 100\]"),
         ("unroll.horizon=[10]", r"unroll\.horizon"),
