@@ -47,9 +47,6 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
         batch_size=(8, 16),
         initial="torch",
     ),
-    "residual": ResidualFamily(
-        dataset="digits", blocks=(1, 2), width=(4, 8), hidden=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)
-    ),
     "conv-net": ConvNetFamily(
         dataset="digits",
         layers=(1, 2),
@@ -59,6 +56,9 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
         activations=("tanh", "relu"),
         norms=("none", "batch", "layer"),
         batch_size=(4, 8),
+    ),
+    "residual": ResidualFamily(
+        dataset="digits", blocks=(1, 2), width=(4, 8), hidden=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)
     ),
     "autoencoder": AutoencoderFamily(
         dataset="digits", image_size=4, width=(4, 8), code=(2, 3), activations=("tanh", "elu"), batch_size=(4, 8)

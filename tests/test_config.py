@@ -15,7 +15,6 @@ import user_tasks
 from learned_optim import save_rule
 from learned_optim.meta_train.config import (
     Config,
-    ConfigError,
     TaskConfig,
     config_from_tables,
     load_config,
@@ -30,6 +29,7 @@ from learned_optim.meta_train.settings import (
     UnrollConfig,
     ValidationConfig,
 )
+from learned_optim.meta_train.strict import ConfigError
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
 from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM
 

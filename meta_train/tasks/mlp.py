@@ -103,7 +103,6 @@ class MLPTask(ClassificationTask):
         layer_norm: bool,
     ) -> None:
         super().__init__(images_and_labels, batch_size)
-        self.classes = int(images_and_labels[1].max()) + 1
         self.widths, self.activation, self.layer_norm = widths, activation, layer_norm
         self.initial, self.gain = initial, gain
 
