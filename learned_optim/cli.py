@@ -1,16 +1,19 @@
 """The command ``learned-optim``."""
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
+from learned_optim.cli_benchmark import add_benchmark
+from learned_optim.cli_common import CommandError, need
+from learned_optim.cli_meta_train import add_meta_train
+from learned_optim.cli_neural_art import add_neural_art
+from learned_optim.cli_runs import add_runs
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
@@ -19,13 +22,12 @@ EXAMPLES = """examples:
   learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
   learned-optim meta-train --resume runs/mine
   torchrun --standalone --nproc-per-node 8 -m learned_optim.cli meta-train default --output runs/mine
-  learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
+  learned-optim runs compare runs/mine runs/other
+  learned-optim benchmark quick --rules default,runs/mine/best.safetensors
+  learned-optim benchmark --model my_model.py:MyTask
   learned-optim data fetch mnist
+  learned-optim neural-art --content photo.jpg --style painting.jpg --out art.png
 """
-
-
-class CommandError(Exception):
-    """Something the user can put right; shown on one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,23 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    meta_train = commands.add_parser("meta-train", help="meta-train a rule from a configuration, or go on with a run")
-    meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration")
-    meta_train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
-    meta_train.add_argument("--output", type=Path, help="run folder (runs/CONFIG)")
-    meta_train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue the run in this folder")
-    meta_train.add_argument("--device", default="cpu", help="where inner training runs (%(default)s)")
-    meta_train.add_argument("--threads", type=int, help="CPU threads")
-    meta_train.set_defaults(run=_meta_train)
+    add_meta_train(commands)
+    add_runs(commands)
+    add_neural_art(commands)
 
-    benchmark = commands.add_parser("benchmark", help="compare rules with tuned Adam, RMSprop, SGD and NAG")
-    benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")
-    benchmark.add_argument("--list", action="store_true", help="list the problems")
-    benchmark.add_argument("--rule", action="append", help="name or path; repeatable (the problem's own choice)")
-    benchmark.add_argument("--baseline", action="append", help="Adam, RMSprop, SGD or NAG; repeatable (all of them)")
-    benchmark.add_argument("--seeds", type=int, default=20, help="training runs of each optimizer (%(default)s)")
-    benchmark.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for results (%(default)s)")
-    benchmark.set_defaults(run=_benchmark)
+    add_benchmark(commands)
 
     rules = commands.add_parser("rules", help="list the shipped rules")
     rules.set_defaults(run=_rules)
@@ -101,149 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    _need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
+    need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
     from learned_optim.meta_train.demo import run_demo
 
     run_demo(options.output)
-
-
-def _meta_train(options: argparse.Namespace) -> None:
-    _need("train", "pydantic", "tqdm", "tensorboard")
-    import torch
-
-    from learned_optim.meta_train.distributed import ProcessLostError, joined
-
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)  # task families of the user's own, as with "python -m"
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    with _device_named(options.device):
-        torch.device(options.device)
-    try:
-        with joined(options.device) as world:
-            with _device_named(options.device):
-                torch.zeros((), device=world.device)
-            _run_in(world, options)
-    except ProcessLostError as error:
-        raise CommandError(
-            f"{error}; its own message tells why. Go on from the last checkpoint with the same command and --resume, "
-            "or let torchrun do so: --max-restarts"
-        ) from error
-
-
-@contextlib.contextmanager
-def _device_named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
-        raise CommandError(f"--device {name}: {error}") from error
-
-
-def _run_in(world: Any, options: argparse.Namespace) -> None:
-    """Meta-train in the processes of a ``World``; its leader says how it goes."""
-    from learned_optim.meta_train.progress import run_with_progress
-
-    say = print if world.leads else _nothing
-    folder, trainer = _trainer(world, options)
-    if trainer.meta_step > 0 or options.resume is not None:
-        say(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
-    try:
-        run_with_progress(trainer)
-    except KeyboardInterrupt:
-        if (folder / "checkpoint.safetensors").exists():
-            say(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
-        raise
-    if (folder / "best.safetensors").exists():
-        say(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
-    else:
-        say(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
-
-
-def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
-    """The run's folder, and a ``Trainer`` at its start or, to be resumed, at its checkpoint."""
-    from learned_optim.meta_train.config import differences, load_config
-    from learned_optim.meta_train.trainer import Trainer
-
-    if options.resume is None:
-        if options.config is None:
-            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
-        folder = options.output or Path("runs") / Path(options.config).stem
-        exists = (folder / "checkpoint.safetensors").exists()
-        if exists and not world.restarted:
-            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
-        if not exists:
-            return folder, Trainer(load_config(options.config, options.set), folder, world.device, world=world)
-    else:
-        folder = _run_to_resume(options)
-    trainer = Trainer.resume(folder, world.device, world)
-    if options.config is not None:
-        given = load_config(options.config, options.set, resuming=True)
-        if different := differences(trainer.config, given):
-            raise CommandError(
-                f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
-                f"continue that as it began with --resume {folder}, or start a new run with --output"
-            )
-    return folder, trainer
-
-
-def _run_to_resume(options: argparse.Namespace) -> Path:
-    if options.set and options.config is None:
-        raise CommandError("--set cannot change a run that has begun; start a new one")
-    if options.resume is not True:
-        if options.output is not None:
-            raise CommandError("a run is continued in its own folder: leave out --output")
-        return Path(options.resume)
-    if options.output is None and options.config is None:
-        raise CommandError("which run? --resume RUN")
-    return Path(options.output or Path("runs") / Path(options.config).stem)
-
-
-def _benchmark(options: argparse.Namespace) -> None:
-    _need("bench", "pydantic", "sklearn", "matplotlib")
-    from learned_optim import available_rules
-    from learned_optim.checkpoint import load_rule
-    from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
-    from learned_optim.meta_train.evaluation import BASELINES, HIGHER_RATES, RATES
-    from learned_optim.meta_train.plots import plot_comparison
-
-    if options.list:
-        for name, comparison in COMPARISONS.items():
-            print(f"{name:20}{comparison.title}, {comparison.steps} steps")
-        return
-    problems = options.problem or list(COMPARISONS)
-    unknown = [name for name in problems if name not in COMPARISONS]
-    if unknown:
-        raise CommandError(f"unknown problem {unknown[0]!r}; known: {', '.join(COMPARISONS)}")
-    if options.seeds < 2:
-        raise CommandError("--seeds must be at least 2")
-    baselines = options.baseline or list(BASELINES)
-    unknown = [name for name in baselines if name not in BASELINES]
-    if unknown:
-        raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    for rule in options.rule or ():
-        load_rule(rule)  # fail before hours of tuning, not after
-    rules = [rule if rule in available_rules() else Path(rule) for rule in options.rule or ()]
-    settings = {
-        "command": "learned-optim benchmark",
-        "problems": problems,
-        "seeds": options.seeds,
-        "rates": RATES,
-        "rates_tried_above_if_the_highest_is_best": [rate for rate in HIGHER_RATES if rate > max(RATES)],
-    }
-    results: dict[str, list[Curve]] = {}
-    figure = options.output / "comparison.png"
-    for name in problems:
-        comparison = COMPARISONS[name]
-        title = f"{comparison.title}, {comparison.steps} steps"
-        results[name] = compare(
-            comparison, rules or comparison.rules, options.seeds, baselines=baselines, report=_to_stderr
-        )
-        print(f"\n{title}, {options.seeds} seeds\n{table(results[name])}\n", flush=True)
-        paths = save_results(results, options.output, settings)  # after each problem: an interruption loses little
-        titles = {name: f"{COMPARISONS[name].title}, {COMPARISONS[name].steps} steps" for name in results}
-        plot_comparison(results, titles, figure)
-    print("written: " + ", ".join(str(path) for path in (*paths, figure)))
 
 
 def _rules(options: argparse.Namespace) -> None:
@@ -271,23 +122,6 @@ def _data_fetch(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.fetch import fetch
 
     print(fetch(options.name, options.output))
-
-
-def _need(extra: str, *modules: str) -> None:
-    """Say which extra is missing before anything is done."""
-    import importlib.util
-
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
-
-
-def _nothing(*values: object, **options: object) -> None:
-    pass
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

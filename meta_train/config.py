@@ -9,8 +9,18 @@ from typing import Any
 
 from learned_optim.meta_train.settings import Config, TaskConfig
 from learned_optim.meta_train.strict import ConfigError, checked
+from learned_optim.meta_train.tasks.lookup import gather_options
 
-__all__ = ["Config", "ConfigError", "TaskConfig", "config_from_tables", "differences", "load_config", "shipped_configs"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "TaskConfig",
+    "config_from_tables",
+    "differences",
+    "flat",
+    "load_config",
+    "shipped_configs",
+]
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
@@ -59,22 +69,22 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
 
 def differences(first: Config, second: Config) -> list[str]:
     """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count."""
-    tables = [{**json.loads(config.to_json()), "description": ""} for config in (first, second)]
-    return _differences(tables[0], tables[1])
+    tables = [flat({**json.loads(config.to_json()), "description": ""}) for config in (first, second)]
+    values = {name: [table.get(name) for table in tables] for name in tables[0] | tables[1]}
+    return [
+        f"{name}: {json.dumps(one)}, not {json.dumps(other)}" for name, (one, other) in values.items() if one != other
+    ]
 
 
-def _differences(first: Any, second: Any, place: str = "") -> list[str]:
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = [*first, *(key for key in second if key not in first)]
-        return [
-            line
-            for key in keys
-            for line in _differences(first.get(key), second.get(key), f"{place}.{key}" if place else key)
-        ]
-    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        pairs = enumerate(zip(first, second, strict=True))
-        return [line for index, pair in pairs for line in _differences(*pair, f"{place}[{index}]")]
-    return [] if first == second else [f"{place}: {json.dumps(first)}, not {json.dumps(second)}"]
+def flat(table: Any, place: str = "") -> dict[str, Any]:
+    """Values of nested tables and lists of tables by dotted names: ``unroll.pool``, ``tasks[0].weight``."""
+    if isinstance(table, Mapping):
+        entries = [(f"{place}.{key}" if place else str(key), value) for key, value in table.items()]
+    elif isinstance(table, list) and any(isinstance(entry, Mapping) for entry in table):
+        entries = [(f"{place}[{index}]", value) for index, value in enumerate(table)]
+    else:
+        return {place: table}
+    return {name: value for entry, below in entries for name, value in flat(below, entry).items()}
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -95,15 +105,7 @@ def _locate(source: str | Path) -> Path:
 def _gather_all(tables: Any, key: str) -> None:
     """Let the families in the list ``key`` have their options in a table of their own."""
     if isinstance(tables, dict) and isinstance(tables.get(key), list):
-        tables[key] = [_gather_options(entry) for entry in tables[key]]
-
-
-def _gather_options(entry: Any) -> Any:
-    if not isinstance(entry, Mapping) or "options" in entry:
-        return entry
-    own = {"family", "weight"}
-    options = {key: value for key, value in entry.items() if key not in own}
-    return {**{key: entry[key] for key in own if key in entry}, "options": options}
+        tables[key] = [gather_options(entry, {"family", "weight", "augment"}) for entry in tables[key]]
 
 
 def _override(tables: dict[str, Any], override: str) -> None:

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 SILENCE = timedelta(minutes=10)  # a process that keeps the others waiting for so long counts as lost
 
@@ -183,11 +185,11 @@ def joined(device: str) -> Iterator[World]:
     if own.type == "cuda":
         own = torch.device("cuda", _own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
         torch.cuda.set_device(own)
-    store, rank, size = next(dist.rendezvous("env://", timeout=SILENCE))
+    store, rank, size = next(rendezvous("env://", timeout=SILENCE))
     # torchrun's store outlives the processes, and holds the addresses of those that have died (pytorch issue 167288).
     if rank == 0:
         store.set(START, secrets.token_hex(8))
-    fresh = dist.PrefixStore(store.get(START).decode(), store)
+    fresh = PrefixStore(store.get(START).decode(), store)
     backend = "nccl" if own.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=SILENCE)
     try:

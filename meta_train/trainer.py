@@ -31,6 +31,7 @@ from learned_optim.meta_train.run_checkpoint import (
     write_checkpoint,
 )
 from learned_optim.meta_train.run_log import Progress, RunLog
+from learned_optim.meta_train.run_record import record_session
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.validation import Suite
 from learned_optim.rules import UpdateRule
@@ -90,6 +91,8 @@ class Trainer:
         Raises:
             ProcessLostError: another process of the run has ended, or does not answer.
         """
+        if self.folder is not None and self.world.leads and not self.finished:
+            record_session(self.folder, self.config, self.meta_step, self.device)
         log = RunLog(self.folder if self.world.leads else None, self.meta_step, self.detail_names)
         consistent, together = True, self.world.size == 1
         last_checkpoint = last_clock = time.monotonic()
@@ -179,16 +182,6 @@ class Trainer:
             self.best.load_state_dict(self.averaged.state_dict())
         return scores
 
-    # What is logged beside the headline of a step
-
-    @property
-    def detail_names(self) -> list[str]:
-        """All names that a :attr:`Progress.details` may have."""
-        names = ["meta_optimizer/lr", "unroll/truncation"]
-        names += [f"estimator/{name}" for name in self.estimator.reports]
-        names += [f"validation/{name}" for name in self.suites] if len(self.suites) > 1 else []
-        return names + (["curriculum/horizon", "curriculum/score"] if self.curriculum is not None else [])
-
     def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
         """Score of ``rule`` on the suite that chooses the best weights: see :meth:`Suite.score`."""
         return self.suites[self.config.validation.selected].score(rule, split)
@@ -198,6 +191,16 @@ class Trainer:
         score = suite.score(self.averaged, horizon=curriculum.next_horizon)
         curriculum.record(score, self.meta_step)
         return score
+
+    # What is logged beside the headline of a step
+
+    @property
+    def detail_names(self) -> list[str]:
+        """All names that a :attr:`Progress.details` may have."""
+        names = ["meta_optimizer/lr", "unroll/truncation"]
+        names += [f"estimator/{name}" for name in self.estimator.reports]
+        names += [f"validation/{name}" for name in self.suites] if len(self.suites) > 1 else []
+        return names + (["curriculum/horizon", "curriculum/score"] if self.curriculum is not None else [])
 
     # Checkpoints
 

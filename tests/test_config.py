@@ -1,5 +1,6 @@
 """Configurations: what is wrong in one is refused at once, with the place and the remedy on one line."""
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -14,12 +15,21 @@ import user_tasks
 from learned_optim import save_rule
 from learned_optim.meta_train.config import (
     Config,
-    ConfigError,
     TaskConfig,
     config_from_tables,
     load_config,
     shipped_configs,
 )
+from learned_optim.meta_train.settings import (
+    CurriculumConfig,
+    EstimatorConfig,
+    MetaOptimizerConfig,
+    RuleConfig,
+    SuiteConfig,
+    UnrollConfig,
+    ValidationConfig,
+)
+from learned_optim.meta_train.strict import ConfigError
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
 from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM
 
@@ -137,7 +147,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("tasks[0].dimensions=3", r"tasks\[quadratic\]: dimensions: "),
         ("tasks[0].dimensions=[5,2]", r"tasks\[quadratic\]: dimensions must be a range .* got \[5, 2\]"),
         ("tasks[0].condition=[0.1,2]", r"tasks\[quadratic\]: condition must be a range"),
-        ("tasks[0].noise=-1", r"tasks\[quadratic\]: noise .* must not be negative"),
+        ("tasks[0].noise=-1", r"tasks\[quadratic\]: noise must not be negative, got -1"),
         ("unroll.truncation=0", r"unroll\.truncation: "),
         ("unroll.horizon=[200,100]", r"unroll: horizon must be a range .* got \[200, 100\]"),
         ("unroll.horizon=[10]", r"unroll\.horizon"),
@@ -185,6 +195,36 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
 )
 def test_wrong_value_is_refused_with_its_place(override: str, message: str, tmp_path: Path) -> None:
     assert re.search(message, refusal(SMALLEST, tmp_path, [override]))
+
+
+@pytest.mark.parametrize(
+    ("heading", "settings"),
+    [
+        ("Top level", Config),
+        ("`[rule]`", RuleConfig),
+        ("`[unroll]`", UnrollConfig),
+        ("`[estimator]`", EstimatorConfig),
+        ("`[meta_optimizer]`", MetaOptimizerConfig),
+        ("`[validation]`", ValidationConfig),
+        ("`[[validation.suites]]`", SuiteConfig),
+        ("`[curriculum]`", CurriculumConfig),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_option_is_documented_with_its_default(heading: str, settings: Any) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "meta-training.md").read_text(encoding="utf-8")
+    section = re.split(r"^##", text.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in section.splitlines() if line.startswith("| `")]
+    documented = {name.strip("`"): default.strip("`") for name, default in rows}
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    assert list(documented) == list(fields)
+    for name, default in documented.items():
+        factory: Any = fields[name].default_factory
+        value = fields[name].default if factory is dataclasses.MISSING else factory()
+        if default == "required":
+            assert value is dataclasses.MISSING, name
+        elif not dataclasses.is_dataclass(value) and default != "the mixture":
+            assert default == ("none" if value is None else json.dumps(value)), name
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ class TestCheckpoint:
             with pytest.raises(OSError, match="no space"):
                 trainer.save_checkpoint()
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
-        assert {path.name for path in tmp_path.iterdir()} == {*before, "metrics.csv", "tensorboard"}
+        assert {path.name for path in tmp_path.iterdir()} == {*before, "metrics.csv", "run.json", "tensorboard"}
         steps.close()
         assert Trainer.resume(tmp_path).meta_step == 2
 

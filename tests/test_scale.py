@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # In float64 rounding is so small that nothing else could hide behind the tolerance: chaos of the inner trainings
 # amplifies 1e-16 by less than a million in six meta-steps. The metrics are of the same size as the meta-parameters.
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
+RTOL, ATOL = 1e-9, 1e-10
 
 # Smooth in the meta-gradient, unlike Adam, which would blow up the rounding errors of gradients that are nearly zero.
 SGD = {"name": "sgd", "lr": 0.02, "schedule": "constant", "average": 0.5}
@@ -173,7 +173,7 @@ def assert_close(folder: Path, expected: Path) -> None:
         if name not in ("seconds", "best_validation"):
             assert first.progress[name] == value, name
     assert first.progress["best_validation"] == pytest.approx(second.progress["best_validation"], rel=1e-8)
-    torch.testing.assert_close(first.tensors, second.tensors, **TOLERANCE)
+    torch.testing.assert_close(first.tensors, second.tensors, rtol=RTOL, atol=ATOL)
 
 
 @needs_gloo
