@@ -149,7 +149,7 @@ def step_in_place(
         "UNITS": choice.units,
     }
     kernel = getattr(kernels(), KERNELS[plan.architecture])
-    with _device_guard(device):
+    with device_guard(device):
         kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
     for parameter, original in zip(parameters, originals, strict=True):
         if parameter is not original:
@@ -321,7 +321,8 @@ def _stream(device: torch.device) -> int:
     return 0 if device.type == "cpu" else int(torch.accelerator.current_stream(device).stream_id)
 
 
-def _device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes the device current, where launches go."""
     if device.type == "cpu":
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
