@@ -81,7 +81,7 @@ def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[st
         constants = {**rule.constants, **training.sizes(file, hidden, interpreted=False)}
         found[file] = _compiled_training(file, name, constants, compute_capability)
     constants = training.weight_constants(rule, interpreted=False)
-    found["weights"] = _compiled_training("backward", "weight_gradients", constants, compute_capability)
+    found["weights"] = _compiled_training("weight_gradients", "weight_gradients", constants, compute_capability)
     return found
 
 

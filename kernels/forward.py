@@ -1,23 +1,13 @@
 """Triton kernels that apply a rule: in place to all tensors of an optimizer, or out of place, for meta-training.
 
-A program steps ``BLOCK`` coordinates: of one tensor (``*_step``), or of one particle (``*_forward``). The mathematics of
-both is the same function, and ``lstm.py`` holds its parts.
+A program steps ``BLOCK`` coordinates: of one tensor (``*_step``), or of one particle (``*_forward``). The mathematics
+of both is the same function, of ``rules.py``.
 """
 
 import triton
 import triton.language as tl
 
-from .lstm import (
-    averaged,
-    clamped,
-    features,
-    log_sign,
-    lstm_layer,
-    of_particle,
-    scale_free_inputs,
-    scale_free_update,
-    time_features,
-)
+from .rules import lstm_l2l, of_particle, scale_free_lstm
 
 # Columns of a row of the table, one row a tensor; addresses and counts as int64. State entries follow, in their order.
 SIZE = tl.constexpr(0)
@@ -26,121 +16,6 @@ PARAMETER = tl.constexpr(2)
 GRAD = tl.constexpr(3)
 STEP = tl.constexpr(4)
 STATE = tl.constexpr(5)
-
-
-@triton.jit
-def _lstm_l2l(
-    grad,
-    weights,
-    hidden,
-    cell,
-    new_hidden,
-    new_cell,
-    size,
-    mask,
-    written,
-    THRESHOLD: tl.constexpr,
-    P: tl.constexpr,
-    OUTPUT_SCALE: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    LAYERS: tl.constexpr,
-    UNITS: tl.constexpr,
-):
-    """Update of rule ``lstm-l2l``: log-and-sign gradient, ``LAYERS`` LSTM layers, linear output.
-
-    ``weights``: the layers as in :func:`lstm_layer`, the last one with its output. The others are pointers to the first
-    feature of this program's coordinates; features lie ``size`` apart. The new state is written where ``written``.
-    """
-    signal = log_sign(grad, THRESHOLD, P)
-    for layer in tl.static_range(LAYERS):
-        signal = lstm_layer(
-            weights,
-            (),
-            signal,
-            hidden,
-            cell,
-            new_hidden,
-            new_cell,
-            size,
-            mask,
-            written,
-            2 if layer == 0 else HIDDEN,
-            0,
-            HIDDEN,
-            1 if layer == LAYERS - 1 else 0,
-            UNITS,
-        )
-        weights += HIDDEN * 4 * (1 + (2 if layer == 0 else HIDDEN) + HIDDEN)
-        hidden += HIDDEN * size
-        cell += HIDDEN * size
-        new_hidden += HIDDEN * size
-        new_cell += HIDDEN * size
-    return OUTPUT_SCALE * signal[0]
-
-
-@triton.jit
-def _scale_free_lstm(
-    grad,
-    count,
-    weights,
-    momentum,
-    second_moment,
-    hidden,
-    cell,
-    new_momentum,
-    new_second_moment,
-    new_hidden,
-    new_cell,
-    size,
-    mask,
-    written,
-    MOMENTUM_DECAYS: tl.constexpr,
-    LOG_MOMENTUM_DECAYS: tl.constexpr,
-    SECOND_MOMENT_DECAYS: tl.constexpr,
-    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
-    TIME_SCALES: tl.constexpr,
-    MOMENTA: tl.constexpr,
-    ADAM: tl.constexpr,
-    BOUND: tl.constexpr,
-    SLOPE: tl.constexpr,
-    RATE: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    UNITS: tl.constexpr,
-):
-    """Update of rule ``scale-free-lstm``: averages, one LSTM layer, a mixture of directions. Arguments as above."""
-    grad = clamped(grad)
-    square = grad * grad
-    fast = averaged(tl.load(second_moment, mask, other=0.0), square, SECOND_MOMENT_DECAYS[0])
-    tl.store(new_second_moment, fast, written)
-    slow = averaged(tl.load(second_moment + size, mask, other=0.0), square, SECOND_MOMENT_DECAYS[1])
-    tl.store(new_second_moment + size, slow, written)
-    momenta = ()
-    for k in tl.static_range(MOMENTA):
-        average = averaged(tl.load(momentum + k * size, mask, other=0.0), grad, MOMENTUM_DECAYS[k])
-        tl.store(new_momentum + k * size, average, written)
-        momenta = momenta + (average,)
-    inputs, _, _ = scale_free_inputs(
-        grad, momenta, fast, slow, count, LOG_MOMENTUM_DECAYS, LOG_SECOND_MOMENT_DECAYS
-    )
-    outputs = lstm_layer(
-        weights,
-        time_features(count, TIME_SCALES),
-        inputs,
-        hidden,
-        cell,
-        new_hidden,
-        new_cell,
-        size,
-        mask,
-        written,
-        MOMENTA + 2,
-        len(TIME_SCALES),
-        HIDDEN,
-        MOMENTA + 2,
-        UNITS,
-    )
-    factor, direction, _ = scale_free_update(inputs, outputs, MOMENTA + 1, ADAM, BOUND, SLOPE, RATE)
-    return factor * direction
 
 
 @triton.jit
@@ -227,7 +102,7 @@ def lstm_l2l_step(
     )
     hidden = _pointer(row, STATE, HIDDEN_DTYPE) + offsets
     cell = _pointer(row, STATE + 1, CELL_DTYPE) + offsets
-    update = _lstm_l2l(
+    update = lstm_l2l(
         grad,
         weights,
         hidden,
@@ -295,7 +170,7 @@ def scale_free_lstm_step(
     second_moment = _pointer(row, STATE + 1, tl.float32) + offsets
     hidden = _pointer(row, STATE + 2, HIDDEN_DTYPE) + offsets
     cell = _pointer(row, STATE + 3, CELL_DTYPE) + offsets
-    update = _scale_free_lstm(
+    update = scale_free_lstm(
         grad,
         count,
         weights,
@@ -347,10 +222,10 @@ def lstm_l2l_forward(
     BLOCK: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    """Rule ``lstm-l2l`` for P particles of as many ``coordinates`` each; ``weights_stride`` numbers lie between theirs."""
+    """Rule ``lstm-l2l`` for P particles; the weights of one begin ``weights_stride`` values after the last one's."""
     particle, size, offsets, mask = of_particle(coordinates, BLOCK)
     first = particle * (LAYERS * HIDDEN) * size + offsets
-    result = _lstm_l2l(
+    result = lstm_l2l(
         tl.load(grad + particle * size + offsets, mask, other=0.0),
         weights + particle * weights_stride,
         hidden + first,
@@ -405,7 +280,7 @@ def scale_free_lstm_forward(
     first_momentum = particle * MOMENTA * size + offsets
     first_second_moment = particle * 2 * size + offsets
     first = particle * HIDDEN * size + offsets
-    result = _scale_free_lstm(
+    result = scale_free_lstm(
         tl.load(grad + particle * size + offsets, mask, other=0.0),
         tl.load(step),
         weights + particle * weights_stride,

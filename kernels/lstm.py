@@ -1,7 +1,7 @@
-"""What the kernels share: elementary functions, the LSTM and the rules' inputs, on one-dimensional values of a program.
+"""Parts of the kernels: elementary functions and the LSTM, on one-dimensional values of a program.
 
-Features are tuples of such values, and a gate is a sum of (weight, feature) products: weights are loaded as scalars, so
-that no hidden size is padded to a power of two. The arithmetic is float32. ``README.md`` has the reasons and the counts.
+Features are tuples of such values, and a gate is a sum of (weight, feature) products: weights are loaded as scalars,
+so that no hidden size is padded to a power of two. The arithmetic is float32. ``README.md`` has reasons and counts.
 """
 
 import triton
@@ -9,8 +9,6 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 GATE_BOUND = tl.constexpr(40.0)  # (1 + 2 ** 40) ** 3 is still a float32, and 2 ** -40 is nothing beside 1
-LARGEST_SQUARED = tl.constexpr(9.223371487098962e18)  # the square of twice this is the largest float32
-EPSILON_SQUARED = tl.constexpr(1e-24)
 
 
 @triton.jit
@@ -22,11 +20,13 @@ def pair(weights, place):
 
 @triton.jit
 def minimum(x, y):
+    """The smaller; NaN if one is."""
     return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def maximum(x, y):
+    """The larger; NaN if one is."""
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -85,9 +85,7 @@ def _weighted(weights, place, i, f, g, o, signal):
 
 
 @triton.jit
-def gates(
-    weights, context, inputs, old, CONTEXT: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr
-):
+def gates(weights, context, inputs, old, CONTEXT: tl.constexpr, INPUTS: tl.constexpr, HIDDEN: tl.constexpr):
     """The gates of the unit whose weights begin there, before their activation: input, forget, candidate, output."""
     i, f = pair(weights, 0)
     g, o = pair(weights, 2)
@@ -163,90 +161,3 @@ def lstm_layer(
                         following = following + (result[k],)
             result = following
     return result
-
-
-@triton.jit
-def averaged(average, values, DECAY: tl.constexpr):
-    """An exponential average with one more value; written so that no digits cancel (as ``torch.lerp``)."""
-    if DECAY > 0.5:
-        average += (1.0 - DECAY) * (values - average)
-    else:
-        average = values - DECAY * (values - average)
-    return average
-
-
-@triton.jit
-def correction(count, LOG_DECAY: tl.constexpr):
-    """Factor that takes the bias of the zero start out of an average of ``count`` values; 1 for a decay of 0."""
-    factor = 1.0
-    if LOG_DECAY < 0:
-        factor = 1.0 / one_minus_exp(count * LOG_DECAY)
-    return factor
-
-
-@triton.jit
-def log_sign(grad, THRESHOLD: tl.constexpr, P: tl.constexpr):
-    """Inputs of ``lstm-l2l``: magnitude and direction of the gradient."""
-    magnitude = tl.log(maximum(tl.abs(grad), THRESHOLD)) * (1.0 / P)
-    return magnitude, minimum(maximum(grad * (1.0 / THRESHOLD), -1.0), 1.0)
-
-
-@triton.jit
-def clamped(grad):
-    """The gradient with a finite square."""
-    return minimum(maximum(grad, -LARGEST_SQUARED), LARGEST_SQUARED)
-
-
-@triton.jit
-def time_features(count, TIME_SCALES: tl.constexpr):
-    """tanh(step / scale) for each time scale: scalars."""
-    values = ()
-    for k in tl.static_range(len(TIME_SCALES)):
-        values = values + (tanh(count * (1.0 / TIME_SCALES[k])),)
-    return values
-
-
-@triton.jit
-def scale_free_inputs(
-    grad,
-    momenta,
-    fast,
-    slow,
-    count,
-    LOG_MOMENTUM_DECAYS: tl.constexpr,
-    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
-):
-    """Inputs of ``scale-free-lstm`` from the new averages, and ``1 / rms`` of both second moments."""
-    fast = fast / one_minus_exp(count * LOG_SECOND_MOMENT_DECAYS[0]) + EPSILON_SQUARED
-    slow = slow / one_minus_exp(count * LOG_SECOND_MOMENT_DECAYS[1]) + EPSILON_SQUARED
-    over_fast, over_slow = tl.rsqrt(fast), tl.rsqrt(slow)
-    inputs = ()
-    for k in tl.static_range(len(LOG_MOMENTUM_DECAYS)):
-        inputs = inputs + (momenta[k] * correction(count, LOG_MOMENTUM_DECAYS[k]) * over_slow,)
-    return inputs + (grad * over_fast, tl.log(fast * over_fast * over_slow)), over_fast, over_slow
-
-
-@triton.jit
-def scale_free_update(
-    inputs,
-    outputs,
-    DIRECTIONS: tl.constexpr,
-    ADAM: tl.constexpr,
-    BOUND: tl.constexpr,
-    SLOPE: tl.constexpr,
-    RATE: tl.constexpr,
-):
-    """Two factors of the update of ``scale-free-lstm``, rate and direction, and the tanh that bounds the first."""
-    direction = inputs[ADAM]
-    for k in tl.static_range(DIRECTIONS):
-        direction += outputs[k] * inputs[k]
-    bounded = tanh(outputs[DIRECTIONS] * (SLOPE / BOUND))
-    return -RATE * tl.exp(BOUND * bounded), direction, bounded
-
-
-@triton.jit
-def of_particle(coordinates, BLOCK: tl.constexpr):
-    """Particle of this program, and number of coordinates, both int64; offsets of its coordinates, and which exist."""
-    size = coordinates.to(tl.int64)
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return tl.program_id(1).to(tl.int64), size, offsets, offsets < size

@@ -69,7 +69,7 @@ def sizes(file: str, hidden_size: int, *, interpreted: bool) -> dict[str, int]:
 
 
 INPUTS, OLD_HIDDEN, NEW_HIDDEN = range(3)
-"""Signals that deltas are multiplied with, numbered as in ``backward.py``."""
+"""Signals that deltas are multiplied with, numbered as in ``weight_gradients.py``."""
 
 
 class Product(NamedTuple):
@@ -178,14 +178,14 @@ class _Step(torch.autograd.Function):
             "forward",
             rule,
             weights,
-            {"step": count, "grad": grad, "update": update, **_named(rule, "", state), **_named(rule, "new_", new_state)},
+            {"step": count, "grad": grad, "update": update} | _named(rule, "", state) | _named(rule, "new_", new_state),
         )
         ctx.rule = rule
         ctx.save_for_backward(weights, count, grad, *state, new_state[rule.entries.index("hidden")])
         return update, *new_state
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_update: Tensor, *d_new_state: Tensor) -> Any:
         rule, (weights, count, grad, *state, new_hidden) = ctx.rule, ctx.saved_tensors
         net = network(rule.architecture, rule.constants)
@@ -198,9 +198,7 @@ class _Step(torch.autograd.Function):
         tensors |= _named(rule, "", state) | _named(rule, "d_", d_state)
         tensors |= _named(rule, "d_new_", [entry.contiguous() for entry in d_new_state])
         _launch("backward", rule, weights, {**tensors, "d_update": d_update.contiguous(), "d_grad": d_grad})
-        d_weights = None
-        if ctx.needs_input_grad[1]:
-            d_weights = _weight_gradients(rule, tensors)
+        d_weights = _weight_gradients(rule, tensors) if ctx.needs_input_grad[1] else None
         return None, d_weights, None, d_grad, *d_state
 
 
@@ -246,7 +244,7 @@ def _weight_gradients(rule: Rule, tensors: dict[str, Tensor]) -> Tensor:
     shape = -(-coordinates // SPAN), particles, len(table)
     partial_sums = deltas.new_empty(*shape, columns(net) * ROWS)
     with launch.device_guard(deltas.device):
-        launch.kernels("backward").weight_gradients[shape](
+        launch.kernels("weight_gradients").weight_gradients[shape](
             table,
             *(tensors[name] for name in ("step", "deltas", "inputs", "hidden", "new_hidden")),
             partial_sums,
