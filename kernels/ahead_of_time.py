@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,21 +67,27 @@ def compile_for(
     return _compiled(kernel, pointers, scalars, constants, sizes.warps, compute_capability)
 
 
-def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[str, Resources]:
-    """Compile the kernels of a differentiable step: ``forward``, ``backward`` and ``weights``.
+def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[str, tuple[launch.Sizes, Resources]]:
+    """Compile the kernels of a differentiable step: forward, backward and weight gradients.
 
     Args:
         rule: any.
         compute_capability: as above.
+
+    Returns:
+        By name; of the last, a block is the coordinates of one round of the loop.
     """
     found = {}
     hidden = int(rule.constants["HIDDEN"])  # type: ignore[arg-type]
-    names = {file: f"{training.KERNELS[rule.architecture]}_{file}" for file in ("forward", "backward")}
-    for file, name in names.items():
-        constants = {**rule.constants, **training.sizes(file, hidden, interpreted=False)}
-        found[file] = _compiled_training(file, name, constants, compute_capability)
-    constants = training.weight_constants(rule, interpreted=False)
-    found["weights"] = _compiled_training("weight_gradients", "weight_gradients", constants, compute_capability)
+    files: Sequence[str] = ("forward", "backward", "weight_gradients")
+    for file in files:
+        if file == "weight_gradients":
+            name, constants = file, training.weight_constants(rule, interpreted=False)
+        else:
+            name = f"{training.KERNELS[rule.architecture]}_{file}"
+            constants = {**rule.constants, **training.sizes(file, hidden, interpreted=False)}
+        sizes = launch.Sizes(constants["BLOCK"], constants.get("UNITS", 1))
+        found[file.replace("_", " ")] = sizes, _compiled_training(file, name, constants, compute_capability)
     return found
 
 
