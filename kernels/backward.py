@@ -8,7 +8,7 @@ of the weights. ``README.md`` has the formulas.
 import triton
 import triton.language as tl
 
-from .lstm import exp_minus, features, gates, pair
+from .lstm import exp_minus, features, gates, pair, tanh
 from .rules import (
     LARGEST_SQUARED,
     averaged,
@@ -33,11 +33,11 @@ def _sigmoid(x):
 
 @triton.jit
 def _saturating(x):
-    """tanh(x), to an absolute accuracy, and its derivative without cancellation."""
-    power = exp_minus(x, 2.0)
+    """tanh(x), and its derivative without cancellation."""
+    power = exp_minus(tl.abs(x), 2.0)
     root = tl.rsqrt(1.0 + power)
     over = root * root
-    return (1.0 - power) * over, 4.0 * power * over * over
+    return tanh(x), 4.0 * power * over * over
 
 
 @triton.jit
