@@ -162,8 +162,8 @@ def assert_as_close_as_plain(case: Case, device: str) -> None:
         assert found[name].shape == value.shape, name
         if value.numel() == 0:
             continue
-        # Twice the plain path's, largest and root mean square. Kernels take a quotient as a squared reciprocal root, which
-        # is two roundings more in each gate; few values may by luck be nearly exact on the plain path.
+        # Twice the plain path's, largest and root mean square. Kernels take a quotient as a squared reciprocal root,
+        # which is two roundings more in each gate; few values may by luck be nearly exact on the plain path.
         rounding = EPSILON * value.abs().max()
         for norm, floor in ((torch.inf, 4 * rounding), (2, rounding * value.numel() ** 0.5 / 2)):
             if norm == 2 and value.numel() < 32:
