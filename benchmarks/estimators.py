@@ -249,7 +249,7 @@ def all_samples(
         parts = (rp, *(torch.where(w == 1, es, w * es + (1 - w) * rp) for w in (weight, paper_weight)))
         sums = {name: sums[name] + steps / HORIZON * part.double() for name, part in zip(sums, parts, strict=True)}
         weights.append(torch.stack([weight, paper_weight]))
-        state = Trajectory(first_copy(pairs.window.state, 1), {})
+        state = Trajectory(first_copy(pairs.window, 1)[0], {})
     results |= sums
     for name, values in zip(("with covariance", "paper's"), torch.stack(weights).mean(0), strict=True):
         quantiles = values.quantile(torch.tensor([0.1, 0.9])).tolist()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from benchmarks.rivals import LSTMCellLoop, pylo_optimizers
 from learned_optim import LearnedOptimizer
 
 Shape = tuple[int, ...]
@@ -17,6 +18,8 @@ OPTIMIZERS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
     "default, plain": lambda parameters: LearnedOptimizer(parameters, fused=False),
     "lstm-l2l, fused": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=True),
     "lstm-l2l, plain": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=False),
+    "loop of nn.LSTMCell(20) x 2": LSTMCellLoop,
+    **pylo_optimizers("CUDA"),
 }
 
 
@@ -50,7 +53,7 @@ def gpt2() -> list[Shape]:
 
 
 CASES: Mapping[str, list[Shape]] = {
-    **{f"one tensor of {10**power:,}": [(10**power,)] for power in range(4, 9)},
+    **{f"one tensor of {10**power:,}": [(10 ** (power - 2), 100)] for power in range(4, 9)},
     "1,000 tensors of 100": [(100,)] * 1000,
     "ResNet-50": resnet50(),
     "ViT-B/16": vit_b_16(),
@@ -65,5 +68,7 @@ def bytes_that_must_move(optimizer: Optimizer) -> int:
         for parameter in group["params"]:
             total += 2 * parameter.nbytes + parameter.grad.nbytes
             state = optimizer.state[parameter]
-            total += sum(2 * value.nbytes for key, value in state.items() if key != "step")
+            total += sum(
+                2 * value.nbytes for key, value in state.items() if key != "step" and isinstance(value, Tensor)
+            )
     return total

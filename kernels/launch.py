@@ -18,12 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim.kernels.layout import blocks, in_memory_order, pieces
+
 WARPS = 4
 """Warps of a program. Threads of a program share nothing but the cache, so that more would change little."""
 UNROLLED_UNITS = 8
 """A layer of at most so many units is one straight piece of code; larger ones loop over their units."""
 TABLES = 64
 """Tables kept, one for each set of addresses: where the allocator returns gradients to the same places, no upload."""
+LARGEST_COPY = 1 << 20
+"""Coordinates that are copied at a time, with their state, where a parameter or gradient has gaps or another memory
+order than the state."""
 
 OPTIONS = {"enable_fp_fusion": True}
 """Of the compiler: a product and a sum are one instruction. Triton 3.9 warns that it will no longer do so unasked."""
@@ -87,74 +92,103 @@ def step_in_place(
 
     Args:
         plan: the rule.
-        parameters: on one device, of one floating dtype of at most 32 bits; any strides. What is not contiguous is
-            stepped in a contiguous copy.
+        parameters: on one device, of one floating dtype of at most 32 bits; any strides. What is not dense, or not in
+            the memory order of its state, is stepped in contiguous copies of at most :data:`LARGEST_COPY` coordinates.
         grads: of the parameters' shapes and of one dtype; any strides.
-        states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous. Dtypes are the
-            same for all parameters; moments are float32.
+        states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous or each feature
+            dense and in one memory order. Dtypes are the same for all parameters; moments are float32.
         steps: count of this step for each parameter: 0-d float32 tensors, on the device; or on the CPU.
         settings: of all parameters.
         block: coordinates of a program; None chooses.
 
     Raises:
-        RuntimeError: an entry of the state is not contiguous.
+        RuntimeError: the entries of a state are not dense and in one memory order.
     """
-    chosen = [place for place, parameter in enumerate(parameters) if parameter.numel() > 0]
-    if not chosen:
-        return
-    originals = [parameters[place] for place in chosen]
-    parameters = [parameter if parameter.is_contiguous() else parameter.contiguous() for parameter in originals]
-    grads = [grads[place].contiguous() for place in chosen]
-    states = [states[place] for place in chosen]
-    steps = [steps[place] for place in chosen]
-    if not all(entry.is_contiguous() for entries in states for entry in entries):
-        raise RuntimeError(
-            "the fused step needs contiguous state: use .contiguous(), a view cannot be made of this one"
-        )
-    device = parameters[0].device
+    direct: list[TableRow] = []
+    copied: list[TableRow] = []
+    for parameter, grad, entries, step in zip(parameters, grads, states, steps, strict=True):
+        if parameter.numel() == 0:
+            continue
+        parameter, grad, entries = in_memory_order(parameter, grad, entries)
+        if parameter.is_contiguous() and grad.is_contiguous():
+            direct.append(TableRow(parameter, grad, entries, step))
+            continue
+        flat_entries = [entry.view(len(entry), -1) for entry in entries]
+        for index, flat in pieces(parameter.shape, LARGEST_COPY):
+            copied.append(TableRow(parameter[index], grad[index], [entry[:, flat] for entry in flat_entries], step))
+    if direct:
+        _launch(plan, direct, settings, block)
+    for together in blocks([row.parameter.numel() for row in copied], LARGEST_COPY):
+        _launch_on_copies(plan, [copied[place] for place in together], settings, block)
+    torch.autograd.graph.increment_version(list(parameters))
 
-    shared = all(step is steps[0] for step in steps)
-    steps = _on_device(steps[:1] if shared else steps, device)
-    hidden_size = int(plan.constants["HIDDEN"])  # type: ignore[arg-type]
-    choice = sizes(plan.architecture, hidden_size)
+
+class TableRow(NamedTuple):
+    """What a row of the table points to: a tensor, or a piece of one, with its gradient and state."""
+
+    parameter: Tensor
+    grad: Tensor
+    entries: Sequence[Tensor]
+    step: Tensor
+
+
+def _launch_on_copies(plan: Plan, originals: Sequence[TableRow], settings: Step, block: int | None) -> None:
+    """One launch for tensors or pieces of any strides."""
+    contiguous = [
+        TableRow(
+            row.parameter.contiguous(), row.grad.contiguous(), [entry.contiguous() for entry in row.entries], row.step
+        )
+        for row in originals
+    ]
+    _launch(plan, contiguous, settings, block)
+    for row, original in zip(contiguous, originals, strict=True):
+        for target, source in zip([original.parameter, *original.entries], [row.parameter, *row.entries], strict=True):
+            if source is not target:
+                target.copy_(source)
+
+
+def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int | None) -> None:
+    """One launch for contiguous tensors."""
+    first = tensors[0]
+    device = first.parameter.device
+    shared = all(row.step is first.step for row in tensors)
+    steps = _on_device([first.step] if shared else [row.step for row in tensors], device)
+    choice = sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
     block = block or choice.block
     rows: list[int] = []
     programs = 0
-    for place, (parameter, grad, entries) in enumerate(zip(parameters, grads, states, strict=True)):
-        rows += (parameter.numel(), programs, parameter.data_ptr(), grad.data_ptr())
+    for place, row in enumerate(tensors):
+        size = row.parameter.numel()
+        rows += (size, programs, row.parameter.data_ptr(), row.grad.data_ptr())
         rows.append(0 if shared else steps[place].data_ptr())
-        rows += [entry.data_ptr() for entry in entries]
-        programs += -(-parameter.numel() // block)
-    table, tensor_of_program = _tables(tuple(rows), len(parameters), programs, device)
-
-    lr: Any = settings.lr
-    if isinstance(lr, Tensor) and lr.device != device:
-        lr = float(lr)  # of the CPU; one of another GPU has to be waited for
-    on_device = isinstance(lr, Tensor)
-    lr = lr if on_device else float(lr)
-    decay = float(settings.weight_decay)
+        rows += [entry.data_ptr() for entry in row.entries]
+        programs += -(-size // block)
+    table, tensor_of_program = _tables(tuple(rows), len(tensors), programs, device)
     arguments = {
         "table": table,
         "tensor_of_program": tensor_of_program,
         "weights": plan.weights,
         "step": steps[0],
-        "lr": lr,
-        "weight_decay": decay if on_device else lr * decay,
+        **_rate(settings, device),
         "grad_scale": _moved(settings.grad_scale, device),
         "found_inf": _moved(settings.found_inf, device),
         **plan.constants,
-        **constants(plan.architecture, parameters[0], grads[0], states[0], settings, shared=shared),
-        "LR_ON_DEVICE": on_device,
+        **constants(plan.architecture, first.parameter, first.grad, first.entries, settings, shared=shared),
         "BLOCK": block,
         "UNITS": choice.units,
     }
     kernel = getattr(kernels(), KERNELS[plan.architecture])
     with device_guard(device):
         kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
-    for parameter, original in zip(parameters, originals, strict=True):
-        if parameter is not original:
-            original.copy_(parameter)
-    torch.autograd.graph.increment_version(originals)
+
+
+def _rate(settings: Step, device: torch.device) -> dict[str, Any]:
+    """The arguments that say how far to move: ``lr`` as a tensor stays on the device, and is read there."""
+    lr = settings.lr
+    if isinstance(lr, Tensor) and lr.device == device:
+        return {"lr": lr, "weight_decay": float(settings.weight_decay), "LR_ON_DEVICE": True}
+    lr = float(lr)  # of the CPU; one of another GPU has to be waited for
+    return {"lr": lr, "weight_decay": lr * settings.weight_decay, "LR_ON_DEVICE": False}
 
 
 @torch.library.custom_op("learned_optim::fused_step", mutates_args=("parameters", "states"))

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import FrameType
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
+from learned_optim.cli_common import CommandError, need
+from learned_optim.cli_meta_train import add_meta_train
+from learned_optim.cli_runs import add_runs
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
@@ -16,13 +19,10 @@ EXAMPLES = """examples:
   learned-optim demo
   learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
   learned-optim meta-train --resume runs/mine
+  learned-optim runs compare runs/mine runs/other
   learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
   learned-optim data fetch mnist
 """
-
-
-class CommandError(Exception):
-    """Something the user can put right; shown on one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,14 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    meta_train = commands.add_parser("meta-train", help="meta-train a rule from a configuration, or go on with a run")
-    meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration")
-    meta_train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
-    meta_train.add_argument("--output", type=Path, help="run folder (runs/CONFIG)")
-    meta_train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue the run in this folder")
-    meta_train.add_argument("--device", default="cpu", help="where inner training runs (%(default)s)")
-    meta_train.add_argument("--threads", type=int, help="CPU threads")
-    meta_train.set_defaults(run=_meta_train)
+    add_meta_train(commands)
+    add_runs(commands)
 
     benchmark = commands.add_parser("benchmark", help="compare rules with tuned Adam, RMSprop, SGD and NAG")
     benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")
@@ -98,73 +92,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    _need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
+    need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
     from learned_optim.meta_train.demo import run_demo
 
     run_demo(options.output)
 
 
-def _meta_train(options: argparse.Namespace) -> None:
-    _need("train", "pydantic", "tqdm", "tensorboard")
-    import torch
-
-    from learned_optim.meta_train.config import differences, load_config
-    from learned_optim.meta_train.progress import run_with_progress
-    from learned_optim.meta_train.trainer import Trainer
-
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)  # task families of the user's own, as with "python -m"
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        torch.zeros((), device=options.device)
-    except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
-        raise CommandError(f"--device {options.device}: {error}") from error
-    if options.resume is None:
-        if options.config is None:
-            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
-        folder = options.output or Path("runs") / Path(options.config).stem
-        if (folder / "checkpoint.safetensors").exists():
-            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
-        trainer = Trainer(load_config(options.config, options.set), folder, options.device)
-    else:
-        folder = _run_to_resume(options)
-        trainer = Trainer.resume(folder, options.device)
-        if options.config is not None:
-            given = load_config(options.config, options.set, resuming=True)
-            if different := differences(trainer.config, given):
-                raise CommandError(
-                    f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
-                    f"continue that as it began with --resume {folder}, or start a new run with --output"
-                )
-        print(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
-    try:
-        run_with_progress(trainer)
-    except KeyboardInterrupt:
-        if (folder / "checkpoint.safetensors").exists():
-            print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
-        raise
-    if (folder / "best.safetensors").exists():
-        print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
-    else:
-        print(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
-
-
-def _run_to_resume(options: argparse.Namespace) -> Path:
-    if options.set and options.config is None:
-        raise CommandError("--set cannot change a run that has begun; start a new one")
-    if options.resume is not True:
-        if options.output is not None:
-            raise CommandError("a run is continued in its own folder: leave out --output")
-        return Path(options.resume)
-    if options.output is None and options.config is None:
-        raise CommandError("which run? --resume RUN")
-    return Path(options.output or Path("runs") / Path(options.config).stem)
-
-
 def _benchmark(options: argparse.Namespace) -> None:
-    _need("bench", "pydantic", "sklearn", "matplotlib")
+    need("bench", "pydantic", "sklearn", "matplotlib")
     from learned_optim import available_rules
     from learned_optim.checkpoint import load_rule
     from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
@@ -235,15 +170,6 @@ def _data_fetch(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.fetch import fetch
 
     print(fetch(options.name, options.output))
-
-
-def _need(extra: str, *modules: str) -> None:
-    """Say which extra is missing before anything is done."""
-    import importlib.util
-
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise CommandError(f"this needs {', '.join(missing)}: pip install 'learned-optim[{extra}]'")
 
 
 def _to_stderr(line: str) -> None:

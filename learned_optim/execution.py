@@ -1,13 +1,14 @@
 """How a rule is applied to the tensors of an optimizer: one tensor at a time, or packed into cache-sized blocks."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from learned_optim.kernels.layout import blocks, in_memory_order, pieces
 from learned_optim.rules import RuleState, UpdateRule
 
 CPU_BLOCK_BYTES = 64 << 20
@@ -42,7 +43,8 @@ class Slot(NamedTuple):
     parameter: Tensor
     grad: Tensor
     state: RuleState
-    """Entries of shape ``(features, *parameter.shape)``, contiguous."""
+    """Entries of shape ``(features, *parameter.shape)``: contiguous, or each feature dense and all in one memory order,
+    best the parameter's."""
     step: Tensor
     """Count of this step, 0-d; on the slot's device, or on the CPU if all slots of a call share it."""
 
@@ -68,38 +70,24 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings
 def apply_in_blocks(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:
     """Like :func:`apply_per_tensor`, with small tensors packed together and large ones cut into blocks.
 
-    The result of a coordinate does not depend, to the bit, on which others share its block.
+    The result of a coordinate does not depend, to the bit, on which others share its block. Nothing larger than a block
+    is copied, whatever the layout of memory.
 
     Args:
         rule: as above.
         slots: as above; all parameters of one dtype, states alike.
         settings: as above.
         block_size: coordinates of a block; None chooses by rule and device.
+
+    Raises:
+        RuntimeError: the entries of a state are not dense and in one memory order.
     """
     if not slots:
         return
     size = block_size or default_block_size(rule, slots[0].parameter.device)
+    slots = [_in_memory_order(slot) for slot in slots]
     for block in blocks([slot.grad.numel() for slot in slots], size):
         _apply_to_block(rule, [slots[place] for place in block], size, settings)
-
-
-def blocks(sizes: Sequence[int], block_size: int) -> Iterator[list[int]]:
-    """Places of tensors that share a block, in order: together of at most ``block_size`` coordinates, or a single one.
-
-    Tensors without coordinates are left out.
-    """
-    block: list[int] = []
-    total = 0
-    for place, size in enumerate(sizes):
-        if size == 0:
-            continue
-        if block and total + size > block_size:
-            yield block
-            block, total = [], 0
-        block.append(place)
-        total += size
-    if block:
-        yield block
 
 
 def default_block_size(rule: UpdateRule, device: torch.device) -> int:
@@ -115,14 +103,18 @@ def _apply_to_block(rule: UpdateRule, slots: Sequence[Slot], block_size: int, se
         _apply_to_whole(rule, slots, settings)
         return
     (slot,) = slots
-    parameter, grad = slot.parameter.reshape(-1), slot.grad.reshape(-1)  # copies where memory is not contiguous
-    state = {entry: tensor.view(len(tensor), -1) for entry, tensor in slot.state.items()}
-    for start in range(0, len(grad), block_size):
-        piece = slice(start, start + block_size)
-        part = {entry: tensor[:, piece] for entry, tensor in state.items()}
-        _apply_to_whole(rule, [Slot(parameter[piece], grad[piece], part, slot.step)], settings)
-    if not slot.parameter.is_contiguous():
-        slot.parameter.copy_(parameter.view(slot.parameter.shape))
+    parameter, grad = slot.parameter, slot.grad
+    if parameter.is_contiguous() and grad.is_contiguous():
+        parameter, grad = parameter.view(-1), grad.view(-1)
+    state = {entry: _per_feature(tensor) for entry, tensor in slot.state.items()}
+    for index, flat in pieces(parameter.shape, block_size):
+        part = {entry: tensor[:, flat] for entry, tensor in state.items()}
+        _apply_to_whole(rule, [Slot(parameter[index], grad[index], part, slot.step)], settings)
+
+
+def _in_memory_order(slot: Slot) -> Slot:
+    parameter, grad, entries = in_memory_order(slot.parameter, slot.grad, list(slot.state.values()))
+    return Slot(parameter, grad, dict(zip(slot.state, entries, strict=True)), slot.step)
 
 
 def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
@@ -138,8 +130,9 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
         step = steps[0]
     else:
         step = _side_by_side([step.expand(size) for step, size in zip(steps, sizes, strict=True)], padding, 1.0)
-    parameter, grad = _flattened(parameters, padding), _flattened(grads, padding)
-    on_host = step.dim() == 0 and parameter.device.type == "cpu" and not torch.compiler.is_compiling()
+    parameter = None if settings.weight_decay == 0 else _flattened(parameters, padding)
+    grad = _flattened(grads, padding)
+    on_host = step.dim() == 0 and grad.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_host:
         change = _advance(rule, parameter, grad, state, float(step), settings)
     else:
@@ -151,9 +144,12 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
 
 
 def _step(
-    rule: UpdateRule, parameter: Tensor, grad: Tensor, state: RuleState, step: Tensor, settings: Settings
+    rule: UpdateRule, parameter: Tensor | None, grad: Tensor, state: RuleState, step: Tensor, settings: Settings
 ) -> tuple[Tensor, RuleState]:
-    """What to add to the parameter, and the new state; nothing is read back or overwritten."""
+    """What to add to the parameter, and the new state; nothing is read back or overwritten.
+
+    The parameter is needed for weight decay only.
+    """
     grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
     grad, kept = _without_nonfinite(grad, settings)
     update, new_state = rule(grad, state, step)
@@ -166,11 +162,11 @@ def _step(
 
 
 def _advance(
-    rule: UpdateRule, parameter: Tensor, grad: Tensor, state: RuleState, step: float, settings: Settings
+    rule: UpdateRule, parameter: Tensor | None, grad: Tensor, state: RuleState, step: float, settings: Settings
 ) -> Tensor:
     """Like :func:`_step` on a CPU, where a look at the values costs nothing; overwrites ``state``."""
     if settings.found_inf is not None and bool(settings.found_inf):
-        return torch.zeros_like(parameter)
+        return torch.zeros_like(grad)
     grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
     if math.isfinite(grad.sum()):  # then all are
         return _change(rule.advance(grad, state, step), parameter, settings)
@@ -199,10 +195,10 @@ def _without_nonfinite(grad: Tensor, settings: Settings) -> tuple[Tensor, Tensor
     return grad, kept
 
 
-def _change(update: Tensor, parameter: Tensor, settings: Settings) -> Tensor:
+def _change(update: Tensor, parameter: Tensor | None, settings: Settings) -> Tensor:
     """``lr (update - weight_decay parameter)``, to be added to the parameter."""
     change = settings.lr * update
-    if settings.weight_decay != 0:
+    if parameter is not None and settings.weight_decay != 0:
         change = change - settings.lr * settings.weight_decay * parameter.to(update.dtype)
     return change
 

@@ -37,7 +37,7 @@ def why_not(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str |
 def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:
     """Like :func:`~learned_optim.execution.apply_in_blocks`, by the rule's kernel.
 
-    A parameter or gradient whose memory is not contiguous is copied for the step, and the parameter copied back.
+    Dense tensors in one memory order are stepped where they are, others in copies of bounded size.
 
     Args:
         plan: of the rule, on the slots' device.
@@ -46,7 +46,7 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
         block_size: coordinates of a program, a power of two; None chooses.
 
     Raises:
-        RuntimeError: an entry of a state is not contiguous.
+        RuntimeError: the entries of a state are not dense and in one memory order.
     """
     groups: defaultdict[tuple[torch.dtype, ...], list[Slot]] = defaultdict(list)
     for slot in slots:

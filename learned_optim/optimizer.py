@@ -1,11 +1,10 @@
 """LearnedOptimizer: a learned update rule as a drop-in ``torch.optim.Optimizer``."""
 
 import copy
-import math
+import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,7 +17,16 @@ from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused, plan_of, why_not
 from learned_optim.kernels.launch import Plan
+from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
+from learned_optim.surroundings import (
+    count_step,
+    is_capturing,
+    local_coordinates,
+    refuse_nonfinite,
+    settings_on,
+    without_autocast,
+)
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NONFINITE = ("skip", "propagate", "error")
@@ -161,7 +169,7 @@ class LearnedOptimizer(Optimizer):
 
     def _refuse_what_cannot_be_stepped(self) -> None:
         """Raise before anything is changed."""
-        if not torch.compiler.is_compiling() and _capturing() and not self._all_capturable():
+        if not torch.compiler.is_compiling() and is_capturing() and not self._all_capturable():
             raise RuntimeError("to capture the step in a CUDA graph, use LearnedOptimizer(..., capturable=True)")
         watched = []
         for group in self.param_groups:
@@ -177,7 +185,7 @@ class LearnedOptimizer(Optimizer):
                 if group["nonfinite"] == "error" and grad.numel() > 0:
                     watched.append(grad)
         if watched and not hasattr(self, "found_inf"):  # else a GradScaler looks after them
-            _refuse_nonfinite(watched)
+            refuse_nonfinite(watched)
 
     def _step_group(self, group: dict[str, Any]) -> None:
         entries = list(self._rule.state_features)
@@ -189,7 +197,7 @@ class LearnedOptimizer(Optimizer):
         if not parameters:
             return
         settings = self._settings(group)
-        _count(steps, settings.found_inf)
+        count_step(steps, settings.found_inf)
         # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
         compiling = torch.compiler.is_compiling()
         sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
@@ -206,12 +214,12 @@ class LearnedOptimizer(Optimizer):
             elif step.device != parameter.device:  # torch.compile, without capturable
                 step = step.to(parameter.device, non_blocking=True)
             slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
-            together[key].append(_local(slot) if sharded else slot)
+            together[key].append(local_coordinates(slot) if sharded else slot)
         for (device, dtype, _), slots in together.items():
             rule = self._placed_rules[device, _arithmetic_dtype(dtype)]
             plan = self._plans[device, dtype, group["fused"]]
-            local_settings = _on(device, settings)
-            with _without_autocast(device):
+            local_settings = settings_on(device, settings)
+            with without_autocast(device):
                 if group["differentiable"]:
                     apply_per_tensor(rule, slots, local_settings)
                 elif plan is not None:
@@ -273,8 +281,9 @@ class LearnedOptimizer(Optimizer):
         for entry, features in self._rule.state_features.items():
             # Made from the parameter, so that a DTensor's state is sharded like the DTensor.
             like = parameter.detach().unsqueeze(0).expand(features, *parameter.shape)
-            dtype = self._entry_dtype(entry, arithmetic)
-            state[entry] = torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+            dtype, dense = self._entry_dtype(entry, arithmetic), torch.contiguous_format
+            zeros = functools.partial(torch.zeros_like, dtype=dtype, memory_format=dense)
+            state[entry] = laid_out_like(parameter, like, zeros)
 
     def _entry_dtype(self, entry: str, arithmetic: torch.dtype) -> torch.dtype:
         if entry not in self._rule.recurrent_state:
@@ -304,7 +313,7 @@ class LearnedOptimizer(Optimizer):
             for parameter, state in saved.items():
                 for entry in self._rule.state_features:
                     value = state[entry].detach().to(parameter.device, copy=True)
-                    self.state[parameter][entry] = value.contiguous()
+                    self.state[parameter][entry] = laid_out_like(parameter, value)
                 step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
                 place = parameter.device if parameter in capturable else torch.device("cpu")
                 self.state[parameter]["step"] = step.to(place, copy=True)
@@ -387,58 +396,3 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
 
 def _arithmetic_dtype(parameter: torch.dtype) -> torch.dtype:
     return torch.float64 if parameter == torch.float64 else torch.float32
-
-
-def _count(steps: list[Tensor], found_inf: Tensor | None) -> None:
-    """Advance the step counts in place, but for a step that a ``GradScaler`` calls off."""
-    if found_inf is not None:
-        done = (found_inf == 0).float()
-        torch._foreach_add_(steps, [done.to(step.device) for step in steps])
-    elif steps[0].device.type == "cpu" and not torch.compiler.is_compiling():
-        torch._foreach_add_(steps, torch.ones((), device="cpu", dtype=torch.float32), alpha=1.0)  # a number is slower
-    else:
-        torch._foreach_add_(steps, 1.0)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()  # such as "meta"
-
-
-def _on(device: torch.device, settings: Settings) -> Settings:
-    """With the scaler's tensors, which are on one device whatever the parameters are on, moved to that of a call."""
-    if settings.found_inf is None:
-        return settings
-    scale = settings.grad_scale
-    return settings._replace(
-        grad_scale=None if scale is None else scale.to(device), found_inf=settings.found_inf.to(device)
-    )
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
-def _local(slot: Slot) -> Slot:
-    """The coordinates that are on this device: all of a tensor, this process's shard of a DTensor."""
-    parameter: Any = slot.parameter
-    grad: Any = slot.grad
-    state: dict[str, Any] = slot.state
-    if not hasattr(parameter, "to_local"):
-        return slot
-    if grad.placements != parameter.placements:
-        grad = grad.redistribute(parameter.device_mesh, parameter.placements)
-    shards = {entry: tensor.to_local() for entry, tensor in state.items()}
-    return Slot(parameter.to_local(), grad.to_local(), shards, slot.step)
-
-
-def _refuse_nonfinite(grads: list[Tensor]) -> None:
-    largest: Any = torch.nn.utils.get_total_norm(grads, math.inf)
-    if hasattr(largest, "full_tensor"):  # a DTensor: all processes raise or none
-        largest = largest.full_tensor()
-    if not largest.isfinite():
-        raise RuntimeError(
-            "a gradient is NaN or infinite, and nonfinite='error'; nothing was changed. Find the cause with "
-            "torch.autograd.set_detect_anomaly(True), or use nonfinite='skip'"
-        )

@@ -1,211 +1,25 @@
-"""Configuration of a meta-training run: TOML in, frozen dataclasses out, nothing unknown accepted."""
+"""Configuration of a meta-training run: TOML in, frozen dataclasses out."""
 
-import dataclasses
-import difflib
-import importlib
-import inspect
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from learned_optim.meta_train.settings import Config, TaskConfig
+from learned_optim.meta_train.strict import ConfigError, checked
 
-from learned_optim.checkpoint import load_rule
-from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
-from learned_optim.meta_train.meta_loss import MetaLossName
-from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
-from learned_optim.meta_train.tasks.sampling import check_range
-from learned_optim.rules import ARCHITECTURES, UpdateRule
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Checked = TypeVar("Checked")
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where and why, on one line."""
-
-
-class _Strict:
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it from the class
-
-
-@dataclass(frozen=True)
-class RuleConfig(_Strict):
-    """Which rule is meta-trained."""
-
-    architecture: str = "scale-free-lstm"
-    """Name of an architecture."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of its constructor."""
-    start_from: str | None = None
-    """Weights to start from: a shipped rule's name or a path. None: fresh ones."""
-
-    def build(self, seed: int) -> UpdateRule:
-        """The rule at the start of meta-training: fresh, or with the weights of ``start_from``."""
-        rule = self.fresh(seed)
-        if self.start_from is not None:
-            try:
-                rule.load_state_dict(load_rule(self.start_from).state_dict())
-            except (OSError, RuntimeError, ValueError) as error:
-                raise ConfigError(f"rule.start_from: {' '.join(str(error).split())}") from error
-        return rule
-
-    def fresh(self, seed: int) -> UpdateRule:
-        """The rule with random weights, whatever ``start_from`` says; reads no file."""
-        if self.architecture not in ARCHITECTURES:
-            raise ConfigError(f"rule.architecture: {_unknown(self.architecture, ARCHITECTURES)}")
-        try:
-            rule = ARCHITECTURES[self.architecture](**self.settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"rule.settings: {error}") from error
-        rule.reset_parameters(seed)
-        return rule
-
-
-@dataclass(frozen=True)
-class TaskConfig(_Strict):
-    """One family of the mixture. In TOML, the family's options stand beside ``family`` and ``weight``."""
-
-    family: str
-    """A shipped family's name, or ``package.module:Class`` for one's own."""
-    weight: Positive = 1.0
-    """How often it is drawn, relative to the others."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """The family's own options."""
-
-    def build(self) -> TaskFamily:
-        """The family with its options checked."""
-        family = _checked(_family_class(self.family), self.options, f"tasks[{self.family}]")
-        if family.evaluation_only:
-            raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
-        return family
-
-
-@dataclass(frozen=True)
-class UnrollConfig(_Strict):
-    """How tasks are trained while the rule learns."""
-
-    truncation: Count = 20
-    """Inner steps of a window: the reach of the meta-gradient."""
-    horizon: tuple[Count, Count] = (100, 100)
-    """Range of the length of an inner training, drawn log-uniformly for each; rounded up to whole windows."""
-    instances: Count = 16
-    """Copies of a task that advance together, each with its own starting point and data."""
-    pool: Count = 1
-    """Inner trainings under way at a time; they advance in turn."""
-    stagger: bool = True
-    """Whether a pool of several starts spread over all stages. Its first members then run ahead, without
-    meta-gradient, when their turn comes first: at most a horizon each. If not, late stages take a horizon to appear."""
-    windows_per_step: Count = 1
-    """Members of the pool whose meta-gradients are averaged for one meta-step."""
-    rescale: Probability = 0.0
-    """Probability that a task's parameters are rescaled at random."""
-    rescale_range: tuple[Positive, Positive] = (0.1, 10.0)
-    """Range of that factor, drawn log-uniformly for each instance."""
-    random_signs: bool = False
-    """Whether stored parameters have random signs: less noise in the meta-gradient of a rule that is not odd."""
-
-    def __post_init__(self) -> None:
-        check_range("horizon", self.horizon, 1)
-        check_range("rescale_range", self.rescale_range, 0, included=False)
-        if self.windows_per_step > self.pool:
-            raise ValueError(f"windows_per_step cannot exceed pool, got {self.windows_per_step} and {self.pool}")
-
-
-@dataclass(frozen=True)
-class EstimatorConfig(_Strict):
-    """How the meta-gradient is estimated; options that the named estimator does not have are refused."""
-
-    name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single"] = "truncated-bptt"
-    meta_loss: MetaLossName = "mean"
-    second_derivatives: bool = False
-    replay_coordinates: Count | None = None
-    """Coordinates that the meta-gradient is taken through; None: all."""
-    sigma: Positive = 0.01
-    """Standard deviation of the perturbations of the meta-parameters."""
-    pairs: Count = 1
-    """Antithetic pairs of perturbations that each instance is trained with."""
-    groups: Count | None = None
-    """Groups of instances with perturbations of their own; None: every instance."""
-    covariance: bool = True
-    """Whether the weights of the combination heed the covariance of its parts."""
-    variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the running variances that weight the combination; 0: those of each window."""
-
-    def __post_init__(self) -> None:
-        self.build()
-
-    def build(self) -> Estimator:
-        """The estimator."""
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
-        changed = {f.name for f in dataclasses.fields(self) if f.name in given and given[f.name] != f.default}
-        accepted = inspect.signature(ESTIMATORS[self.name]).parameters
-        if refused := sorted(changed - set(accepted)):
-            raise ValueError(f"estimator {self.name!r} has no option {refused[0]!r}; it has {', '.join(accepted)}")
-        estimator: Estimator = ESTIMATORS[self.name](**{name: given[name] for name in accepted})
-        return estimator
-
-
-@dataclass(frozen=True)
-class MetaOptimizerConfig(_Strict):
-    """Adam on the meta-parameters."""
-
-    lr: Positive = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip_norm: Positive | None = None
-    """Upper bound of the meta-gradient's norm."""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the exponential average of the weights that is validated and kept; 0: the weights themselves."""
-
-
-@dataclass(frozen=True)
-class ValidationConfig(_Strict):
-    """Held-out tasks on which the best weights are chosen."""
-
-    every: Count = 100
-    """Meta-steps between validations."""
-    horizon: Count = 100
-    """Inner steps."""
-    tasks: Count = 1
-    """Tasks drawn from each family."""
-    instances: Count = 16
-    """Copies of each task."""
-
-
-@dataclass(frozen=True)
-class Config(_Strict):
-    """Everything that determines a meta-training run, apart from the machine."""
-
-    tasks: tuple[TaskConfig, ...]
-    steps: Count
-    """Meta-steps."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    description: str = ""
-    rule: RuleConfig = RuleConfig()
-    unroll: UnrollConfig = UnrollConfig()
-    estimator: EstimatorConfig = EstimatorConfig()
-    meta_optimizer: MetaOptimizerConfig = MetaOptimizerConfig()
-    validation: ValidationConfig = ValidationConfig()
-
-    def __post_init__(self) -> None:
-        if not self.tasks:
-            raise ValueError("at least one [[tasks]] entry is needed")
-        instances, groups = self.unroll.instances, self.estimator.groups
-        if groups is not None and instances % groups:
-            raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
-        if self.estimator.name == "combined" and self.estimator.pairs * (groups or instances) < 2:
-            raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
-
-    def to_json(self) -> str:
-        """The configuration as JSON, keys sorted: what run folders and weights files record."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+__all__ = [
+    "Config",
+    "ConfigError",
+    "TaskConfig",
+    "config_from_tables",
+    "differences",
+    "flat",
+    "load_config",
+    "shipped_configs",
+]
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
@@ -232,15 +46,19 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     ``resuming`` leaves out what is needed only at the start of a run: the weights in ``rule.start_from``.
     """
     tables = dict(tables)
-    if isinstance(tables.get("tasks"), list):
-        tables["tasks"] = [_gather_options(entry) for entry in tables["tasks"]]
-    config = _checked(Config, tables, source)
+    _gather_all(tables, "tasks")
+    if isinstance(validation := tables.get("validation"), Mapping) and isinstance(validation.get("suites"), list):
+        suites = [dict(suite) if isinstance(suite, Mapping) else suite for suite in validation["suites"]]
+        for suite in suites:
+            _gather_all(suite, "families")
+        tables["validation"] = {**validation, "suites": suites}
+    config = checked(Config, tables, source)
     if resuming:
         config.rule.fresh(config.seed)
     else:
         config.rule.build(config.seed)
-    for task in config.tasks:
-        task.build()
+    for family in config.families:
+        family.build()
     try:
         config.to_json()
     except (TypeError, ValueError) as error:  # dates and times; infinity and NaN
@@ -250,22 +68,22 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
 
 def differences(first: Config, second: Config) -> list[str]:
     """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count."""
-    tables = [{**json.loads(config.to_json()), "description": ""} for config in (first, second)]
-    return _differences(tables[0], tables[1])
+    tables = [flat({**json.loads(config.to_json()), "description": ""}) for config in (first, second)]
+    values = {name: [table.get(name) for table in tables] for name in tables[0] | tables[1]}
+    return [
+        f"{name}: {json.dumps(one)}, not {json.dumps(other)}" for name, (one, other) in values.items() if one != other
+    ]
 
 
-def _differences(first: Any, second: Any, place: str = "") -> list[str]:
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = [*first, *(key for key in second if key not in first)]
-        return [
-            line
-            for key in keys
-            for line in _differences(first.get(key), second.get(key), f"{place}.{key}" if place else key)
-        ]
-    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        pairs = enumerate(zip(first, second, strict=True))
-        return [line for index, pair in pairs for line in _differences(*pair, f"{place}[{index}]")]
-    return [] if first == second else [f"{place}: {json.dumps(first)}, not {json.dumps(second)}"]
+def flat(table: Any, place: str = "") -> dict[str, Any]:
+    """Values of nested tables and lists of tables by dotted names: ``unroll.pool``, ``tasks[0].weight``."""
+    if isinstance(table, Mapping):
+        entries = [(f"{place}.{key}" if place else str(key), value) for key, value in table.items()]
+    elif isinstance(table, list) and any(isinstance(entry, Mapping) for entry in table):
+        entries = [(f"{place}[{index}]", value) for index, value in enumerate(table)]
+    else:
+        return {place: table}
+    return {name: value for entry, below in entries for name, value in flat(below, entry).items()}
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -283,27 +101,18 @@ def _locate(source: str | Path) -> Path:
     return path
 
 
+def _gather_all(tables: Any, key: str) -> None:
+    """Let the families in the list ``key`` have their options in a table of their own."""
+    if isinstance(tables, dict) and isinstance(tables.get(key), list):
+        tables[key] = [_gather_options(entry) for entry in tables[key]]
+
+
 def _gather_options(entry: Any) -> Any:
     if not isinstance(entry, Mapping) or "options" in entry:
         return entry
     own = {"family", "weight"}
     options = {key: value for key, value in entry.items() if key not in own}
     return {**{key: entry[key] for key in own if key in entry}, "options": options}
-
-
-def _family_class(name: str) -> type[TaskFamily]:
-    if name in FAMILIES:
-        return FAMILIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"tasks: {_unknown(name, FAMILIES)}; your own is written package.module:Class")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no name before the colon
-        raise ConfigError(f"tasks: cannot import {name!r}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
-        raise ConfigError(f"tasks: {name!r} is not a sub-class of TaskFamily")
-    return cls
 
 
 def _override(tables: dict[str, Any], override: str) -> None:
@@ -333,40 +142,3 @@ def _item(entries: list[Any], index: str, override: str) -> Any:
     if not index.isdigit() or int(index) >= len(entries):
         raise ConfigError(f"--set {override!r}: no entry {index!r}; there are {len(entries)}, counted from 0")
     return entries[int(index)]
-
-
-def _checked(cls: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
-    try:
-        return TypeAdapter(cls).validate_python(dict(values))
-    except ValidationError as error:
-        raise ConfigError("; ".join(f"{source}: {_explain(item, cls)}" for item in error.errors())) from error
-
-
-def _explain(item: Any, cls: type) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "unexpected_keyword_argument":
-        *parents, last = item["loc"]
-        return f"unknown key {place!r}{_suggestion(str(last), _keys(cls, parents))}"
-    if item["type"] == "value_error":  # raised by a __post_init__, which says what it was given
-        return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
-    return f"{place}: {item['msg']}, got {item['input']!r}" if place else str(item["msg"])
-
-
-def _keys(cls: Any, parents: Sequence[Any]) -> list[str]:
-    for parent in parents:
-        if isinstance(parent, int):
-            continue
-        cls = next((f.type for f in dataclasses.fields(cls) if f.name == parent), None)
-        cls = TaskConfig if cls == tuple[TaskConfig, ...] else cls
-        if not dataclasses.is_dataclass(cls):
-            return []
-    return [f.name for f in dataclasses.fields(cls)]
-
-
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    return f"unknown name {name!r}{_suggestion(name, list(known))}; known: {', '.join(known)}"
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -39,8 +39,8 @@ def write_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> None:
     write_atomically(folder / FILE, save(contents, metadata))
 
 
-def read_checkpoint(folder: Path) -> RunCheckpoint:
-    """Read what :func:`write_checkpoint` wrote.
+def read_checkpoint(folder: Path, *, with_tensors: bool = True) -> RunCheckpoint:
+    """Read what :func:`write_checkpoint` wrote; without tensors, which may be large, if these are not asked for.
 
     Raises:
         FileNotFoundError: there is none.
@@ -52,7 +52,8 @@ def read_checkpoint(folder: Path) -> RunCheckpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            names = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"cannot resume: {path} is damaged: {error}") from error
     if not {"config", "progress"} <= metadata.keys():

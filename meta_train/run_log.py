@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from learned_optim.files import write_atomically
@@ -23,16 +23,29 @@ class Progress:
     skipped: int
     """Meta-steps skipped so far."""
     validation: float | None
-    """Validation score, where there was a validation: see :meth:`Trainer.validate`."""
+    """Validation score, where there was a validation: see :meth:`Suite.score`."""
     best_validation: float
     seconds: float
     """Time spent on meta-training so far, resumed parts included."""
+    details: Mapping[str, float] = field(default_factory=dict)
+    """What else there is to tell, by names like ``estimator/variance``: see :attr:`Trainer.detail_names`."""
+
+    def row(self) -> dict[str, float]:
+        """All numbers by name, without those that are not known at this step."""
+        values = {**vars(self), **self.details}
+        return {name: value for name, value in values.items() if name != "details" and value is not None}
 
 
 class RunLog:
-    """Metrics of a run as CSV and TensorBoard; rows after ``meta_step`` (of a run cut off) are dropped at the start."""
+    """Metrics of a run as CSV and TensorBoard; rows after ``meta_step`` (of a run cut off) are dropped at the start.
 
-    def __init__(self, folder: Path | None, meta_step: int) -> None:
+    Args:
+        folder: of the run; None: nothing is written.
+        meta_step: meta-steps done so far.
+        details: names of all :attr:`Progress.details` that may come.
+    """
+
+    def __init__(self, folder: Path | None, meta_step: int, details: Sequence[str] = ()) -> None:
         self.file: io.TextIOWrapper | None = None
         self.add_scalar: Callable[[str, float, int], None] = lambda name, value, step: None
         self.close_board: Callable[[], None] = lambda: None
@@ -41,14 +54,14 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / "metrics.csv"
-        fields = list(Progress.__dataclass_fields__)
+        fields = [name for name in Progress.__dataclass_fields__ if name != "details"] + list(details)
         kept = []
         if path.is_file():
             with path.open(newline="") as file:
                 whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can cut the last
                 kept = [row for row in whole if int(row["meta_step"]) <= meta_step]
         text = io.StringIO()
-        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")  # rows of an older version
         writer.writeheader()
         writer.writerows(kept)
         write_atomically(path, text.getvalue())
@@ -61,10 +74,10 @@ class RunLog:
         """Add one meta-step."""
         if self.file is None:
             return
-        row = {name: "" if value is None else value for name, value in vars(progress).items()}
+        row = progress.row()
         self.writer.writerow(row)
-        for name, value in vars(progress).items():
-            if value is not None and name != "meta_step":
+        for name, value in row.items():
+            if name != "meta_step":
                 self.add_scalar(name, float(value), progress.meta_step)
 
     def flush(self) -> None:

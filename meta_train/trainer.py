@@ -7,8 +7,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +18,24 @@ from torch import Tensor
 from learned_optim import __version__
 from learned_optim.checkpoint import save_rule
 from learned_optim.meta_train.config import Config, config_from_tables
-from learned_optim.meta_train.estimators import Estimate, Trajectory
+from learned_optim.meta_train.curriculum import Curriculum
+from learned_optim.meta_train.estimators import Estimate
+from learned_optim.meta_train.meta_optimizer import MetaOptimizer, norm_of
+from learned_optim.meta_train.pool import Pool
 from learned_optim.meta_train.run_checkpoint import (
     RunCheckpoint,
     below,
     finite_or_none,
-    flatten,
     read_checkpoint,
-    unflatten,
     write_checkpoint,
 )
 from learned_optim.meta_train.run_log import Progress, RunLog
-from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
+from learned_optim.meta_train.run_record import record_session
 from learned_optim.meta_train.tasks import Split
-from learned_optim.meta_train.tasks.sampling import log_uniform_integer
-from learned_optim.meta_train.unroll import InnerState, start, unroll
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.validation import Suite
 from learned_optim.rules import UpdateRule
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
-DIVERGED = 10.0  # initial losses: a final loss counts as at most so much, and a training that stays above is given up
-SOLVED = 1e-3  # initial losses: a final loss counts as at least so much
-
-
-@dataclass
-class InnerTraining:
-    """A member of the pool: B instances of one task on their way to their horizon."""
-
-    draw: int
-    """Counts the tasks drawn in this run; with the seed it determines the task."""
-    horizon: int
-    task: VectorizedTask
-    state: Trajectory
-    diverged: bool = False
-    """Whether an instance's loss was far above its initial one for a whole window."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the horizon is reached, or nothing is left to learn from."""
-        return int(self.state.step) >= self.horizon or self.lost
-
-    @property
-    def lost(self) -> bool:
-        """Whether an instance has diverged, to infinity or just far off: its meta-gradients would drown the others."""
-        return self.diverged or not bool(self.state.inner.parameters.isfinite().all())
-
-    def advance(self, state: Trajectory, losses: Tensor) -> None:
-        """Go on to ``state``; ``losses`` are those of the window that led there, ``(steps, B)``."""
-        self.state = state
-        initial_loss = state.inner.initial_loss.flatten()[: losses.shape[1]]  # particles repeat it
-        far_off = (losses > DIVERGED * initial_loss) & (initial_loss > 0)
-        self.diverged = bool(far_off.all(dim=0).any())
 
 
 class Trainer:
@@ -95,12 +62,12 @@ class Trainer:
         self.rule = (config.rule.build(config.seed) if rule is None else rule).to(self.device)
         self.averaged = copy.deepcopy(self.rule).requires_grad_(False)
         self.best = copy.deepcopy(self.averaged)
-        self.families = [task.build() for task in config.tasks]
         self.estimator = config.estimator.build()
-        self.meta_optimizer = torch.optim.Adam(self.rule.parameters(), lr=config.meta_optimizer.lr)
-        self.pool: list[InnerTraining | None] = [None] * config.unroll.pool
+        self.pool = Pool(config, self.estimator, self.device)
+        self.suites = {suite.name: Suite(config, suite, self.device) for suite in config.validation.suites}
+        self.meta_optimizer = MetaOptimizer(self.rule, config.meta_optimizer, config.steps)
+        self.curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
         self.meta_step = 0
-        self.draws = 0
         self.skipped = 0
         self.best_validation = math.inf
         self.best_meta_step = 0
@@ -112,11 +79,13 @@ class Trainer:
         With a folder, a checkpoint is written now and then, at the end, and when the loop is left early for whatever
         reason (Ctrl-C included).
         """
-        log = RunLog(self.folder, self.meta_step)
+        if self.folder is not None and not self.finished:
+            record_session(self.folder, self.config, self.meta_step, self.device)
+        log = RunLog(self.folder, self.meta_step, self.detail_names)
         consistent = True
         last_checkpoint = last_clock = time.monotonic()
         try:
-            while self.meta_step < self.config.steps:
+            while not self.finished:
                 with uninterrupted():
                     consistent = False
                     progress = self._step()
@@ -139,149 +108,90 @@ class Trainer:
 
     # One meta-step
 
+    @property
+    def finished(self) -> bool:
+        """Whether all meta-steps are done, or the curriculum has ended the run."""
+        return self.meta_step >= self.config.steps or (self.curriculum is not None and self.curriculum.finished)
+
     def _step(self) -> Progress:
-        first = self.meta_step * self._per_step
-        with fixed_global_state(derive_seed(self.config.seed, "dropout", self.meta_step), self.device):
-            windows = [self._advance((first + index) % len(self.pool)) for index in range(self._per_step)]
+        details: dict[str, float] = {"meta_optimizer/lr": self.meta_optimizer.rate(self.meta_step)}
+        horizon, curriculum = self.config.unroll.horizon, self.curriculum
+        if curriculum is not None:
+            if curriculum.best is None:
+                self._evaluate(curriculum)  # the yardstick of a new stage
+            horizon = (curriculum.horizon, curriculum.horizon)
+            details["curriculum/horizon"] = curriculum.horizon
+        per_step = self.config.unroll.windows_per_step
+        places = [(self.meta_step * per_step + index) % len(self.pool.members) for index in range(per_step)]
+        windows = [self.pool.advance(self.rule, place, self.meta_step, horizon) for place in places]
         grads = [torch.stack(parts).mean(0) for parts in zip(*(window.grads for window in windows), strict=True)]
-        grad_norm = float(torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads])))
-        if not all(is_finite(window) for window in windows):
-            grad_norm = math.nan  # a meta-gradient through a sample of the coordinates may not show it
+        grad_norm = norm_of(grads) if all(is_finite(window) for window in windows) else math.nan
         if math.isfinite(grad_norm):
-            self._update(grads, grad_norm)
+            self.meta_optimizer.step(grads, self.meta_step)
+            self._average()
         else:
             self.skipped += 1
         self.meta_step += 1
-        validation = None
-        if self.meta_step % self.config.validation.every == 0 or self.meta_step == self.config.steps:
-            validation = self.validate(self.averaged)
-            if validation <= self.best_validation:
-                self.best_validation, self.best_meta_step = validation, self.meta_step
-                self.best.load_state_dict(self.averaged.state_dict())
+        if curriculum is not None and curriculum.due(self.meta_step):
+            details["curriculum/score"] = self._evaluate(curriculum)
+        scores = {}
+        if self.meta_step % self.config.validation.every == 0 or self.finished:
+            scores = self._validate()
+            details |= {f"validation/{name}": score for name, score in scores.items() if len(scores) > 1}
         return Progress(
             meta_step=self.meta_step,
             meta_loss=sum(float(window.meta_loss) for window in windows) / len(windows),
             inner_loss=sum(float(window.losses[-1].mean()) for window in windows) / len(windows),
             grad_norm=grad_norm,
             skipped=self.skipped,
-            validation=validation,
+            validation=scores.get(self.config.validation.selected),
             best_validation=self.best_validation,
             seconds=self.seconds,
+            details=details | self._details(windows),
         )
 
-    @property
-    def _per_step(self) -> int:
-        return self.config.unroll.windows_per_step
-
-    def _advance(self, index: int) -> Estimate:
-        """Take one window of a member of the pool."""
-        member = self.pool[index]
-        if member is None or member.finished:
-            member = self.pool[index] = self._draw(first=member is None)
-        generator = torch_generator(self.config.seed, "window", member.draw, int(member.state.step))
-        result = self.estimator.window(self.rule, member.task, member.state, self.config.unroll.truncation, generator)
-        member.advance(result.state, result.losses)
-        return result
-
-    def _update(self, grads: list[Tensor], grad_norm: float) -> None:
-        settings = self.config.meta_optimizer
-        scale = 1.0 if settings.clip_norm is None else min(1.0, settings.clip_norm / max(grad_norm, 1e-30))
-        for parameter, grad in zip(self.rule.parameters(), grads, strict=True):
-            parameter.grad = grad * scale
-        fraction = self.meta_step / self.config.steps
-        decay = 0.5 * (1 + math.cos(math.pi * fraction)) if settings.schedule == "cosine" else 1.0
-        for group in self.meta_optimizer.param_groups:
-            group["lr"] = settings.lr * decay
-        self.meta_optimizer.step()
-        keep = min(settings.average, self.meta_step / (self.meta_step + 10))  # short memory at the start
+    def _average(self) -> None:
+        keep = min(self.config.meta_optimizer.average, self.meta_step / (self.meta_step + 10))  # short memory at first
         with torch.no_grad():
             for average, parameter in zip(self.averaged.parameters(), self.rule.parameters(), strict=True):
                 average.lerp_(parameter, 1 - keep)
 
-    # Tasks
+    def _validate(self) -> dict[str, float]:
+        """Scores of the averaged weights on all suites; keeps them if they are the best so far."""
+        scores = {name: suite.score(self.averaged) for name, suite in self.suites.items()}
+        score = scores[self.config.validation.selected]
+        if score <= self.best_validation:
+            self.best_validation, self.best_meta_step = score, self.meta_step
+            self.best.load_state_dict(self.averaged.state_dict())
+        return scores
 
-    def _draw(self, first: bool) -> InnerTraining:
-        """A new task, at its start; the first ones of a staggered pool are under way."""
-        self.draws += 1
-        settings = self.config.unroll
-        rng = numpy_generator(self.config.seed, "horizon", self.draws)
-        task = self._build_task(self.draws)
-        with torch.no_grad():
-            inner = start(self.rule, task, torch_generator(self.config.seed, "first batch", self.draws))
-        if self.config.estimator.meta_loss == "log":
-            check_positive(task, inner, 'meta_loss = "log" takes the logarithm of the loss over its initial value')
-        if first and settings.stagger and len(self.pool) > 1:
-            # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
-            horizon = int(rng.integers(*settings.horizon, endpoint=True))
-            windows = int(rng.integers(math.ceil(horizon / settings.truncation)))
-        else:
-            horizon, windows = log_uniform_integer(rng, settings.horizon), 0
-        member = InnerTraining(self.draws, horizon, task, Trajectory(inner, {}))
-        self._fast_forward(member, windows)
-        generator = torch_generator(self.config.seed, "estimator", self.draws)
-        member.state = self.estimator.start(self.rule, task, member.state.inner, generator)
-        return member
-
-    @torch.no_grad()
-    def _fast_forward(self, member: InnerTraining, windows: int) -> None:
-        """Take a new member to a later stage, without a meta-gradient; back to its start if it is lost on the way."""
-        beginning = member.state
-        generator = torch_generator(self.config.seed, "fast forward", member.draw)
-        for _ in range(windows):
-            ahead = unroll(self.rule, member.task, member.state.inner, self.config.unroll.truncation, generator)
-            member.advance(Trajectory(ahead.state, {}), ahead.losses)
-            if member.lost:
-                member.state, member.diverged = beginning, False
-                return
-
-    def _build_task(self, draw: int) -> VectorizedTask:
-        settings = self.config.unroll
-        rng = numpy_generator(self.config.seed, "task", draw)
-        weights = torch.tensor([task.weight for task in self.config.tasks], dtype=torch.float64)
-        family = self.families[int(rng.choice(len(self.families), p=(weights / weights.sum()).numpy()))]
-        scale = None
-        if rng.random() < settings.rescale:
-            low, high = (math.log(bound) for bound in settings.rescale_range)
-            scale = torch.from_numpy(rng.uniform(low, high, (settings.instances, 1))).exp().float()
-        return VectorizedTask(
-            family.sample(rng, "train"),
-            settings.instances,
-            derive_seed(self.config.seed, "instances", draw),
-            device=self.device,
-            scale=scale,
-            random_signs=settings.random_signs,
-        )
-
-    # Validation
-
-    @torch.no_grad()
     def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
-        """Geometric mean over held-out tasks of the final loss relative to the initial one.
+        """Score of ``rule`` on the suite that chooses the best weights: see :meth:`Suite.score`."""
+        return self.suites[self.config.validation.selected].score(rule, split)
 
-        The final loss is the mean over instances and the last tenth of the steps. A task counts as at least a
-        thousandth, or a few noiseless ones would decide, and as ten if its loss grew further or is not finite.
-        The tasks and their batches are the same at every call.
-        """
-        settings = self.config.validation
-        logarithms = []
-        for number, (task, seed) in enumerate(self._validation_tasks(split)):
-            generator = torch_generator(seed, "validation", number)
-            with fixed_global_state(derive_seed(seed, "validation dropout"), self.device):
-                state = start(rule, task, generator)
-                check_positive(task, state, "a validation score is relative to the initial loss")
-                losses = unroll(rule, task, state, settings.horizon, generator).losses
-            final = losses[-max(1, settings.horizon // 10) :].mean(0)
-            final = torch.minimum(final.nan_to_num(math.inf), DIVERGED * state.initial_loss)
-            logarithms.append(math.log(max(float(final.mean() / state.initial_loss.mean()), SOLVED)))
-        return math.exp(sum(logarithms) / len(logarithms))
+    def _evaluate(self, curriculum: Curriculum) -> float:
+        suite = self.suites[self.config.validation.selected]
+        score = suite.score(self.averaged, horizon=curriculum.next_horizon)
+        curriculum.record(score, self.meta_step)
+        return score
 
-    def _validation_tasks(self, split: Split) -> Iterator[tuple[VectorizedTask, int]]:
-        settings = self.config.validation
-        for family_index, family in enumerate(self.families):
-            for index in range(settings.tasks):
-                seed = derive_seed(self.config.seed, split, family_index, index)
-                task = family.sample(numpy_generator(seed, "task"), split)
-                yield VectorizedTask(task, settings.instances, seed, device=self.device), seed
+    # What is logged beside the headline of a step
+
+    @property
+    def detail_names(self) -> list[str]:
+        """All names that a :attr:`Progress.details` may have."""
+        names = ["meta_optimizer/lr", "unroll/truncation"]
+        names += [f"estimator/{name}" for name in self.estimator.reports]
+        names += [f"validation/{name}" for name in self.suites] if len(self.suites) > 1 else []
+        return names + (["curriculum/horizon", "curriculum/score"] if self.curriculum is not None else [])
+
+    def _details(self, windows: Sequence[Estimate]) -> dict[str, float]:
+        details = {"unroll/truncation": sum(len(window.losses) for window in windows) / len(windows)}
+        for name in self.estimator.reports:
+            reported = [float(window.report[name].mean()) for window in windows if name in window.report]
+            if reported:
+                details[f"estimator/{name}"] = sum(reported) / len(reported)
+        return details
 
     # Checkpoints
 
@@ -292,24 +202,22 @@ class Trainer:
         tensors: dict[str, Tensor] = {}
         for prefix, rule in (("rule", self.rule), ("averaged", self.averaged), ("best", self.best)):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in rule.state_dict().items()}
-        for index, entry in self.meta_optimizer.state_dict()["state"].items():
-            tensors |= {f"meta_optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
-        tensors |= {f"estimator.{name}": tensor for name, tensor in self.estimator.state_dict().items()}
-        members: list[dict[str, Any] | None] = []
-        for index, member in enumerate(self.pool):
-            if member is None:
-                members.append(None)
-                continue
-            members.append({"draw": member.draw, "horizon": member.horizon, "diverged": member.diverged})
-            tensors |= {f"pool.{index}.{name}": tensor for name, tensor in flatten(member.state).items()}
+        members, pool_tensors = self.pool.state()
+        parts = {
+            "meta_optimizer": self.meta_optimizer.tensors(),
+            "estimator": self.estimator.state_dict(),
+            "pool": pool_tensors,
+        }
+        for prefix, part in parts.items():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in part.items()}
         progress = {
             "meta_step": self.meta_step,
-            "draws": self.draws,
             "skipped": self.skipped,
             "best_validation": finite_or_none(self.best_validation),
             "best_meta_step": self.best_meta_step,
             "seconds": self.seconds,
             "pool": members,
+            "curriculum": None if self.curriculum is None else self.curriculum.state(),
         }
         write_checkpoint(self.folder, RunCheckpoint(json.loads(self.config.to_json()), progress, tensors))
         if self.best_validation < math.inf:
@@ -342,41 +250,25 @@ class Trainer:
         return trainer
 
     def _restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.meta_step, self.draws = progress["meta_step"], progress["draws"]
-        self.skipped, self.seconds = progress["skipped"], progress["seconds"]
+        self.meta_step, self.skipped, self.seconds = progress["meta_step"], progress["skipped"], progress["seconds"]
         best = progress["best_validation"]
         self.best_validation = math.inf if best is None else best
         self.best_meta_step = progress.get("best_meta_step", 0)  # older runs did not record it
         self.rule.load_state_dict(below("rule.", tensors))
         self.averaged.load_state_dict(below("averaged.", tensors))
         self.best.load_state_dict(below("best.", tensors))
-        optimizer_state = self.meta_optimizer.state_dict()
-        for name, tensor in below("meta_optimizer.", tensors).items():
-            index, _, entry = name.partition(".")
-            optimizer_state["state"].setdefault(int(index), {})[entry] = tensor
-        self.meta_optimizer.load_state_dict(optimizer_state)
+        self.meta_optimizer.restore(below("meta_optimizer.", tensors))
         learned = below("estimator.", tensors)
         self.estimator.load_state_dict({name: tensor.to(self.device) for name, tensor in learned.items()})
-        for place, member in enumerate(progress["pool"]):
-            if member is not None:
-                state = unflatten(below(f"pool.{place}.", tensors), self.device)
-                self.pool[place] = InnerTraining(task=self._build_task(member["draw"]), state=state, **member)
+        self.pool.restore(progress["pool"], below("pool.", tensors))
+        if self.curriculum is not None:
+            self.curriculum.restore(progress["curriculum"])
 
 
 def is_finite(window: Estimate) -> bool:
-    """Whether nothing that is known of a window is NaN or infinite."""
-    values = (window.losses, window.state.inner.parameters, window.state.inner.grad, *window.grads)
+    """Whether neither the meta-loss of a window nor its gradient is NaN or infinite."""
+    values = (window.meta_loss, *window.grads)
     return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())
-
-
-def check_positive(task: VectorizedTask, state: InnerState, reason: str) -> None:
-    """Raise ``ValueError`` if a loss at the start is zero or negative."""
-    if bool((state.initial_loss <= 0).any()):
-        lowest = float(state.initial_loss.min())
-        raise ValueError(
-            f"{reason}, which must be positive; {type(task.task).__name__} starts at {lowest:g}: "
-            "add a constant to its loss"
-        )
 
 
 @contextlib.contextmanager

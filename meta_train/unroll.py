@@ -44,8 +44,12 @@ class Unroll(NamedTuple):
     """State after the window."""
     losses: Tensor
     """Loss after each update, on the batch of that step, ``(steps, B)``, of particles ``(steps, P, b)``."""
-    grads: tuple[Tensor, ...] | None
+    counted: Tensor
+    """What the meta-loss is taken from: ``losses``, or their means over the outer batches of each step."""
+    grads: tuple[Tensor, ...] | None = None
     """If recorded: the gradients that the rule saw, then the one after the window: ``steps + 1`` of ``([P,] B, N)``."""
+    counted_grads: tuple[Tensor, ...] | None = None
+    """If recorded: gradients of ``counted`` with respect to the parameters there, ``steps`` of ``([P,] B, N)``."""
 
 
 def start(rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> InnerState:
@@ -56,6 +60,16 @@ def start(rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) ->
     return InnerState(parameters, grad, rule_state, torch.zeros((), device=parameters.device), loss)
 
 
+def check_positive(task: VectorizedTask, state: InnerState, reason: str) -> None:
+    """Raise ``ValueError`` if a loss at the start is zero or negative."""
+    if bool((state.initial_loss <= 0).any()):
+        lowest = float(state.initial_loss.min())
+        raise ValueError(
+            f"{reason}, which must be positive; {type(task.task).__name__} starts at {lowest:g}: "
+            "add a constant to its loss"
+        )
+
+
 def unroll(
     rule: ApplyRule,
     task: VectorizedTask,
@@ -63,6 +77,7 @@ def unroll(
     steps: int,
     generator: torch.Generator,
     *,
+    outer_batches: int = 0,
     record_grads: bool = False,
     second_derivatives: bool = False,
 ) -> Unroll:
@@ -78,11 +93,14 @@ def unroll(
         state: where to go on from; for a :class:`ParticleRule` of P particles, theirs.
         steps: length of the window.
         generator: source of the batches.
+        outer_batches: fresh batches after each step that ``counted`` is taken on, from
+            :meth:`VectorizedTask.outer_batch`; 0: the batch that yields the next gradient.
         record_grads: keep the gradients, for :mod:`learned_optim.meta_train.estimators`.
         second_derivatives: let meta-gradients flow through the inner gradients; if not, these count as constants.
     """
     parameters, grad, rule_state, step, initial_loss = state
     losses, grads = [], [grad]
+    counted, counted_grads = [], []
     rule = fused_equivalent(rule, grad) or rule
     fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
     if fast_rule is not None:  # it overwrites what it is given
@@ -100,7 +118,29 @@ def unroll(
         loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)
         grad = grad if second_derivatives else grad.detach()
         losses.append(loss)
+        outer_loss, outer_grad = loss, grad
+        if outer_batches > 0:
+            outer_loss, outer_grad = _outer(task, parameters, outer_batches, generator, record_grads)
+        counted.append(outer_loss)
         if record_grads:
             grads.append(grad)
+            counted_grads.append(outer_grad)
     final = InnerState(parameters, grad, rule_state, step, initial_loss)
-    return Unroll(final, torch.stack(losses), tuple(grads) if record_grads else None)
+    recorded = (tuple(grads), tuple(counted_grads)) if record_grads else (None, None)
+    return Unroll(final, torch.stack(losses), torch.stack(counted), *recorded)
+
+
+def _outer(
+    task: VectorizedTask, parameters: Tensor, batches: int, generator: torch.Generator, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean loss ``([P,] B)`` on fresh outer batches and, if asked for, its gradient ``([P,] B, N)``; else empty."""
+    losses, grads = [], []
+    for _ in range(batches):
+        batch = task.outer_batch(generator)
+        if with_grad:
+            loss, grad = task.losses_and_grads(parameters, batch)
+            grads.append(grad)
+        else:
+            loss = task.losses(parameters, batch)
+        losses.append(loss)
+    return torch.stack(losses).mean(0), torch.stack(grads).mean(0) if with_grad else parameters.new_empty(0)

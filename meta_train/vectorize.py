@@ -26,6 +26,7 @@ class VectorizedTask:
         random_signs: turn the sign of each stored parameter with probability 1/2, a factor of -1 on its scale. The task
             stays the same, but a step of all parameters in the same direction is no direction of its own any more:
             that one otherwise fills the meta-gradients of a rule that is not odd in the gradient with noise.
+        outer: where :meth:`outer_batch` comes from, such as the second part of :meth:`Task.hold_out`; None: ``task``.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class VectorizedTask:
         device: torch.device | str = "cpu",
         scale: Tensor | None = None,
         random_signs: bool = False,
+        outer: Task | None = None,
     ) -> None:
+        self.outer = task if outer is None else outer
         self.task, self.instances, self.device = task, instances, torch.device(device)
         with fixed_global_state(seed):
             modules = [LossModule(task, task.module()) for _ in range(instances)]
@@ -62,8 +65,11 @@ class VectorizedTask:
 
     def batch(self, generator: torch.Generator) -> Batch:
         """Fresh data for one inner step of every instance."""
-        batch = self.task.batch(self.instances, generator)
-        return tree_map(lambda tensor: tensor.to(self.device), batch)
+        return self._moved(self.task.batch(self.instances, generator))
+
+    def outer_batch(self, generator: torch.Generator) -> Batch:
+        """Fresh data on which the meta-loss alone is taken."""
+        return self._moved(self.outer.batch(self.instances, generator))
 
     def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
         """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``; or of particles, as below."""
@@ -109,6 +115,9 @@ class VectorizedTask:
     @functools.cached_property
     def _particle_grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
         return vmap(self._grad_and_value, in_dims=(0, None, None), randomness="same")
+
+    def _moved(self, batch: Batch) -> Batch:
+        return tree_map(lambda tensor: tensor.to(self.device), batch)
 
     def _of_instances(self, parameters: Tensor) -> Tensor:
         """Used parameters of particles ``(P, b, N)`` by instance, ``(P * b / B, B, N)``."""

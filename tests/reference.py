@@ -7,6 +7,7 @@ hidden units) along the leading axis; NumPy carries the coordinates along the tr
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -211,6 +212,88 @@ class ScaleFreeLSTMReference:
             direction = direction + coefficient * d
         log_scale = 6.0 * np.tanh(scale_output * 3.0 / 6.0)
         update: Array = -self.rate * np.exp(log_scale) * direction
+        return update
+
+
+class MLPReference:
+    """The per-parameter MLP of Metz et al. (2019) on coordinatewise inputs.
+
+    For one coordinate with gradient g at step t = 1, 2, ...
+
+        m_k    <- b_k m_k + (1 - b_k) g         b = .5, .9, .99, .999, .9999
+        v_k    <- b_k v_k + (1 - b_k) g^2
+        rms_k   = sqrt(v_k / (1 - b_k^t) + eps^2),  eps = 1e-12
+        d       = [m_k / (1 - b_k^t) / rms_k (5), g / rms_.99]
+        x       = [d, log(rms_k / rms_k+1) (4)]
+        s       = tanh(t / tau - 1)             tau = 3, 10, 30, 100, 300, 1000, 3000, 10000, 300000
+        h       = max(0, W x + W_step s + b)
+        [c (6), a] = V h + b_out
+        update  = -rate exp(magnitude_rate a) (d_.9 + sum_k c_k d_k)
+
+    Args:
+        hidden_weight: (H, 10), its columns are x.
+        step_weight: (H, 9).
+        hidden_bias: (H,).
+        output_weight: (7, H).
+        output_bias: (7,).
+        rate: length of a step.
+        magnitude_rate: factor in the exponent.
+
+    Attributes:
+        momentum, second_moment: (5, *coordinates), zero before the first step.
+    """
+
+    DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
+    TIME_SCALES = (3, 10, 30, 100, 300, 1000, 3000, 10_000, 300_000)
+    EPS = 1e-12
+
+    def __init__(
+        self,
+        hidden_weight: ArrayLike,
+        step_weight: ArrayLike,
+        hidden_bias: ArrayLike,
+        output_weight: ArrayLike,
+        output_bias: ArrayLike,
+        rate: float = 1e-3,
+        magnitude_rate: float = 1e-3,
+    ) -> None:
+        self.hidden_weight = _float64(hidden_weight)
+        self.step_weight = _float64(step_weight)
+        self.hidden_bias = _float64(hidden_bias)
+        self.output_weight = _float64(output_weight)
+        self.output_bias = _float64(output_bias)
+        self.rate = rate
+        self.magnitude_rate = magnitude_rate
+        self.steps_taken = 0
+        self.momentum: Array = np.zeros(0)
+        self.second_moment: Array = np.zeros(0)
+
+    def step(self, grad: ArrayLike) -> Array:
+        """The update, to be added to the parameter, of its shape."""
+        grad = _float64(grad)
+        if self.steps_taken == 0:
+            self.momentum = np.zeros((len(self.DECAYS), *grad.shape))
+            self.second_moment = np.zeros((len(self.DECAYS), *grad.shape))
+        self.steps_taken += 1
+        t = self.steps_taken
+
+        scales = list(zip(self.DECAYS, self.momentum, self.second_moment, strict=True))
+        self.momentum = np.stack([b * m + (1.0 - b) * grad for b, m, _ in scales])
+        self.second_moment = np.stack([b * v + (1.0 - b) * grad**2 for b, _, v in scales])
+        unbiased = [1.0 - b**t for b in self.DECAYS]
+        rms = [np.sqrt(v / u + self.EPS**2) for v, u in zip(self.second_moment, unbiased, strict=True)]
+        directions = [m / u / r for m, u, r in zip(self.momentum, unbiased, rms, strict=True)]
+        directions.append(grad / rms[2])
+        log_ratios = [np.log(fast / slow) for fast, slow in itertools.pairwise(rms)]
+
+        clock = np.array([np.tanh(t / scale - 1.0) for scale in self.TIME_SCALES])
+        inputs = np.stack([*directions, *log_ratios])
+        hidden = np.maximum(0.0, affine(self.hidden_weight, inputs, self.hidden_bias + self.step_weight @ clock))
+        *coefficients, magnitude = affine(self.output_weight, hidden, self.output_bias)
+        direction = directions[1]
+        for coefficient, d in zip(coefficients, directions, strict=True):
+            direction = direction + coefficient * d
+        update: Array = -self.rate * np.exp(self.magnitude_rate * magnitude) * direction
         return update
 
 

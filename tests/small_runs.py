@@ -36,7 +36,7 @@ def configuration(**changes: Any) -> Config:
     """TABLES with some tables updated and some values replaced."""
     tables = dict(TABLES)
     for name, change in changes.items():
-        tables[name] = {**tables[name], **change} if isinstance(change, Mapping) else change
+        tables[name] = {**tables.get(name, {}), **change} if isinstance(change, Mapping) else change
     return config_from_tables(tables)
 
 

@@ -24,11 +24,16 @@ from learned_optim.rules import LSTML2L, ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "benchmark", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "runs", "benchmark", "rules", "data", "examples:"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
     "benchmark": ["--list", "--rule", "--baseline", "--seeds", "--output"],
     "rules": [],
+    "runs": ["list", "show", "plot", "compare"],
+    "runs list": ["--json"],
+    "runs show": ["--json"],
+    "runs plot": ["--output"],
+    "runs compare": ["--output", "--json"],
     "data": ["list", "fetch"],
     "data list": [],
     "data fetch": ["--output"],
@@ -216,6 +221,16 @@ def test_meta_train_runs_and_reports_where_the_weights_are(capsys: pytest.Captur
         assert run("meta-train", *again) == 0
         assert capsys.readouterr().out.startswith("continuing runs/mine at meta-step 2 of 2\n")
     assert sys.path.count(str(tmp_path)) <= 1  # once, not for each command
+
+
+def test_end_of_the_curriculum_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        'steps = 50\n[[tasks]]\nfamily = "quadratic"\n[unroll]\ntruncation = 2\n[validation]\nhorizon = 2\n'
+        "[meta_optimizer]\nlr = 1e-30\n[curriculum]\nhorizons = [2, 3]\nevery = 1\nevaluations = 2\n"
+    )
+    Path("mine.toml").write_text(text)  # the weights stand still: the first stage never improves
+    assert run("meta-train", "mine.toml") == 0
+    assert "the curriculum ended at meta-step 2: horizon 2 brings no more" in capsys.readouterr().out
 
 
 def test_run_is_not_continued_under_another_configuration(capsys: pytest.CaptureFixture[str]) -> None:

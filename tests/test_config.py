@@ -1,5 +1,6 @@
 """Configurations: what is wrong in one is refused at once, with the place and the remedy on one line."""
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -19,6 +20,15 @@ from learned_optim.meta_train.config import (
     config_from_tables,
     load_config,
     shipped_configs,
+)
+from learned_optim.meta_train.settings import (
+    CurriculumConfig,
+    EstimatorConfig,
+    MetaOptimizerConfig,
+    RuleConfig,
+    SuiteConfig,
+    UnrollConfig,
+    ValidationConfig,
 )
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
 from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM
@@ -109,6 +119,10 @@ def test_values_arrive_where_they_belong(tmp_path: Path) -> None:
         (SMALLEST + "[estimator]\nmetaloss = 'log'", "estimator.metaloss", "meta_loss"),
         (SMALLEST + "[meta_optimizer]\nclipnorm = 1", "meta_optimizer.clipnorm", "clip_norm"),
         (SMALLEST + "[validation]\nevry = 1", "validation.evry", "every"),
+        (SMALLEST + "[unroll.truncation_growth]\nupto = 9\nover = 3", "unroll.truncation_growth.upto", None),
+        (SMALLEST + "[unroll.truncation_growth]\njiter = 0\nover = 3", "unroll.truncation_growth.jiter", "jitter"),
+        (SMALLEST + "[[validation.suites]]\nname = 'a'\nhorizn = 3", "validation.suites.0.horizn", "horizon"),
+        (SMALLEST + "[curriculum]\nhorizon = [3, 4]", "curriculum.horizon", "horizons"),
         (SMALLEST + "dimenson = [2, 3]", "dimenson", "dimensions"),
         (SMALLEST + "wieght = 2", "wieght", None),  # not among the family's options
         (SMALLEST + "options = {}\nwieght = 2", "tasks.0.wieght", "weight"),
@@ -150,6 +164,26 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("meta_optimizer.schedule=linear", r"meta_optimizer\.schedule: "),
         ("meta_optimizer.clip_norm=-1", r"meta_optimizer\.clip_norm: "),
         ("validation.every=0", r"validation\.every: "),
+        ("validation.suites=[]", "validation: at least one suite is needed"),
+        ('validation.suites=[{name="a"},{name="a"}]', "validation: suites need names of their own, got a, a"),
+        ('validation.suites=[{name="a b"}]', r"validation\.suites\.0\.name: .*pattern"),
+        ('validation.suites=[{name="a",horizon=0}]', r"validation\.suites\.0\.horizon: .*greater than or equal to 1"),
+        ("validation.select=far", "validation: select: unknown name 'far'; known: mixture"),
+        ("curriculum.horizons=[]", r"curriculum\.horizons: .*at least 1 item"),
+        ("curriculum.horizons=[3,3]", r"curriculum: horizons must increase from stage to stage, got \[3, 3\]"),
+        ("unroll.truncation_up_to=5", r"unroll: truncation and truncation_up_to must be a range .* got \[20, 5\]"),
+        ("unroll.truncation_growth={to=5}", r"unroll\.truncation_growth\.over: "),
+        ("unroll.truncation_growth={to=5,over=2,jitter=1}", r"unroll\.truncation_growth\.jitter: .*less than 1"),
+        ("estimator.clamp=0", r"estimator\.clamp: .*greater than 0"),
+        ("estimator.outer_batches=-1", r"estimator\.outer_batches: "),
+        ("estimator.outer_split=test", r"estimator\.outer_split: .*train.*validation.*got 'test'"),
+        ("estimator.outer_split=validation", 'outer_split = "validation" needs outer_batches = 1 or more'),
+        ("meta_optimizer.name=lion", r"meta_optimizer\.name: .*adam.*got 'lion'"),
+        ("meta_optimizer.momentum=0.9", "meta-optimizer 'adam' has no option 'momentum'; it has betas, lr"),
+        ("meta_optimizer.weight_decay=0.1", "meta-optimizer 'adam' has no option 'weight_decay'"),
+        ("meta_optimizer.betas=[0.5,1]", r"meta_optimizer\.betas\.1: .*less than 1"),
+        ("meta_optimizer.final_fraction=0.1", 'final_fraction needs schedule = "cosine" or "exponential"'),
+        ("meta_optimizer.schedule=exponential", "needs a final_fraction above 0"),
         ("rule.settings.hidden_size=0", r"rule\.settings: hidden_size must be at least 1, got 0"),
         ("rule.settings.hidden_sise=4", r"rule\.settings: .*hidden_sise"),
         ("rule.settings=4", r"rule\.settings: "),
@@ -161,6 +195,36 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
 )
 def test_wrong_value_is_refused_with_its_place(override: str, message: str, tmp_path: Path) -> None:
     assert re.search(message, refusal(SMALLEST, tmp_path, [override]))
+
+
+@pytest.mark.parametrize(
+    ("heading", "settings"),
+    [
+        ("Top level", Config),
+        ("`[rule]`", RuleConfig),
+        ("`[unroll]`", UnrollConfig),
+        ("`[estimator]`", EstimatorConfig),
+        ("`[meta_optimizer]`", MetaOptimizerConfig),
+        ("`[validation]`", ValidationConfig),
+        ("`[[validation.suites]]`", SuiteConfig),
+        ("`[curriculum]`", CurriculumConfig),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_option_is_documented_with_its_default(heading: str, settings: Any) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "meta-training.md").read_text(encoding="utf-8")
+    section = re.split(r"^##", text.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in section.splitlines() if line.startswith("| `")]
+    documented = {name.strip("`"): default.strip("`") for name, default in rows}
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    assert list(documented) == list(fields)
+    for name, default in documented.items():
+        factory: Any = fields[name].default_factory
+        value = fields[name].default if factory is dataclasses.MISSING else factory()
+        if default == "required":
+            assert value is dataclasses.MISSING, name
+        elif not dataclasses.is_dataclass(value) and default != "the mixture":
+            assert default == ("none" if value is None else json.dumps(value)), name
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:
@@ -187,6 +251,13 @@ def test_groups_that_cannot_be_are_refused_before_training(text: str, message: s
     assert message in refusal(SMALLEST + f"[estimator]\n{text}", tmp_path)
 
 
+def test_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    text = SMALLEST + "[unroll]\ntruncation_up_to = 30\ntruncation_growth = { to = 30, over = 5 }"
+    assert "truncation_growth and truncation_up_to exclude each other" in refusal(text, tmp_path)
+    text = SMALLEST + "[unroll]\nhorizon = [5, 10]\n[curriculum]\nhorizons = [5, 10]"
+    assert "curriculum.horizons replace unroll.horizon" in refusal(text, tmp_path)
+
+
 def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) -> None:
     text = SMALLEST + "[estimator]\nsecond_derivatives = true\nreplay_coordinates = 4"
     assert "estimator: replay_coordinates needs constant inner gradients" in refusal(text, tmp_path)
@@ -197,6 +268,13 @@ def test_data_for_evaluation_are_refused(weight: float, tmp_path: Path) -> None:
     text = SMALLEST + f'[[tasks]]\nfamily = "mlp"\ndataset = "fashion-mnist"\nweight = {weight}\n'
     message = refusal(text, tmp_path)
     assert "tasks[mlp]: not for meta-training: data set 'fashion-mnist', evaluation only" in message
+
+
+def test_data_for_evaluation_select_no_weights_either(tmp_path: Path) -> None:
+    suite = '[[validation.suites]]\nname = "far"\n[[validation.suites.families]]\nfamily = "mlp"\n'
+    assert load_config(write(tmp_path, SMALLEST + suite + "width = [3, 4]")).families[1].options == {"width": [3, 4]}
+    message = refusal(SMALLEST + suite + 'dataset = "fashion-mnist"', tmp_path)
+    assert "not for meta-training: data set 'fashion-mnist', evaluation only" in message
 
 
 def test_other_data_are_not_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learned_optim.execution import LANES, Settings, Slot, apply_in_blocks, apply_per_tensor, blocks, default_block_size
+from learned_optim.execution import LANES, Settings, Slot, apply_in_blocks, apply_per_tensor, default_block_size
+from learned_optim.kernels.layout import blocks
 from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
 from test_rules import RULES, Build, each, few_examples, normal, random_state, randomised
 
@@ -160,7 +161,7 @@ def test_state_that_cannot_be_written_in_place_is_not_lost_silently() -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
     slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
-    with pytest.raises(RuntimeError, match="view"):
+    with pytest.raises(RuntimeError, match="flat view"):
         apply_in_blocks(rule, [slot], PLAIN)
 
 

@@ -24,12 +24,14 @@ from learned_optim.checkpoint import read_provenance, save_rule
 from learned_optim.cli import main
 from learned_optim.meta_train import trainer as trainer_module
 from learned_optim.meta_train.config import config_from_tables, load_config
+from learned_optim.meta_train.run_checkpoint import read_checkpoint
 from learned_optim.meta_train.run_log import RunLog
 from learned_optim.meta_train.trainer import Trainer
 from learned_optim.rules import LSTML2L
-from small_runs import STEPS, assert_same_outcome, configuration, contents, metrics, plain, run, weights
+from small_runs import QUADRATIC, STEPS, assert_same_outcome, configuration, contents, metrics, plain, run, weights
 from user_tasks import Failing
 
+SGD_WITH_MOMENTUM = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip_value": 0.1}
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +90,36 @@ class TestResume:
         run(Trainer.resume(tmp_path / "parts"))
         assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"curriculum": {"horizons": [2, 4, 8], "every": 2, "evaluations": 1}, "meta_optimizer": {"lr": 0.1}},
+            {"unroll": {"truncation_growth": {"to": 6, "over": 10}}, "meta_optimizer": SGD_WITH_MOMENTUM},
+            {"unroll": {"truncation_up_to": 7}, "meta_optimizer": {"name": "adamw", "weight_decay": 0.1, "warmup": 5}},
+            {"validation": {"suites": [{"name": "far", "horizon": 8}, {"name": "near", "families": [QUADRATIC]}]}},
+            {
+                "tasks": [QUADRATIC],
+                "estimator": {"outer_batches": 2, "outer_split": "validation", "bounded": True},
+                "meta_optimizer": {"schedule": "exponential", "final_fraction": 0.1, "clip_value": 0.1},
+            },
+        ],
+        ids=["curriculum", "growth-and-momentum", "random-windows-and-adamw", "suites", "outer-batches"],
+    )
+    def test_whatever_else_has_a_state_is_restored(self, changes: dict[str, Any], tmp_path: Path) -> None:
+        changes = dict(changes)
+        if "curriculum" in changes:
+            changes["unroll"] = {"horizon": [100, 100]}
+        run(Trainer(configuration(**changes), tmp_path / "whole"))
+        trainer = Trainer(configuration(**changes), tmp_path / "parts")
+        while not trainer.finished:
+            for progress in trainer.run():
+                if progress.meta_step % 3 == 0:
+                    break
+            trainer = Trainer.resume(tmp_path / "parts")
+        assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+        ends = [read_checkpoint(tmp_path / folder).progress for folder in ("parts", "whole")]
+        assert ends[0]["curriculum"] == ends[1]["curriculum"]
+
     def test_finished_run_stays_as_it_is(self, uninterrupted: Path) -> None:
         before = contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)
         assert run(Trainer.resume(uninterrupted)) == []
@@ -135,7 +167,7 @@ class TestResume:
         row_after = lines[-1].replace("123,", "124,", 1)
         for cut_short in ("12", "1", "125", "125,0.5,0.25", row_after.replace("124,", "125,")[:-3]):
             (tmp_path / "metrics.csv").write_text("".join([*lines, row_after, cut_short]))
-            RunLog(tmp_path, meta_step=123).close()
+            RunLog(tmp_path, 123, trainer.detail_names).close()
             assert metrics(tmp_path) == rows
 
     def test_needs_the_checkpoint_alone(self, tmp_path: Path) -> None:
@@ -309,14 +341,14 @@ def test_signal_in_the_last_save_does_not_lose_it(tmp_path: Path, monkeypatch: p
 
 def test_signal_in_a_step_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(plain(steps=5), tmp_path)
-    update = trainer._update
+    step = trainer.meta_optimizer.step
 
-    def interrupted_update(grads: list[Tensor], grad_norm: float) -> None:
-        if trainer.meta_step == 2:
+    def interrupted_step(grads: list[Tensor], meta_step: int) -> None:
+        if meta_step == 2:
             signal.raise_signal(signal.SIGINT)
-        update(grads, grad_norm)
+        step(grads, meta_step)
 
-    monkeypatch.setattr(trainer, "_update", interrupted_update)
+    monkeypatch.setattr(trainer.meta_optimizer, "step", interrupted_step)
     with pytest.raises(KeyboardInterrupt):
         run(trainer)
     assert [row["meta_step"] for row in metrics(tmp_path)] == ["1", "2", "3"]
@@ -349,7 +381,7 @@ class TestCheckpoint:
             with pytest.raises(OSError, match="no space"):
                 trainer.save_checkpoint()
         assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
-        assert {path.name for path in tmp_path.iterdir()} == {*before, "metrics.csv", "tensorboard"}
+        assert {path.name for path in tmp_path.iterdir()} == {*before, "metrics.csv", "run.json", "tensorboard"}
         steps.close()
         assert Trainer.resume(tmp_path).meta_step == 2
 

@@ -16,21 +16,23 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from learned_optim.rules import ARCHITECTURES, LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
-from reference import Array, LSTML2LReference, ScaleFreeLSTMReference, adam_updates, central_difference
+from learned_optim.rules import ARCHITECTURES, LSTML2L, MLP, RuleState, ScaleFreeLSTM, UpdateRule
+from reference import Array, LSTML2LReference, MLPReference, ScaleFreeLSTMReference, adam_updates, central_difference
 
 Build = Callable[[], UpdateRule]
-Reference = LSTML2LReference | ScaleFreeLSTMReference
+Reference = LSTML2LReference | ScaleFreeLSTMReference | MLPReference
 
-RULES: dict[str, Build] = {"lstm-l2l": LSTML2L, "scale-free-lstm": ScaleFreeLSTM}
+RULES: dict[str, Build] = {"lstm-l2l": LSTML2L, "scale-free-lstm": ScaleFreeLSTM, "mlp": MLP}
 VARIANTS: dict[str, Build] = {
     "lstm-l2l-three-layers": partial(LSTML2L, hidden_size=3, layers=3, p=5.0, output_scale=0.7),
     "scale-free-lstm-decay-zero": partial(ScaleFreeLSTM, 4, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
+    "mlp-large-magnitudes": partial(MLP, 5, rate=0.1, magnitude_rate=1.0),
 }
 # Factors of 1 on the updates: derivatives are then far above the absolute tolerances of the checks.
 SMALL: dict[str, Build] = {
     "lstm-l2l": partial(LSTML2L, hidden_size=2, output_scale=1.0),
     "scale-free-lstm": partial(ScaleFreeLSTM, 2, momentum_decays=(0.5, 0.9), rate=1.0),
+    "mlp": partial(MLP, 3, rate=1.0, magnitude_rate=1.0),
 }
 
 
@@ -65,6 +67,16 @@ def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -
     if isinstance(rule, LSTML2L):
         cells = [(weights[f"cells.{layer}.weight"], weights[f"cells.{layer}.bias"]) for layer in range(rule.layers)]
         return LSTML2LReference(cells, weights["output_weight"], weights["output_bias"], rule.p, rule.output_scale)
+    if isinstance(rule, MLP):
+        return MLPReference(
+            weights["hidden_weight"],
+            weights["step_weight"],
+            weights["hidden_bias"],
+            weights["output_weight"],
+            weights["output_bias"],
+            rule.rate,
+            rule.magnitude_rate,
+        )
     assert isinstance(rule, ScaleFreeLSTM)
     return ScaleFreeLSTMReference(
         weights["cell.weight"],
@@ -227,10 +239,15 @@ def test_state_in_half_precision_is_not_left_behind(build: Build) -> None:
         torch.testing.assert_close(value, expected_state[entry].to(value.dtype), rtol=1e-2, atol=1e-5)
 
 
-def test_scale_free_lstm_survives_gradients_whose_square_overflows() -> None:
+SCALE_FREE: dict[str, Build] = {name: RULES[name] for name in ("scale-free-lstm", "mlp")}
+
+
+@each(SCALE_FREE)
+@each_execution
+def test_scale_free_rule_survives_gradients_whose_square_overflows(build: Build, execute: Execution) -> None:
     grads = torch.ones(3, 2)
     grads[0, 0] = 1e20
-    updates, state = run(randomised(ScaleFreeLSTM()).float(), grads)
+    updates, state = run(randomised(build()).float(), grads, execute)
     assert updates.isfinite().all()
     assert all(value.isfinite().all() for value in state.values())
 
@@ -271,6 +288,28 @@ def test_untrained_scale_free_lstm_is_not_off_adams_updates() -> None:
     assert_close(updates, expected, 1e-8)
 
 
+def test_untrained_mlp_is_not_off_adams_updates() -> None:
+    grads = normal(60, 5) * torch.tensor([1.0, 1e-3, 1e3, 1e20, 0.0], dtype=torch.float64)
+    updates, _ = run(MLP().double(), grads)
+    expected = adam_updates(grads.numpy(), lr=1e-3, betas=(0.9, 0.9), eps=1e-12)
+    assert_close(updates, expected, 1e-8)  # as above
+
+
+@few_examples
+@given(history=hnp.arrays(np.float64, (40, 3), elements=st.floats(-1e6, 1e6, allow_subnormal=False)))
+def test_no_direction_of_a_momentum_exceeds_one(history: Array) -> None:
+    # What the rule reads is then bounded, whatever the gradients: a weighted mean is at most the weighted root mean
+    # square. Each direction is read off by a coefficient of its own.
+    rule = MLP(1, rate=1.0).double()
+    for scale in range(5):
+        with torch.no_grad():
+            rule.output_bias.zero_()
+            rule.output_bias[1] = -1.0  # without the start's direction
+            rule.output_bias[scale] += 1.0
+        updates, _ = run(rule, torch.from_numpy(history))
+        assert updates.abs().max() <= 1 + 1e-9
+
+
 @pytest.mark.parametrize(
     ("eps", "tolerance"),
     [
@@ -302,10 +341,11 @@ def test_lstm_l2l_does_not_change_its_number_of_meta_parameters() -> None:
     assert sum(parameter.numel() for parameter in LSTML2L().parameters()) == 5141
 
 
+@each(SCALE_FREE)
 @few_examples
 @given(exponent=st.floats(-6.0, 6.0), seed=st.integers(0, 1000))
-def test_scale_free_lstm_does_not_see_the_scale_of_the_loss(exponent: float, seed: int) -> None:
-    rule = randomised(ScaleFreeLSTM(), seed)
+def test_scale_free_rule_does_not_see_the_scale_of_the_loss(build: Build, exponent: float, seed: int) -> None:
+    rule = randomised(build(), seed)
     grads = normal(30, 5, seed=seed)
     grads = grads.sign() * (0.5 + grads.abs())  # root mean squares of at least 0.5
     scale = 10.0**exponent
@@ -317,16 +357,20 @@ def test_scale_free_lstm_does_not_see_the_scale_of_the_loss(exponent: float, see
     assert_close(scaled_updates, updates, 10 * 1e-12 / (0.5 * min(scale, 1.0)) + 1e-12)
 
 
+@each(SCALE_FREE)
+@each_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_scale_free_lstm_never_moves_a_coordinate_that_was_never_pushed(dtype: torch.dtype) -> None:
+def test_scale_free_rule_never_moves_a_coordinate_that_was_never_pushed(
+    dtype: torch.dtype, build: Build, execute: Execution
+) -> None:
     grads = normal(60, 6).to(dtype)
     pushed = torch.tensor([True, False, True, True, False, True])
     grads[:, ~pushed] = 0.0
-    # Weights of order one: the hidden state of the still coordinates is far from zero.
-    updates, state = run(randomised(ScaleFreeLSTM(), deviation=1.0).to(dtype), grads)
+    # Weights of order one: a hidden state of the still coordinates is far from zero.
+    updates, state = run(randomised(build(), deviation=1.0).to(dtype), grads, execute)
     assert (updates[:, ~pushed] == 0).all()
     assert (updates[:, pushed] != 0).all()
-    assert (state["hidden"][:, ~pushed] != 0).any()
+    assert "hidden" not in state or (state["hidden"][:, ~pushed] != 0).any()
 
 
 def test_lstm_l2l_is_not_tamed_into_leaving_still_coordinates_alone() -> None:
@@ -527,7 +571,7 @@ def test_tasks_of_different_age_do_not_share_a_clock(build: Build) -> None:
 def test_bfloat16_state_is_not_refused_nor_used_for_arithmetic(build: Build, everything: bool) -> None:
     rule = randomised(build()).float()
     grad, step = normal(5).float(), torch.tensor(3)
-    assert rule.recurrent_state == {"hidden", "cell"}
+    assert rule.recurrent_state == {"hidden", "cell"} & rule.state_features.keys()
     stored = {
         entry: value.to(torch.bfloat16 if everything or entry in rule.recurrent_state else torch.float32)
         for entry, value in random_state(rule, 5).items()
@@ -575,6 +619,9 @@ NAN = float("nan")
         pytest.param(partial(ScaleFreeLSTM, momentum_decays=(0.9, NAN)), "momentum_decays", id="scale-free-lstm-nan"),
         pytest.param(partial(ScaleFreeLSTM, rate=0.0), "rate", id="scale-free-lstm-no-rate"),
         pytest.param(partial(ScaleFreeLSTM, rate=NAN), "rate", id="scale-free-lstm-rate-nan"),
+        pytest.param(partial(MLP, hidden_size=0), "hidden_size", id="mlp-no-units"),
+        pytest.param(partial(MLP, rate=0.0), "rate", id="mlp-no-rate"),
+        pytest.param(partial(MLP, magnitude_rate=NAN), "magnitude_rate", id="mlp-magnitude-rate-nan"),
     ],
 )
 def test_impossible_setting_is_not_accepted(build: Build, argument: str) -> None:

@@ -25,13 +25,13 @@ from learned_optim.meta_train.estimators import (
     truncated_bptt,
 )
 from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, antithetic, as_particles
-from learned_optim.meta_train.meta_loss import META_LOSSES
+from learned_optim.meta_train.meta_loss import MetaLoss
 from learned_optim.meta_train.particles import ParticleRule, as_meta_grads, flat_meta_parameters
 from learned_optim.meta_train.tasks import Batch, Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.unroll import InnerState, start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, UpdateRule
 from reference import Array, gaussian_gradient
 
 ROUNDING = 1e-9  # relative; float64, over a few steps of an LSTM
@@ -233,6 +233,7 @@ class SlowScaleFree(ScaleFreeLSTM):
 RULES: dict[str, Callable[[], UpdateRule]] = {
     "lstm-l2l": lambda: LSTML2L(hidden_size=2, layers=2, output_scale=0.3),
     "scale-free-lstm": lambda: ScaleFreeLSTM(2, momentum_decays=(0.9, 0.5), rate=0.1),
+    "mlp": lambda: MLP(4, rate=0.1, magnitude_rate=0.5),
     "no-fast-path": lambda: SlowScaleFree(2, momentum_decays=(0.9, 0.5), rate=0.1),
 }
 each_rule = pytest.mark.parametrize("build_rule", list(RULES.values()), ids=list(RULES))
@@ -285,6 +286,13 @@ def noisy_quadratics(random_scale: bool = True) -> VectorizedTask:
     return VectorizedTask(QuadraticTask(3, None, 0.5, 1.0), INSTANCES, seed=0, scale=scale)
 
 
+each_meta_loss = pytest.mark.parametrize(
+    "meta_loss",
+    [MetaLoss("log"), MetaLoss("final", outer_batches=2), MetaLoss(bounded=True)],
+    ids=["log", "outer-batches", "bounded"],
+)
+
+
 def looped(
     rule: UpdateRule,
     task: VectorizedTask,
@@ -292,6 +300,7 @@ def looped(
     weights: Tensor,
     random: torch.Generator,
     groups: int,
+    meta_loss: MetaLoss,
 ) -> tuple[Tensor, list[InnerState]]:
     """Meta-loss of each particle on its group, and all instances' states: one particle at a time, batches alike."""
     batches = random.get_state()
@@ -302,9 +311,9 @@ def looped(
         random.set_state(batches)
         vector_to_parameters(vector, rule.parameters())
         with torch.no_grad():
-            window = unroll(rule, task, inner[particle], STEPS, random)
+            window = unroll(rule, task, inner[particle], STEPS, random, outer_batches=meta_loss.outer_batches)
         group = slice(particle % groups * size, (particle % groups + 1) * size)
-        meta_losses.append(META_LOSSES["log"](window.losses[:, group], window.state.initial_loss[group]))
+        meta_losses.append(meta_loss.reduction(task)(window.counted[:, group], window.state.initial_loss[group]))
         states.append(window.state)
     vector_to_parameters(here, rule.parameters())
     return torch.stack(meta_losses), states
@@ -313,11 +322,15 @@ def looped(
 @each_rule
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
+@each_meta_loss
 def test_estimate_is_its_formula_particle_by_particle(
-    build: type[PerturbationEstimator], groups: int | None, build_rule: Callable[[], UpdateRule]
+    meta_loss: MetaLoss,
+    build: type[PerturbationEstimator],
+    groups: int | None,
+    build_rule: Callable[[], UpdateRule],
 ) -> None:
     rule, task = randomised(build_rule()), noisy_quadratics()
-    estimator = build(sigma=0.05, pairs=2, groups=groups, meta_loss="log")
+    estimator = build(sigma=0.05, pairs=2, groups=groups, meta_loss=meta_loss)
     inner = start(rule, task, generator(1))
     count = INSTANCES if groups is None else groups
     random, again = generator(2), generator(2)
@@ -331,7 +344,7 @@ def test_estimate_is_its_formula_particle_by_particle(
         if build is not ESSingle:
             noise = estimator.perturbations(rule, task, again)
         total = total + noise if build is PES else noise
-        meta_losses, ends = looped(rule, task, states, antithetic(rule, noise), again, count)
+        meta_losses, ends = looped(rule, task, states, antithetic(rule, noise), again, count, meta_loss)
         size = INSTANCES // count
         if build is ES:  # all go on from the first particle of each group
             parts = [slice(group * size, (group + 1) * size) for group in range(count)]
@@ -341,19 +354,23 @@ def test_estimate_is_its_formula_particle_by_particle(
         else:
             states = ends
         above, below = meta_losses.chunk(2)
-        expected = ((above - below)[:, None] * total / (2 * 0.05**2)).mean(0)
+        samples = (above - below)[:, None] * total / (2 * 0.05**2)
+        expected = samples.mean(0)
+        variance = samples.var(0).sum() / len(samples)
+        torch.testing.assert_close(estimate.report["variance"], variance, rtol=1e-7, atol=1e-12)
         torch.testing.assert_close(parameters_to_vector(estimate.grads), expected, rtol=1e-7, atol=1e-12)
         torch.testing.assert_close(estimate.meta_loss, meta_losses.mean(), rtol=ROUNDING, atol=0)
-        assert estimate.losses.shape == (STEPS, INSTANCES)
+        assert estimate.losses.shape == (STEPS, *estimate.state.inner.initial_loss.shape)
 
 
 @each_rule
 @pytest.mark.parametrize("options", [{}, {"second_derivatives": True}], ids=["replay", "second-derivatives"])
+@each_meta_loss
 def test_reparameterization_is_the_mean_of_bptt_at_the_perturbed_weights(
-    options: dict[str, Any], build_rule: Callable[[], UpdateRule]
+    meta_loss: MetaLoss, options: dict[str, Any], build_rule: Callable[[], UpdateRule]
 ) -> None:
     rule, task = randomised(build_rule()), noisy_quadratics()
-    estimator = Reparameterization(sigma=0.05, pairs=3, groups=1, meta_loss="log", **options)
+    estimator = Reparameterization(sigma=0.05, pairs=3, groups=1, meta_loss=meta_loss, **options)
     inner = start(rule, task, generator(1))
     estimate = estimator.window(rule, task, estimator.start(rule, task, inner, generator()), STEPS, generator(2))
     again = generator(2)
@@ -364,9 +381,8 @@ def test_reparameterization_is_the_mean_of_bptt_at_the_perturbed_weights(
     for vector in antithetic(rule, noise):
         again.set_state(batches)
         vector_to_parameters(vector, rule.parameters())
-        grads.append(
-            parameters_to_vector(truncated_bptt(rule, task, inner, STEPS, again, meta_loss="log", **options).grads)
-        )
+        result = truncated_bptt(rule, task, inner, STEPS, again, meta_loss=meta_loss, **options)
+        grads.append(parameters_to_vector(result.grads))
     vector_to_parameters(here, rule.parameters())
     expected = torch.stack(grads).mean(0)
     torch.testing.assert_close(parameters_to_vector(estimate.grads), expected, rtol=1e-7, atol=1e-12)
@@ -449,8 +465,9 @@ def test_antithetic_pairs_see_the_same_batches_and_dropout(
         estimates.append(estimator.window(rule, task, state, 2, random))
         state = estimates[-1].state
     assert [float(estimate.grads[0]) for estimate in estimates] == [0.0, 0.0]
-    losses = torch.cat([estimate.losses for estimate in estimates]).flatten()
-    assert len(losses.unique()) == len(losses)  # but instances and steps have their own
+    steps = torch.cat([estimate.losses.flatten(1) for estimate in estimates])  # (steps, copies * instances)
+    assert all(len(losses.unique()) == INSTANCES for losses in steps)  # all copies alike, but not two instances
+    assert len(steps.unique()) == len(steps) * INSTANCES
 
 
 # Variance and weights of the combination

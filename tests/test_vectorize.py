@@ -11,6 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
 from learned_optim.meta_train.tasks import Batch, Task
+from learned_optim.meta_train.tasks.conv_net import ConvNetTask
 from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.vectorize import VectorizedTask
@@ -30,6 +31,12 @@ def perceptrons(layer_norm: bool) -> Task:
     return MLPTask((images, labels), 8, [5, 3], "tanh", initial="torch", gain=2.0, layer_norm=layer_norm)
 
 
+def conv_nets(norm: str, activation: str) -> Task:
+    images = torch.rand(40, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 3
+    return ConvNetTask((images, labels), 3, 6, [3, 2], 3, hidden=4, activation=activation, norm=norm, gain=1.5)
+
+
 class Tied(nn.Module):
     """One matrix used twice."""
 
@@ -47,6 +54,9 @@ class Tied(nn.Module):
 TASKS: dict[str, Callable[[], Task]] = {
     "mlp": partial(perceptrons, layer_norm=False),
     "mlp-layer-norm": partial(perceptrons, layer_norm=True),
+    "conv-net": partial(conv_nets, "none", "relu"),
+    "conv-net-batch-norm": partial(conv_nets, "batch", "gelu"),
+    "conv-net-layer-norm": partial(conv_nets, "layer", "tanh"),
     "quadratic": partial(QuadraticTask, 4, None, 0.0, 1.0),
     "quadratic-noise-condition": partial(QuadraticTask, 4, 100.0, 0.3, 1.0),
     "buffer-and-sub-modules": Reconstruction,

@@ -2,9 +2,10 @@
 
 from learned_optim.rules.base import RuleState, UpdateRule
 from learned_optim.rules.lstm_l2l import LSTML2L
+from learned_optim.rules.mlp import MLP
 from learned_optim.rules.scale_free_lstm import ScaleFreeLSTM
 
-ARCHITECTURES: dict[str, type[UpdateRule]] = {rule.name: rule for rule in (LSTML2L, ScaleFreeLSTM)}
+ARCHITECTURES: dict[str, type[UpdateRule]] = {rule.name: rule for rule in (LSTML2L, ScaleFreeLSTM, MLP)}
 """Architectures by name, as they stand in weights files and configurations."""
 
-__all__ = ["ARCHITECTURES", "LSTML2L", "RuleState", "ScaleFreeLSTM", "UpdateRule"]
+__all__ = ["ARCHITECTURES", "LSTML2L", "MLP", "RuleState", "ScaleFreeLSTM", "UpdateRule"]

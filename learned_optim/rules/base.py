@@ -112,12 +112,6 @@ def linear(weight: Tensor, inputs: Tensor) -> Tensor:
     return (weight @ flat).reshape(weight.shape[0], *coordinates)
 
 
-def affine(weight: Tensor, bias: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
-    """``weight @ inputs + bias`` for ``(out, in)``, ``(out,)`` and ``(in, coordinates)``, or stacks of P of each."""
-    multiply = torch.addmm if weight.dim() == 2 else torch.baddbmm
-    return multiply(bias.unsqueeze(-1), weight, inputs, out=out)
-
-
 def truncated_normal_(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:
     """Fill ``parameter``, on whatever device, with normal numbers cut at two deviations, drawn on the CPU."""
     if parameter.is_meta:

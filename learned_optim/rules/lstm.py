@@ -48,31 +48,32 @@ class LSTMCell(nn.Module):
         return output_gate.sigmoid() * cell.tanh(), cell
 
     @torch.no_grad()
-    def advance(self, signals: Tensor, cell: Tensor, hidden: Tensor, context: Tensor | None = None) -> Tensor:
-        """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and ``hidden``.
+    def advance(
+        self,
+        signals: Tensor,
+        cell: Tensor,
+        out: Tensor,
+        context: Tensor | None = None,
+        input_scale: Tensor | None = None,
+    ) -> None:
+        """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and ``out``.
 
         With stacks of P weights and biases in place of the parameters, all shapes begin with P.
 
         Args:
             signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
                 ``(inputs + hidden + 1, coordinates)``.
-            cell: ``(hidden, coordinates)``.
-            hidden: ``(hidden, coordinates)``, of any dtype.
+            cell: ``(hidden, coordinates)``, in the dtype of ``signals``.
+            out: the new hidden state, as ``cell``; may be the rows of ``signals`` that hold the old one.
             context: as above, ``(4 * hidden,)``.
-
-        Returns:
-            The new hidden state in the dtype of ``signals``: ``hidden`` itself, or scratch memory that holds until the
-            next call.
+            input_scale: factors on ``inputs`` and hidden, ``(inputs + hidden,)``, which cost nothing here.
         """
+        weight = self.weight if input_scale is None else self.weight * input_scale
         bias = self.bias if context is None else self.bias + context
         *particles, _, coordinates = signals.shape
         gates = scratch.empty("gates", (*particles, 4 * self.hidden, coordinates), signals.dtype)
-        torch.matmul(torch.cat([self.weight, bias.unsqueeze(-1)], -1), signals, out=gates)
+        torch.matmul(torch.cat([weight, bias.unsqueeze(-1)], -1), signals, out=gates)
         input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden], -2)
         input_gate, forget_gate = input_forget.sigmoid_().chunk(2, -2)
         cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
-        if hidden.dtype == signals.dtype:
-            return torch.tanh(cell, out=hidden).mul_(output_gate.sigmoid_())
-        result = scratch.empty("hidden", (*particles, self.hidden, coordinates), signals.dtype)
-        hidden.copy_(torch.tanh(cell, out=result).mul_(output_gate.sigmoid_()))
-        return result
+        torch.tanh(cell, out=out).mul_(output_gate.sigmoid_())

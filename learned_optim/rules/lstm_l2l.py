@@ -110,14 +110,18 @@ class LSTML2L(UpdateRule):
             state["cell"].split(self.hidden_size, -2),
             strict=True,
         )
-        for lstm, hidden, stored_cell in layers:
+        for lstm, stored_hidden, stored_cell in layers:
             assert isinstance(lstm, LSTMCell)  # for the type checker
             rows = [lstm.inputs, lstm.hidden, 1]
             signals = scratch.empty("signals", (*particles, sum(rows), coordinates), grad.dtype)
             inputs, previous, one = signals.split(rows, -2)
             inputs.copy_(signal)
-            previous.copy_(hidden)
+            previous.copy_(stored_hidden)
             one.fill_(1.0)
+            same = stored_hidden.dtype == grad.dtype
+            signal = stored_hidden if same else scratch.empty("hidden", tuple(stored_hidden.shape), grad.dtype)
             with in_dtype(stored_cell, grad.dtype) as cell:
-                signal = lstm.advance(signals, cell, hidden)
+                lstm.advance(signals, cell, out=signal)
+            if not same:
+                stored_hidden.copy_(signal)
         return (self.output_weight @ signal).squeeze(-2).add_(self.output_bias).mul_(self.output_scale)

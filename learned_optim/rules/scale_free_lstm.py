@@ -6,13 +6,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, affine, linear, per_feature
+from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
+from learned_optim.rules.moments import (
+    EPSILON,
+    bias_corrections,
+    column,
+    largest_with_finite_square,
+    moving_averages,
+)
 from learned_optim.rules.scratch import in_dtype, scratch
 
 SECOND_MOMENT_DECAYS = (0.95, 0.999)  # fast and slow; Adam's is the slow one
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
-EPSILON = 1e-12  # gradients below this count as zero; its square is still a normal float32
 ADAM_MOMENTUM = 0.9  # the momentum whose direction the untrained rule follows
 LOG_SCALE_BOUND = 6.0  # the learned factor on the rate stays within exp(-6) ... exp(6)
 LOG_SCALE_SLOPE = 3.0  # d log(factor) / d output at zero: reaches the bound with weights of order one
@@ -90,7 +96,7 @@ class ScaleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
-        largest = _largest_with_finite_square(grad.dtype)
+        largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
         step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
@@ -126,62 +132,39 @@ class ScaleFreeLSTM(UpdateRule):
         def rows(name: str, count: int) -> Tensor:
             return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
 
-        largest = _largest_with_finite_square(grad.dtype)
+        largest = largest_with_finite_square(grad.dtype)
         gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
         square = torch.mul(gradient, gradient, out=rows("square", 1))
-        signals = rows("signals", momenta + 2 + self.hidden_size + 1)
-        momentum_directions, grad_direction, rms_ratio, hidden, one = signals.split(
-            [momenta, 1, 1, self.hidden_size, 1], -2
-        )
-        directions = signals.narrow(-2, 0, momenta + 1)
-
         momentum, second_moment = state["momentum"], state["second_moment"]
-        momentum.lerp_(gradient, _column([1 - decay for decay in self.momentum_decays], grad))
-        second_moment.lerp_(square, _column([1 - decay for decay in SECOND_MOMENT_DECAYS], grad))
+        momentum.lerp_(gradient, column(tuple(1 - decay for decay in self.momentum_decays), grad))
+        second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
         rms = rows("rms", len(SECOND_MOMENT_DECAYS))
-        torch.mul(second_moment, _column(_corrections(SECOND_MOMENT_DECAYS, step), grad), out=rms)
-        fast_rms, slow_rms = rms.add_(EPSILON**2).sqrt_().split(1, -2)
-        torch.div(momentum, slow_rms, out=momentum_directions)
-        momentum_directions.mul_(_column(_corrections(self.momentum_decays, step), grad))
-        torch.div(gradient, fast_rms, out=grad_direction)
+        correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
+        torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=rms)
+        fast_rms, slow_rms = rms.sqrt_().split(1, -2)
+
+        signals = rows("signals", momenta + 2 + self.hidden_size + 1)
+        directions, rms_ratio, hidden, one = signals.split([momenta + 1, 1, self.hidden_size, 1], -2)
+        torch.div(momentum, slow_rms, out=directions.narrow(-2, 0, momenta))  # without the momenta's bias corrections
+        torch.div(gradient, fast_rms, out=directions.narrow(-2, momenta, 1))
         torch.div(fast_rms, slow_rms, out=rms_ratio).log_()
         hidden.copy_(state["hidden"])
         one.fill_(1.0)
 
-        step_features = _column([math.tanh(step / scale) for scale in TIME_SCALES], grad)
+        # Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
+        corrections = (*bias_corrections(self.momentum_decays, step), 1.0)
+        input_scale = column((*corrections, *[1.0] * (1 + self.hidden_size)), grad).squeeze(-1)
+        step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), grad)
         with in_dtype(state["cell"], grad.dtype) as cell:
             context = (self.step_weight @ step_features).squeeze(-1)
-            new_hidden = self.cell.advance(signals, cell, state["hidden"], context)
-        output = affine(self.output_weight, self.output_bias, new_hidden, out=rows("output", momenta + 2))
+            self.cell.advance(signals, cell, hidden, context, input_scale)
+        state["hidden"].copy_(hidden)
+        adam = self.momentum_decays.index(ADAM_MOMENTUM)
+        one_for_adam = column(tuple(float(place == adam) for place in range(momenta + 2)), grad)
+        factors = (*(-self.rate * correction for correction in corrections), LOG_SCALE_SLOPE / LOG_SCALE_BOUND)
+        weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1) + one_for_adam], -1)
+        hidden_and_one = signals.narrow(-2, momenta + 2, self.hidden_size + 1)
+        output = torch.matmul(weight.mul_(column(factors, grad)), hidden_and_one, out=rows("output", momenta + 2))
         coefficients, scale = output.split([momenta + 1, 1], -2)
-        coefficients.select(-2, self.momentum_decays.index(ADAM_MOMENTUM)).add_(1.0)
-        direction: Tensor = coefficients.mul_(directions).sum(-2)
-        log_scale = scale.squeeze(-2).mul_(LOG_SCALE_SLOPE / LOG_SCALE_BOUND).tanh_().mul_(LOG_SCALE_BOUND)
-        return direction.mul_(log_scale.exp_()).mul_(-self.rate)
-
-
-def _largest_with_finite_square(dtype: torch.dtype) -> float:
-    return math.sqrt(torch.finfo(dtype).max) / 2
-
-
-def _corrections(decays: tuple[float, ...], step: float) -> list[float]:
-    """Factors that take the bias of the zero start out of averages."""
-    return [1 / -math.expm1(step * math.log(decay)) if decay > 0 else 1.0 for decay in decays]
-
-
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
-
-
-def moving_averages(values: Tensor, averages: Tensor, decays: tuple[float, ...], step: Tensor) -> tuple[Tensor, Tensor]:
-    """Exponential averages of ``values`` at each of the K ``decays``, and the same without the bias of the zero start.
-
-    ``a <- decay a + (1 - decay) values`` and ``a / (1 - decay ** step)`` (Kingma & Ba 2015, section 3); written so
-    that no digits cancel for decays near 1. ``averages`` and both results have the shape ``(K, *coordinates)``.
-    """
-    new = [average.to(values.dtype).lerp(values, 1 - decay) for average, decay in zip(averages, decays, strict=True)]
-    corrected = [
-        average / -torch.expm1(step * math.log(decay)) if decay > 0 else average
-        for average, decay in zip(new, decays, strict=True)
-    ]
-    return torch.stack(new), torch.stack(corrected)
+        update: Tensor = coefficients.mul_(directions).sum(-2)
+        return update.mul_(scale.squeeze(-2).tanh_().mul_(LOG_SCALE_BOUND).exp_())

@@ -34,11 +34,12 @@ class Estimate(NamedTuple):
     meta_loss: Tensor
     """0-d; of the smoothed estimators the mean over their particles."""
     losses: Tensor
-    """Inner losses of the window, ``(steps, B)``; likewise."""
+    """Inner losses of the window, ``(steps, ...)``, of all trainings that go on: ``...`` is the shape of the state's
+    ``initial_loss``."""
     state: Trajectory
     """Start of the next window."""
     report: dict[str, Tensor]
-    """What an estimator has to say beyond that, by name, such as the weights of a combination."""
+    """What an estimator has to say beyond that: of :attr:`Estimator.reports`, those that could be told."""
 
 
 class Estimator(ABC):
@@ -50,6 +51,8 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     """Name in configurations."""
+    reports: ClassVar[tuple[str, ...]] = ()
+    """Names that may stand in an :attr:`Estimate.report`; a run logs the mean of each."""
 
     def start(
         self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator

@@ -30,7 +30,7 @@ from torch import Tensor
 from learned_optim.meta_train.estimators.base import Estimate, Trajectory
 from learned_optim.meta_train.estimators.perturbation import first_copy
 from learned_optim.meta_train.estimators.reparameterization import Reparameterization
-from learned_optim.meta_train.meta_loss import MetaLossName
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.particles import as_meta_grads
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
@@ -39,7 +39,8 @@ from learned_optim.rules import UpdateRule
 class Combined(Reparameterization):
     """ES and reparameterization gradients, weighted elementwise by their inverse variances.
 
-    ``report["es_weight"]`` has the weight of ES for each meta-parameter, ``(M,)``. A meta-parameter whose
+    Reports the weight of ES for each meta-parameter, ``es_weight`` ``(M,)``, and the variances of the two means over
+    this window's pairs, summed over the meta-parameters, ``es_variance`` and ``rp_variance``. A meta-parameter whose
     backpropagated gradient is not finite is left to ES.
 
     Args:
@@ -54,13 +55,14 @@ class Combined(Reparameterization):
     """
 
     name = "combined"
+    reports = ("es_weight", "es_variance", "rp_variance")
 
     def __init__(
         self,
         sigma: float = 0.01,
         pairs: int = 1,
         groups: int | None = None,
-        meta_loss: MetaLossName = "mean",
+        meta_loss: MetaLoss | MetaLossName = "mean",
         *,
         covariance: bool = True,
         variance_decay: float = 0.0,
@@ -95,12 +97,15 @@ class Combined(Reparameterization):
         weight = self._es_weight(es_samples, result.grads)
         es, rp = es_samples.mean(0), result.grads.mean(0)
         combination = torch.where(weight == 1, es, weight * es + (1 - weight) * rp)  # where: rp may not be finite
+        inner, losses = first_copy(result.window, self.groups_of(task))
+        samples = {"es_variance": es_samples, "rp_variance": result.grads}
+        variances = {name: values.var(0).sum() / len(values) for name, values in samples.items()}
         return Estimate(
             grads=as_meta_grads(rule, combination),
             meta_loss=result.meta_losses.mean(),
-            losses=self.mean_losses(result.window),
-            state=Trajectory(first_copy(result.window.state, self.groups_of(task)), {}),
-            report={"es_weight": weight},
+            losses=losses,
+            state=Trajectory(inner, {}),
+            report={"es_weight": weight, **variances},
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -17,12 +17,11 @@ import torch
 from learned_optim.meta_train.estimators.base import Estimate, Trajectory
 from learned_optim.meta_train.estimators.perturbation import (
     PerturbationEstimator,
-    antithetic_rule,
     as_particles,
     first_copy,
+    variance_of_mean,
 )
 from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.unroll import unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -34,6 +33,7 @@ class ES(PerturbationEstimator):
     """
 
     name = "es"
+    reports = ("variance",)
 
     @torch.no_grad()
     def window(
@@ -43,12 +43,13 @@ class ES(PerturbationEstimator):
         groups = self.groups_of(task)
         noise = self.perturbations(rule, task, generator)
         particles = as_particles(state.inner, groups, 2 * self.pairs)
-        window = unroll(antithetic_rule(rule, noise), task, particles, steps, generator)
-        meta_losses = self.meta_losses(window.losses, particles.initial_loss)
+        meta_losses, window = self.particle_window(rule, noise, task, particles, steps, generator)
+        slopes = self.slopes(meta_losses)
+        inner, losses = first_copy(window, groups)
         return Estimate(
-            grads=as_meta_grads(rule, self.slopes(meta_losses) @ noise / len(noise)),
+            grads=as_meta_grads(rule, slopes @ noise / len(noise)),
             meta_loss=meta_losses.mean(),
-            losses=self.mean_losses(window),
-            state=Trajectory(first_copy(window.state, groups), {}),
-            report={},
+            losses=losses,
+            state=Trajectory(inner, {}),
+            report=variance_of_mean(slopes, noise),
         )

@@ -13,9 +13,9 @@ direction, so that a meta-optimizer which steps at every window sees correlated 
 import torch
 
 from learned_optim.meta_train.estimators.base import Estimate, Trajectory
-from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, antithetic_rule, as_particles
+from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, as_particles, variance_of_mean
 from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.unroll import InnerState, unroll
+from learned_optim.meta_train.unroll import InnerState
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -29,6 +29,7 @@ class ESSingle(PerturbationEstimator):
     """
 
     name = "es-single"
+    reports = ("variance",)
 
     def start(
         self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
@@ -43,12 +44,12 @@ class ESSingle(PerturbationEstimator):
     ) -> Estimate:
         """See :meth:`Estimator.window`."""
         noise = state.memory[PERTURBATION]
-        window = unroll(antithetic_rule(rule, noise), task, state.inner, steps, generator)
-        meta_losses = self.meta_losses(window.losses, state.inner.initial_loss)
+        meta_losses, window = self.particle_window(rule, noise, task, state.inner, steps, generator)
+        slopes = self.slopes(meta_losses)
         return Estimate(
-            grads=as_meta_grads(rule, self.slopes(meta_losses) @ noise / len(noise)),
+            grads=as_meta_grads(rule, slopes @ noise / len(noise)),
             meta_loss=meta_losses.mean(),
-            losses=self.mean_losses(window),
+            losses=window.losses,
             state=Trajectory(window.state, state.memory),
-            report={},
+            report=variance_of_mean(slopes, noise),
         )

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from learned_optim.meta_train.estimators.base import Estimator
-from learned_optim.meta_train.meta_loss import META_LOSSES, MetaLossName
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
-from learned_optim.meta_train.unroll import InnerState, Unroll
+from learned_optim.meta_train.unroll import InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -35,13 +35,17 @@ class PerturbationEstimator(Estimator):
     """
 
     def __init__(
-        self, sigma: float = 0.01, pairs: int = 1, groups: int | None = None, meta_loss: MetaLossName = "mean"
+        self,
+        sigma: float = 0.01,
+        pairs: int = 1,
+        groups: int | None = None,
+        meta_loss: MetaLoss | MetaLossName = "mean",
     ) -> None:
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
         if pairs < 1 or (groups is not None and groups < 1):
             raise ValueError(f"pairs and groups must be at least 1, got {pairs} and {groups}")
-        self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, meta_loss
+        self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, MetaLoss.of(meta_loss)
 
     def groups_of(self, task: VectorizedTask) -> int:
         """G for this task.
@@ -61,21 +65,42 @@ class PerturbationEstimator(Estimator):
         noise = torch.randn(shape, generator=generator, dtype=weights.dtype, device=generator.device)
         return self.sigma * noise.to(weights.device)
 
-    def meta_losses(self, losses: Tensor, initial_loss: Tensor) -> Tensor:
-        """Meta-loss of every particle, ``(2 K,)``, from ``(steps, 2 K, b)`` and ``(2 K, b)``."""
-        result: Tensor = vmap(META_LOSSES[self.meta_loss], in_dims=(1, 0))(losses, initial_loss)
+    def reduction(self, task: VectorizedTask) -> Reduction:
+        """Meta-loss of every particle, ``(2 K,)``, as a function of ``(steps, 2 K, b)`` and ``(2 K, b)``."""
+        result: Reduction = vmap(self.meta_loss.reduction(task), in_dims=(1, 0))
         return result
+
+    def particle_window(
+        self,
+        rule: UpdateRule,
+        noise: Tensor,
+        task: VectorizedTask,
+        particles: InnerState,
+        steps: int,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Unroll]:
+        """Meta-losses ``(2 K,)`` and window of the antithetic particles with the perturbations ``(K, M)``."""
+        moved, batches = antithetic_rule(rule, noise), self.meta_loss.outer_batches
+        window = unroll(moved, task, particles, steps, generator, outer_batches=batches)
+        return self.reduction(task)(window.counted, particles.initial_loss), window
 
     def slopes(self, meta_losses: Tensor) -> Tensor:
         r"""Of every pair :math:`(L^+ - L^-) / 2 \sigma^2`, ``(K,)``."""
         above, below = meta_losses.chunk(2)
         return (above - below) / (2 * self.sigma**2)
 
-    def mean_losses(self, window: Unroll) -> Tensor:
-        """Inner losses ``(steps, B)``, averaged over the particles that train an instance."""
-        steps = len(window.losses)
-        losses: Tensor = window.losses.detach().reshape(steps, 2 * self.pairs, -1).mean(1)
-        return losses
+
+def variance_of_mean(slopes: Tensor, credited: Tensor) -> dict[str, Tensor]:
+    """The report of estimates ``slopes @ credited / K`` from ``(K,)`` and ``(K, M)``: their variance, summed over M.
+
+    Estimated from the scatter of the pairs; nothing can be said of a single one.
+    """
+    pairs = len(slopes)
+    if pairs < 2:
+        return {}
+    squares = slopes.square() @ credited.square().sum(1)
+    mean = slopes @ credited / pairs
+    return {"variance": (squares - pairs * mean.square().sum()) / (pairs * (pairs - 1))}
 
 
 def antithetic(rule: UpdateRule, perturbations: Tensor) -> Tensor:
@@ -103,16 +128,21 @@ def as_particles(state: InnerState, groups: int, copies: int) -> InnerState:
     )
 
 
-def first_copy(state: InnerState, groups: int) -> InnerState:
-    """State of the B instances under the first particle of each group: the counterpart of :func:`as_particles`."""
+def first_copy(window: Unroll, groups: int) -> tuple[InnerState, Tensor]:
+    """Of the B instances under the first particle of each group: state after the window, and losses ``(steps, B)``.
+
+    The counterpart of :func:`as_particles`.
+    """
+    state = window.state
 
     def join(tensor: Tensor, dim: int = 0) -> Tensor:
         joined = tensor[:groups].movedim(0, dim).flatten(dim, dim + 1)
         return joined.clone(memory_format=torch.contiguous_format)  # no view, or the other copies would live on
 
-    return state._replace(
+    joined_state = state._replace(
         parameters=join(state.parameters),
         grad=join(state.grad),
         rule_state={entry: join(tensor, 1) for entry, tensor in state.rule_state.items()},
         initial_loss=join(state.initial_loss),
     )
+    return joined_state, window.losses[:, :groups].flatten(1)

@@ -15,9 +15,9 @@ training, so the members of a pool of inner trainings should stand at different 
 import torch
 
 from learned_optim.meta_train.estimators.base import Estimate, Trajectory
-from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, antithetic_rule, as_particles
+from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, as_particles, variance_of_mean
 from learned_optim.meta_train.particles import as_meta_grads, flat_meta_parameters
-from learned_optim.meta_train.unroll import InnerState, unroll
+from learned_optim.meta_train.unroll import InnerState
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
@@ -31,6 +31,7 @@ class PES(PerturbationEstimator):
     """
 
     name = "pes"
+    reports = ("variance",)
 
     def start(
         self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
@@ -48,12 +49,12 @@ class PES(PerturbationEstimator):
         """See :meth:`Estimator.window`."""
         noise = self.perturbations(rule, task, generator)
         total = state.memory[PERTURBATION_SUM] + noise
-        window = unroll(antithetic_rule(rule, noise), task, state.inner, steps, generator)
-        meta_losses = self.meta_losses(window.losses, state.inner.initial_loss)
+        meta_losses, window = self.particle_window(rule, noise, task, state.inner, steps, generator)
+        slopes = self.slopes(meta_losses)
         return Estimate(
-            grads=as_meta_grads(rule, self.slopes(meta_losses) @ total / len(total)),
+            grads=as_meta_grads(rule, slopes @ total / len(total)),
             meta_loss=meta_losses.mean(),
-            losses=self.mean_losses(window),
+            losses=window.losses,
             state=Trajectory(window.state, {PERTURBATION_SUM: total}),
-            report={},
+            report=variance_of_mean(slopes, total),
         )

@@ -8,7 +8,7 @@ if inner gradients are differentiated too (``second_derivatives``); by default t
 explode and their average is worthless.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from learned_optim.meta_train.estimators.perturbation import (
     first_copy,
 )
 from learned_optim.meta_train.estimators.truncated_bptt import backpropagate, check_replay
-from learned_optim.meta_train.meta_loss import MetaLossName
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.particles import ParticleRule, as_meta_grads
 from learned_optim.meta_train.unroll import Unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
@@ -56,13 +56,14 @@ class Reparameterization(PerturbationEstimator):
     """
 
     name = "reparameterization"
+    reports: ClassVar[tuple[str, ...]] = ("variance",)
 
     def __init__(
         self,
         sigma: float = 0.01,
         pairs: int = 1,
         groups: int | None = None,
-        meta_loss: MetaLossName = "mean",
+        meta_loss: MetaLoss | MetaLossName = "mean",
         *,
         second_derivatives: bool = False,
         replay_coordinates: int | None = None,
@@ -76,12 +77,14 @@ class Reparameterization(PerturbationEstimator):
     ) -> Estimate:
         """See :meth:`Estimator.window`."""
         result = self.pair_gradients(rule, task, state, steps, generator)
+        inner, losses = first_copy(result.window, self.groups_of(task))
+        several = len(result.grads) > 1
         return Estimate(
             grads=as_meta_grads(rule, result.grads.mean(0)),
             meta_loss=result.meta_losses.mean(),
-            losses=self.mean_losses(result.window),
-            state=Trajectory(first_copy(result.window.state, self.groups_of(task)), {}),
-            report={},
+            losses=losses,
+            state=Trajectory(inner, {}),
+            report={"variance": result.grads.var(0).sum() / len(result.grads)} if several else {},
         )
 
     def pair_gradients(
@@ -99,7 +102,8 @@ class Reparameterization(PerturbationEstimator):
             particles,
             steps,
             generator,
-            self.meta_losses,
+            self.reduction(task),
+            self.meta_loss.outer_batches,
             self.second_derivatives,
             self.replay_coordinates,
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
 from learned_optim.meta_train.fused import fused_equivalent
-from learned_optim.meta_train.meta_loss import META_LOSSES, MetaLossName
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
 from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
@@ -47,7 +47,7 @@ def truncated_bptt(
     steps: int,
     generator: torch.Generator,
     *,
-    meta_loss: MetaLossName = "mean",
+    meta_loss: MetaLoss | MetaLossName = "mean",
     second_derivatives: bool = False,
     replay_coordinates: int | None = None,
 ) -> MetaGradient:
@@ -68,6 +68,7 @@ def truncated_bptt(
         ValueError: ``replay_coordinates`` is combined with ``second_derivatives``.
     """
     check_replay(second_derivatives, replay_coordinates)
+    meta_loss = MetaLoss.of(meta_loss)
     meta_grads, value, window = backpropagate(
         lambda: rule,
         tuple(rule.parameters()),
@@ -75,7 +76,8 @@ def truncated_bptt(
         state,
         steps,
         generator,
-        META_LOSSES[meta_loss],
+        meta_loss.reduction(task),
+        meta_loss.outer_batches,
         second_derivatives,
         replay_coordinates,
     )
@@ -95,7 +97,8 @@ def backpropagate(
     state: InnerState,
     steps: int,
     generator: torch.Generator,
-    meta_loss: Callable[[Tensor, Tensor], Tensor],
+    meta_loss: Reduction,
+    outer_batches: int,
     second_derivatives: bool,
     replay_coordinates: int | None,
 ) -> tuple[tuple[Tensor, ...], Tensor, Unroll]:
@@ -109,13 +112,13 @@ def backpropagate(
     with torch.enable_grad():
         rule = build()
     grads, value, window = differentiate(
-        rule, meta_parameters, task, state, steps, generator, meta_loss, replay_coordinates
+        rule, meta_parameters, task, state, steps, generator, meta_loss, outer_batches, replay_coordinates
     )
     filled = tuple(
         torch.zeros_like(parameter) if grad is None else grad
         for parameter, grad in zip(meta_parameters, grads, strict=True)
     )
-    window = Unroll(detached(window.state), window.losses.detach(), None)
+    window = Unroll(detached(window.state), window.losses.detach(), window.counted.detach())
     return filled, value.detach(), window
 
 
@@ -126,19 +129,20 @@ def _by_replay(
     state: InnerState,
     steps: int,
     generator: torch.Generator,
-    meta_loss: Callable[[Tensor, Tensor], Tensor],
+    meta_loss: Reduction,
+    outer_batches: int,
     replay_coordinates: int | None,
 ) -> tuple[tuple[Tensor | None, ...], Tensor, Unroll]:
     with torch.no_grad():
-        window = unroll(rule, task, state, steps, generator, record_grads=True)
-    assert window.grads is not None  # for the type checker: they were asked for
-    losses = window.losses.requires_grad_()
+        window = unroll(rule, task, state, steps, generator, outer_batches=outer_batches, record_grads=True)
+    assert window.grads is not None and window.counted_grads is not None  # noqa: PT018  # for the type checker
+    losses = window.counted.requires_grad_()
     with torch.enable_grad():
         value = meta_loss(losses, state.initial_loss)
         (weights,) = torch.autograd.grad(value.sum(), losses)
 
     grads = [grad.flatten(-2) for grad in window.grads]  # steps + 1 of ([P,] coordinates)
-    grads_to_go = [grad.flatten(-2) for grad in _grads_to_go(window.grads[1:], weights)]
+    grads_to_go = [grad.flatten(-2) for grad in _grads_to_go(window.counted_grads, weights)]
     rule_state = {entry: tensor.flatten(-2) for entry, tensor in state.rule_state.items()}
     coordinates = grads[0].shape[-1]
     if replay_coordinates is not None and replay_coordinates < coordinates:
@@ -155,7 +159,8 @@ def _by_replay(
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()
         meta_grads = torch.autograd.grad(surrogate, meta_parameters, allow_unused=True)
-    if not all(math.isfinite(grad.sum()) for grad in window.grads):  # a sample of the coordinates need not show it
+    seen = (*window.grads, *(window.counted_grads if outer_batches > 0 else ()))
+    if not all(math.isfinite(grad.sum()) for grad in seen):  # a sample of the coordinates need not show it
         meta_grads = tuple(torch.full_like(parameter, torch.nan) for parameter in meta_parameters)
     return meta_grads, value, window
 
@@ -201,12 +206,13 @@ def _through_the_unroll(
     state: InnerState,
     steps: int,
     generator: torch.Generator,
-    meta_loss: Callable[[Tensor, Tensor], Tensor],
+    meta_loss: Reduction,
+    outer_batches: int,
     replay_coordinates: int | None,
 ) -> tuple[tuple[Tensor | None, ...], Tensor, Unroll]:
     with torch.enable_grad():
-        window = unroll(rule, task, state, steps, generator, second_derivatives=True)
-        value = meta_loss(window.losses, state.initial_loss)
+        window = unroll(rule, task, state, steps, generator, outer_batches=outer_batches, second_derivatives=True)
+        value = meta_loss(window.counted, state.initial_loss)
         return torch.autograd.grad(value.sum(), meta_parameters, allow_unused=True), value, window
 
 
@@ -229,13 +235,13 @@ class TruncatedBPTT(Estimator):
 
     def __init__(
         self,
-        meta_loss: MetaLossName = "mean",
+        meta_loss: MetaLoss | MetaLossName = "mean",
         *,
         second_derivatives: bool = False,
         replay_coordinates: int | None = None,
     ) -> None:
         check_replay(second_derivatives, replay_coordinates)
-        self.meta_loss = meta_loss
+        self.meta_loss = MetaLoss.of(meta_loss)
         self.second_derivatives, self.replay_coordinates = second_derivatives, replay_coordinates
 
     def window(

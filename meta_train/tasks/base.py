@@ -1,5 +1,6 @@
 """What a task is: an ordinary ``nn.Module``, a stream of batches and a loss."""
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +33,21 @@ class Task(ABC):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Loss of *one* instance on its own batch, a 0-d tensor. It is vectorised by ``torch.func.vmap``."""
 
+    @property
+    def loss_bound(self) -> float | None:
+        """The loss above which it no longer matters how high it is; None: relative to the initial loss."""
+        return None
+
+    def hold_out(self) -> "tuple[Task, Task]":
+        """The same task on two disjoint parts of its data: to train on, and to tell how well that generalises.
+
+        Where the data are an endless stream, both may be the task itself.
+
+        Raises:
+            ValueError: this task has no such parts.
+        """
+        raise ValueError(f"{type(self).__name__} holds no data out: define hold_out(), or take training batches")
+
 
 class TaskFamily(ABC):
     """A distribution over tasks. Sub-classes are frozen dataclasses whose fields are the options of a configuration."""
@@ -48,8 +64,13 @@ class TaskFamily(ABC):
         """Draw a task: architecture, batch size and other choices. ``split`` says from which part of the data."""
 
 
+HELD_OUT = 0.2  # of the rows: enough to see overfitting, and training hardly notices
+
+
 class DataTask(Task):
     """A task on a data set held in memory: batches are drawn uniformly, with replacement.
+
+    Held out (see :meth:`Task.hold_out`) is the last fifth of the rows.
 
     Args:
         data: tensors with the same first dimension; a batch holds ``batch_size`` rows of each.
@@ -65,3 +86,11 @@ class DataTask(Task):
         shape = (instances, self.batch_size)
         rows = torch.randint(len(self.data[0]), shape, generator=generator).flatten()
         return tuple(tensor.index_select(0, rows).unflatten(0, shape) for tensor in self.data)
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """Views of the first four fifths of the rows, and of the last."""
+        kept = round((1 - HELD_OUT) * len(self.data[0]))
+        inner, outer = copy.copy(self), copy.copy(self)
+        inner.data = tuple(tensor[:kept] for tensor in self.data)
+        outer.data = tuple(tensor[kept:] for tensor in self.data)
+        return inner, outer

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -101,18 +102,18 @@ class MLPTask(DataTask):
         layer_norm: bool,
     ) -> None:
         super().__init__(images_and_labels, batch_size)
+        self.classes = int(images_and_labels[1].max()) + 1
         self.widths, self.activation, self.layer_norm = widths, activation, layer_norm
         self.initial, self.gain = initial, gain
 
     def module(self) -> nn.Module:
         """A perceptron with fresh weights."""
-        images, labels = self.data
-        sizes = [images.shape[1], *self.widths]
+        sizes = [self.data[0].shape[1], *self.widths]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
             norm = [nn.LayerNorm(outputs)] if self.layer_norm else []
             layers += [nn.Linear(inputs, outputs), *norm, ACTIVATIONS[self.activation]()]
-        network = nn.Sequential(*layers, nn.Linear(sizes[-1], int(labels.max()) + 1))
+        network = nn.Sequential(*layers, nn.Linear(sizes[-1], self.classes))
         with torch.no_grad():
             for layer in network:
                 if isinstance(layer, nn.Linear):
@@ -121,6 +122,11 @@ class MLPTask(DataTask):
                             parameter.normal_(0.0, PAPER_DEVIATION)
                         parameter.mul_(self.gain)
         return network
+
+    @property
+    def loss_bound(self) -> float:
+        """Half as much again as that of a network that finds all classes equally likely."""
+        return 1.5 * math.log(self.classes)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy, in nats."""

@@ -64,6 +64,10 @@ class QuadraticTask(Task):
             return torch.zeros(instances, 1)
         return self.noise * torch.randn(instances, self.dimension, generator=generator)
 
+    def hold_out(self) -> tuple[Task, Task]:
+        """Noise is drawn afresh for every batch: there is nothing to hold out."""
+        return self, self
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Squared norm of the (noisy) residual."""
         residual: Tensor = module() + batch

@@ -1,0 +1,329 @@
+"""The experiment of Metz et al. 2019 at the size of one core: rules for a small convolutional network, two meta-losses.
+
+    python -m benchmarks.metz_2019 train      # meta-trains metz-train and metz-validation; goes on where it stopped
+    python -m benchmarks.metz_2019 evaluate   # tunes the baselines, takes all through the same runs: ten minutes
+    python -m benchmarks.metz_2019 time       # milliseconds a step, on the real module: on a quiet machine
+    python -m benchmarks.metz_2019 plot       # table and figure of what the others have written
+
+Networks are trained on 400 images of a split, as many as in meta-training, and tested on the rest of it. Rates are
+tuned on validation images, everything is compared on test images, which have not been used for anything else.
+"""
+
+import argparse
+import copy
+import csv
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.optim import Optimizer
+
+from learned_optim import LearnedOptimizer, cli
+from learned_optim.files import write_atomically
+from learned_optim.meta_train.benchmark import COMPARISON_SEED, EDGE_MARK, TUNING_SEED, save_rows
+from learned_optim.meta_train.config import load_config
+from learned_optim.meta_train.evaluation import BASELINES as TORCH_OPTIMIZERS
+from learned_optim.meta_train.evaluation import HIGHER_RATES, RATES, MakeOptimizer, mean_and_band, train
+from learned_optim.meta_train.plots import LEARNED_COLOURS, STYLE
+from learned_optim.meta_train.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.tasks import ConvNetFamily, DataTask, Split
+from learned_optim.meta_train.vectorize import VectorizedTask
+
+RESULTS = Path(__file__).parent / "results" / "metz_2019"
+RUNS = Path("runs")
+CONFIGS = {"metz-train": "mlp, training loss", "metz-validation": "mlp, validation loss"}
+"""Configuration -> the rule's name in table and figure."""
+
+EXAMPLES = 400  # images to train on, as in meta-training: a fifth of 500 is held out
+STEPS = 1000  # twice the horizon of meta-training
+RECORD = 20  # steps between two records
+SEEDS, TUNING_SEEDS = 8, 4
+ROUNDS = 200  # steps timed of each optimizer
+
+BASELINES: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
+    "Adam": TORCH_OPTIMIZERS["Adam"],
+    "RMSprop": TORCH_OPTIMIZERS["RMSprop"],
+    "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+}
+COLOURS = {"Adam": "#4c72b0", "RMSprop": "#8c8c8c", "momentum": "#64b5cd"}
+MEASURES = ("training", "test")
+
+
+def at_rate(name: str, rate: float) -> MakeOptimizer:
+    """A baseline with its rate."""
+    return lambda parameters: BASELINES[name](parameters, rate)
+
+
+def learned(rule: str) -> MakeOptimizer:
+    """A rule, which has none."""
+    return lambda parameters: LearnedOptimizer(parameters, rule)
+
+
+class Losses(NamedTuple):
+    """What one optimizer did: records ``(records, seeds)`` at steps 0, RECORD, 2 RECORD ..."""
+
+    training: np.ndarray
+    """Mean loss on the batches since the last record."""
+    test: np.ndarray
+    """Loss on all test images."""
+
+    def final(self, measure: str) -> np.ndarray:
+        """Mean of the last tenth of the records, ``(seeds,)``."""
+        records: np.ndarray = getattr(self, measure)
+        last: np.ndarray = records[-max(1, (len(records) - 1) // 10) :]
+        return np.asarray(last.mean(0))
+
+
+class Problem:
+    """The network of the configurations on images that they have not seen."""
+
+    def __init__(self, split: Split, seeds: int, seed: int, steps: int) -> None:
+        self.seed, self.steps = seed, steps
+        family = load_config("metz-train").tasks[0].build()
+        assert isinstance(family, ConvNetFamily)  # for the type checker
+        everything = dataclasses.replace(family, examples=None).sample(numpy_generator(seed, "metz task"), split)
+        assert isinstance(everything, DataTask)
+        self.inner = copy.copy(everything)
+        self.inner.data = tuple(tensor[:EXAMPLES] for tensor in everything.data)
+        self.task = VectorizedTask(self.inner, seeds, derive_seed(seed, "metz instances"))
+        self.test_batch = tuple(tensor[EXAMPLES:].expand(seeds, -1, *tensor.shape[1:]) for tensor in everything.data)
+
+    def run(self, make_optimizer: MakeOptimizer) -> Losses:
+        """Train all seeds."""
+        test: list[Tensor] = []
+
+        def observed(parameters: Iterable[Tensor]) -> Optimizer:
+            (matrix,) = parameters
+            optimizer, steps = make_optimizer([matrix]), 0
+
+            def record(*_: object) -> None:
+                nonlocal steps
+                if steps % RECORD == 0:
+                    with torch.no_grad():
+                        test.append(self.task.losses(matrix.detach(), self.test_batch))
+                steps += 1
+
+            record()
+            optimizer.register_step_post_hook(record)
+            return optimizer
+
+        losses = train(self.task, observed, self.steps, torch_generator(self.seed, "metz batches"))
+        training = np.stack([losses[0], *losses[1:].reshape(-1, RECORD, losses.shape[1]).mean(1)])
+        return Losses(training, torch.stack(test).nan_to_num(torch.inf).double().numpy())
+
+
+# Meta-training
+
+
+def meta_train(names: Iterable[str]) -> None:
+    """Begin each run, or go on with it."""
+    for name in names:
+        folder = RUNS / name
+        arguments = ["--resume", str(folder)] if folder.exists() else [name, "--output", str(folder)]
+        if status := cli.main(["meta-train", *arguments]):
+            raise SystemExit(status)
+
+
+# Evaluation
+
+
+def tune() -> None:
+    """Final losses of every baseline at every rate; what ``tuning.csv`` has already is not run again."""
+    problem = Problem("validation", TUNING_SEEDS, TUNING_SEED, STEPS)
+    scores = tuning_scores()
+    for name in BASELINES:
+        rates = list(RATES)
+        while rates:
+            for rate in rates:
+                if (name, rate) not in scores:
+                    losses = problem.run(at_rate(name, rate))
+                    scores[name, rate] = {measure: float(losses.final(measure).mean()) for measure in MEASURES}
+                    save_tuning(scores)
+                    print(name, rate, scores[name, rate])
+            highest = max(rate for optimizer, rate in scores if optimizer == name)
+            extend = any(best_rate(scores, name, measure)[0] == highest for measure in MEASURES)
+            rates = [rate for rate in HIGHER_RATES if rate > highest][:1] if extend else []
+
+
+Scores = dict[tuple[str, float], dict[str, float]]
+"""(optimizer, rate) -> measure -> mean final loss on the tuning seeds."""
+
+
+def tuning_scores() -> Scores:
+    if not (RESULTS / "tuning.csv").exists():
+        return {}
+    return {
+        (row["optimizer"], float(row["rate"])): {measure: float(row[f"{measure}_loss"]) for measure in MEASURES}
+        for row in read("tuning")
+    }
+
+
+def save_tuning(scores: Scores) -> None:
+    rows = [
+        (name, f"{rate:g}", *(f"{values[measure]:.6g}" for measure in MEASURES))
+        for (name, rate), values in scores.items()
+    ]
+    header = ("optimizer", "rate", *(f"{measure}_loss" for measure in MEASURES))
+    save_rows(RESULTS, "tuning", [header, *rows], {"steps": STEPS, "seeds": TUNING_SEEDS})
+
+
+def best_rate(scores: Scores, name: str, measure: str) -> tuple[float, bool]:
+    """The rate of the lowest final loss, and whether it lies at an edge of those tried."""
+    own = {rate: values[measure] for (optimizer, rate), values in scores.items() if optimizer == name}
+    best = min(own, key=lambda rate: (own[rate], rate))
+    return best, best in (min(own), max(own))
+
+
+def evaluate(rules: Mapping[str, str]) -> None:
+    """Every baseline at its best rate for either measure, and the rules, on the same test problem."""
+    tune()
+    scores = tuning_scores()
+    problem = Problem("test", SEEDS, COMPARISON_SEED, STEPS)
+    candidates: list[tuple[str, str, str, str, MakeOptimizer]] = []
+    for name in BASELINES:
+        for measure in MEASURES:
+            rate, edge = best_rate(scores, name, measure)
+            candidates.append((name, measure, f"{rate:g}", EDGE_MARK if edge else "", at_rate(name, rate)))
+    candidates += [(name, "", "", "", learned(rule)) for name, rule in rules.items()]
+
+    columns = [f"{measure}_{column}" for measure in MEASURES for column in ("loss", "low", "high")]
+    summary: list[tuple[str, ...]] = [("optimizer", "tuned_for", "rate", "edge", *columns)]
+    curves: list[tuple[str, ...]] = [("optimizer", "tuned_for", "step", *columns)]
+    for name, tuned_for, shown_rate, mark, build in candidates:
+        losses = problem.run(build)
+        bands = [mean_and_band(getattr(losses, measure)) for measure in MEASURES]
+        finals = [value for measure in MEASURES for value in mean_and_band(losses.final(measure)[None])]
+        summary.append((name, tuned_for, shown_rate, mark, *(f"{float(value[0]):.6g}" for value in finals)))
+        for record, values in enumerate(np.concatenate(bands).T):
+            curves.append((name, tuned_for, str(record * RECORD), *(f"{value:.6g}" for value in values)))
+        print(*summary[-1])
+    details = {"steps": STEPS, "seeds": SEEDS, "rules": dict(rules)}
+    save_rows(RESULTS, "summary", summary, details)
+    save_rows(RESULTS, "curves", curves, details)
+
+
+# Time
+
+
+def step_times(rules: Mapping[str, str]) -> None:
+    """Median milliseconds of a whole training step and of the optimizer's part, on the real module; one thread."""
+    torch.set_num_threads(1)
+    problem = Problem("test", 1, COMPARISON_SEED, 0)
+    makers = {name: at_rate(name, 1e-3) for name in BASELINES}
+    makers |= {name: learned(rule) for name, rule in rules.items()}
+    modules = {name: problem.inner.module() for name in makers}
+    optimizers = {name: make(modules[name].parameters()) for name, make in makers.items()}
+    steps: dict[str, list[float]] = {name: [] for name in makers}
+    parts: dict[str, list[float]] = {name: [] for name in makers}
+    generator = torch_generator(0, "metz time")
+    for _ in range(ROUNDS + 10):  # in turn, so that a disturbance hits all alike; the first ones warm up
+        batch = tuple(tensor[0] for tensor in problem.inner.batch(1, generator))
+        for name, optimizer in optimizers.items():
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            problem.inner.loss(modules[name], batch).backward()
+            middle = time.perf_counter()
+            optimizer.step()
+            ended = time.perf_counter()
+            steps[name].append(1e3 * (ended - began))
+            parts[name].append(1e3 * (ended - middle))
+    rows = [
+        (name, f"{statistics.median(steps[name][10:]):.4f}", f"{statistics.median(parts[name][10:]):.4f}")
+        for name in makers
+    ]
+    for row in rows:
+        print(*row)
+    header = ("optimizer", "milliseconds_per_step", "of_which_optimizer")
+    save_rows(RESULTS, "step_time", [header, *rows], {"rounds": ROUNDS})
+
+
+# Table and figure
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def plot() -> None:
+    """Write ``table.md`` and ``curves.png``."""
+    write_atomically(RESULTS / "table.md", table())
+    timed = (RESULTS / "step_time.csv").exists()
+    milliseconds = {row["optimizer"]: float(row["milliseconds_per_step"]) for row in read("step_time")} if timed else {}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 6.4) if timed else (5.0, 6.4), layout="constrained")
+        panels = figure.subplots(2, 2 if timed else 1, squeeze=False)
+        for row, measure in zip(panels, MEASURES, strict=True):
+            draw(row[0], measure, None)
+            row[0].legend(fontsize=7)
+            if timed:
+                draw(row[1], measure, milliseconds)
+        figure.savefig(RESULTS / "curves.png", dpi=130)
+
+
+def table() -> str:
+    """Final losses with their bands, best test loss first."""
+    lines = [
+        "| optimizer | rate tuned for | rate | training loss | test loss |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(read("summary"), key=lambda row: float(row["test_loss"])):
+        cells = []
+        for measure in MEASURES:
+            loss, low, high = (f"{float(row[f'{measure}_{column}']):.3f}" for column in ("loss", "low", "high"))
+            cells.append(f"{loss} ({low} to {high})")
+        tuned, mark = row["tuned_for"] or "none to tune", row["edge"].replace("*", r"\*")
+        lines.append(f"| {row['optimizer']} | {tuned} | {row['rate']}{mark} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(panel: Axes, measure: str, milliseconds: Mapping[str, float] | None) -> None:
+    """One measure against steps, or seconds; baselines at the rate that was tuned for it."""
+    curves: dict[str, list[dict[str, str]]] = {}
+    for row in read("curves"):
+        if row["tuned_for"] in (measure, ""):
+            curves.setdefault(row["optimizer"], []).append(row)
+    warm = iter(LEARNED_COLOURS * len(curves))
+    for name, rows in curves.items():
+        colour = COLOURS.get(name) or next(warm)
+        steps, mean, low, high = (
+            np.array([float(row[column]) for row in rows])
+            for column in ("step", f"{measure}_loss", f"{measure}_low", f"{measure}_high")
+        )
+        position = steps if milliseconds is None else steps * milliseconds[name] / 1e3
+        panel.plot(position, mean, color=colour, linewidth=1.2 if name in COLOURS else 2.0, label=name)
+        panel.fill_between(position, low, high, color=colour, alpha=0.2, linewidth=0)
+    start = max(float(rows[0][f"{measure}_loss"]) for rows in curves.values())
+    panel.set_ylim(top=1.1 * start)  # overfitting runs away
+    panel.set(xlabel="step" if milliseconds is None else "seconds", ylabel=f"{measure} loss (nats)", xlim=(0, None))
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("train", "evaluate", "time", "plot"))
+    parser.add_argument("--only", choices=tuple(CONFIGS), help="meta-train this one alone")
+    arguments = parser.parse_args()
+    rules = {title: str(RUNS / name / "latest.safetensors") for name, title in CONFIGS.items()} | {"default": "default"}
+    match arguments.part:
+        case "train":
+            meta_train([arguments.only] if arguments.only else CONFIGS)
+        case "evaluate":
+            evaluate(rules)
+        case "time":
+            step_times(rules)
+        case _:
+            plot()
+
+
+if __name__ == "__main__":
+    main()

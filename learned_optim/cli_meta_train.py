@@ -1,0 +1,76 @@
+"""The command ``learned-optim meta-train``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from learned_optim.cli_common import CommandError, Commands, import_from_here, need, usable_device
+
+
+def add_meta_train(commands: Commands) -> None:
+    """Add the sub-command with its options."""
+    meta_train = commands.add_parser("meta-train", help="meta-train a rule from a configuration, or go on with a run")
+    meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration")
+    meta_train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
+    meta_train.add_argument("--output", type=Path, help="run folder (runs/CONFIG)")
+    meta_train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue the run in this folder")
+    meta_train.add_argument("--device", default="cpu", help="where inner training runs (%(default)s)")
+    meta_train.add_argument("--threads", type=int, help="CPU threads")
+    meta_train.set_defaults(run=_meta_train)
+
+
+def _meta_train(options: argparse.Namespace) -> None:
+    need("train", "pydantic", "tqdm", "tensorboard")
+    import torch
+
+    from learned_optim.meta_train.config import differences, load_config
+    from learned_optim.meta_train.progress import run_with_progress
+    from learned_optim.meta_train.trainer import Trainer
+
+    import_from_here()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    usable_device(options.device)
+    if options.resume is None:
+        if options.config is None:
+            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
+        folder = options.output or Path("runs") / Path(options.config).stem
+        if (folder / "checkpoint.safetensors").exists():
+            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
+        trainer = Trainer(load_config(options.config, options.set), folder, options.device)
+    else:
+        folder = _run_to_resume(options)
+        trainer = Trainer.resume(folder, options.device)
+        if options.config is not None:
+            given = load_config(options.config, options.set, resuming=True)
+            if different := differences(trainer.config, given):
+                raise CommandError(
+                    f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
+                    f"continue that as it began with --resume {folder}, or start a new run with --output"
+                )
+        print(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
+    try:
+        run_with_progress(trainer)
+    except KeyboardInterrupt:
+        if (folder / "checkpoint.safetensors").exists():
+            print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
+        raise
+    if trainer.curriculum is not None and trainer.curriculum.finished:
+        horizon = trainer.curriculum.horizon
+        print(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
+    if (folder / "best.safetensors").exists():
+        print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+    else:
+        print(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
+
+
+def _run_to_resume(options: argparse.Namespace) -> Path:
+    if options.set and options.config is None:
+        raise CommandError("--set cannot change a run that has begun; start a new one")
+    if options.resume is not True:
+        if options.output is not None:
+            raise CommandError("a run is continued in its own folder: leave out --output")
+        return Path(options.resume)
+    if options.output is None and options.config is None:
+        raise CommandError("which run? --resume RUN")
+    return Path(options.output or Path("runs") / Path(options.config).stem)

@@ -1,0 +1,68 @@
+"""What surrounds the arithmetic of a step: counts, autocast, shards, a scaler's tensors, refusals."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned_optim.execution import Settings, Slot
+
+
+def count_step(steps: list[Tensor], found_inf: Tensor | None) -> None:
+    """Advance the step counts in place, but for a step that a ``GradScaler`` calls off."""
+    if found_inf is not None:
+        done = (found_inf == 0).float()
+        torch._foreach_add_(steps, [done.to(step.device) for step in steps])
+    elif steps[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        torch._foreach_add_(steps, torch.ones((), device="cpu", dtype=torch.float32), alpha=1.0)  # a number is slower
+    else:
+        torch._foreach_add_(steps, 1.0)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """In which the arithmetic of a step keeps its dtype, even inside an autocast block."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # such as "meta"
+
+
+def settings_on(device: torch.device, settings: Settings) -> Settings:
+    """The settings with the scaler's tensors moved there: they are on one device, whatever the parameters are on."""
+    if settings.found_inf is None:
+        return settings
+    scale = settings.grad_scale
+    return settings._replace(
+        grad_scale=None if scale is None else scale.to(device), found_inf=settings.found_inf.to(device)
+    )
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def local_coordinates(slot: Slot) -> Slot:
+    """The slot of the coordinates that are on this device: all of a tensor, this process's shard of a DTensor."""
+    parameter: Any = slot.parameter
+    grad: Any = slot.grad
+    state: dict[str, Any] = slot.state
+    if not hasattr(parameter, "to_local"):
+        return slot
+    if grad.placements != parameter.placements:
+        grad = grad.redistribute(parameter.device_mesh, parameter.placements)
+    shards = {entry: tensor.to_local() for entry, tensor in state.items()}
+    return Slot(parameter.to_local(), grad.to_local(), shards, slot.step)
+
+
+def refuse_nonfinite(grads: list[Tensor]) -> None:
+    """Raise a RuntimeError if a gradient is NaN or infinite; waits for the GPU."""
+    largest: Any = torch.nn.utils.get_total_norm(grads, math.inf)
+    if hasattr(largest, "full_tensor"):  # a DTensor: all processes raise or none
+        largest = largest.full_tensor()
+    if not largest.isfinite():
+        raise RuntimeError(
+            "a gradient is NaN or infinite, and nonfinite='error'; nothing was changed. Find the cause with "
+            "torch.autograd.set_detect_anomaly(True), or use nonfinite='skip'"
+        )

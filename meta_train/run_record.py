@@ -1,0 +1,55 @@
+"""How a run came about: what it takes to repeat it, in ``run.json`` beside its weights and metrics."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from learned_optim.files import write_atomically
+from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.settings import Config
+
+FILE = "run.json"
+
+
+def record_session(folder: Path, config: Config, meta_step: int, device: torch.device) -> None:
+    """Note that a run is begun, or gone on with after ``meta_step`` meta-steps.
+
+    ``run.json`` holds the configuration, seed included, and for every session: date, command line, versions, commit of
+    the package's checkout, machine and device.
+    """
+    record = read_record(folder) if meta_step > 0 else {}
+    session = {
+        "meta_step": meta_step,
+        **provenance(),
+        "numpy": np.__version__,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "folder": os.getcwd(),
+        "machine": platform.node(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }
+    contents = {"config": json.loads(config.to_json()), "sessions": [*record.get("sessions", []), session]}
+    write_atomically(folder / FILE, json.dumps(contents, indent=2) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What :func:`record_session` has written; empty for a run of an older version.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, the checkpoint does without") from error
+    return record

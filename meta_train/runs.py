@@ -1,0 +1,118 @@
+"""Runs as things to look at: what a run folder holds, read back."""
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learned_optim.meta_train.config import flat
+from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint
+from learned_optim.meta_train.run_record import read_record
+from learned_optim.meta_train.settings import Config, TaskConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """A meta-training run on disk, without its tensors."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Nested tables."""
+    progress: dict[str, Any]
+    """Counters and scores of the latest checkpoint."""
+    sessions: list[dict[str, Any]]
+    """From its start, and each time that it was gone on with: see :func:`record_session`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        curriculum = self.progress.get("curriculum") or {}
+        return self.progress["meta_step"] >= self.config["steps"] or bool(curriculum.get("finished"))
+
+    def summary(self) -> dict[str, Any]:
+        """One line of a table of runs; for JSON."""
+        return {
+            "run": str(self.folder),
+            "description": self.config.get("description", ""),
+            "rule": self.config["rule"]["architecture"],
+            "families": dict(Counter(task["family"] for task in self.config["tasks"])),
+            "estimator": self.config["estimator"]["name"],
+            "meta_steps": self.progress["meta_step"],
+            "of": self.config["steps"],
+            "best_validation": self.progress["best_validation"],
+            "best_meta_step": self.progress.get("best_meta_step"),
+            "skipped": self.progress["skipped"],
+            "seconds": self.progress["seconds"],
+            "state": "finished" if self.finished else "unfinished",
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration by dotted names; what an older version did not know is at its default."""
+        return default_settings() | flat(self.config)
+
+    def changed_settings(self) -> dict[str, Any]:
+        """Settings that are not at their defaults, by dotted names, and those that have none."""
+        defaults = default_settings()
+        return {name: value for name, value in self.settings().items() if defaults.get(name) != value}
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Columns of ``metrics.csv`` up to the checkpoint, each as long as ``meta_step``; NaN where nothing was known.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        path = self.folder / "metrics.csv"
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: nothing to show")
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = [row for row in rows if int(row["meta_step"]) <= self.progress["meta_step"]]
+        names = rows[0] if rows else ()
+        return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
+
+
+def default_settings() -> dict[str, Any]:
+    """Settings that have a default, by dotted names."""
+    smallest = json.loads(Config(tasks=(TaskConfig("quadratic"),), steps=1).to_json())
+    return flat({name: value for name, value in smallest.items() if name not in ("tasks", "steps")})
+
+
+def read_run(folder: Path) -> Run:
+    """The run in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: one of its files is damaged.
+    """
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"no run in {folder}: it has no {FILE}")
+    checkpoint = read_checkpoint(folder, with_tensors=False)
+    return Run(folder, checkpoint.config, checkpoint.progress, read_record(folder).get("sessions", []))
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Runs in these folders, each a run's own or one with runs directly below, by name.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or holds no run.
+        ValueError: a file is damaged.
+    """
+    found = []
+    for folder in folders:
+        own = [folder] if (folder / FILE).is_file() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+        if not own:
+            raise FileNotFoundError(f"no runs in {folder}" if folder.is_dir() else f"no folder {folder}")
+        found += own
+    return [read_run(folder) for folder in dict.fromkeys(found)]
+
+
+def different_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Settings in which runs differ, by dotted names: the value in each run, None where it is not set."""
+    tables = [{**run.settings(), "description": ""} for run in runs]
+    names = dict.fromkeys(name for table in tables for name in table)
+    values = {name: [table.get(name) for table in tables] for name in names}
+    return {name: row for name, row in sorted(values.items()) if any(value != row[0] for value in row)}

@@ -1,0 +1,204 @@
+"""Runs on disk: what is recorded to repeat them, and what is read, shown and drawn of them."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image as matplotlib_image
+
+from learned_optim import __version__, cli
+from learned_optim.meta_train.config import config_from_tables
+from learned_optim.meta_train.run_plots import known, short_names
+from learned_optim.meta_train.run_record import read_record
+from learned_optim.meta_train.runs import different_settings, find_runs, read_run
+from learned_optim.meta_train.trainer import Trainer
+from small_runs import STEPS, configuration, run, weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PES = {"name": "pes", "pairs": 2, "replay_coordinates": None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, ``a``, and one that was left early, ``b``."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(Trainer(configuration(), folder / "a"))
+    trainer = Trainer(configuration(estimator=PES, seed=3, description="another"), folder / "b")
+    for progress in trainer.run():
+        if progress.meta_step == 6:
+            break
+    return folder
+
+
+class TestRecord:
+    def test_holds_what_it_takes_to_repeat_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["/bin/learned-optim", "meta-train", "my rule.toml"])
+        trainer = Trainer(configuration(seed=4), tmp_path / "first")
+        run(trainer)
+        record = read_record(tmp_path / "first")
+        (session,) = record["sessions"]
+        assert shlex.split(session["command"]) == ["learned-optim", "meta-train", "my rule.toml"]
+        assert session["meta_step"] == 0
+        assert (session["learned_optim"], session["torch"], session["numpy"]) == (
+            __version__,
+            torch.__version__,
+            np.__version__,
+        )
+        assert {"date", "python", "commit", "processor", "cores", "threads", "machine", "device"} <= session.keys()
+
+        repeated = Trainer(config_from_tables(record["config"]), tmp_path / "second")
+        run(repeated)
+        assert torch.equal(weights(repeated.best), weights(trainer.best))
+
+    def test_has_an_entry_for_each_session_that_did_something(self, tmp_path: Path) -> None:
+        for stop in (3, 7, 99, 99):  # the last has nothing left to do
+            trainer = Trainer.resume(tmp_path) if stop > 3 else Trainer(configuration(), tmp_path)
+            for progress in trainer.run():
+                if progress.meta_step == stop:
+                    break
+        assert [session["meta_step"] for session in read_record(tmp_path)["sessions"]] == [0, 3, 7]
+
+    def test_that_is_damaged_says_so(self, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_text("{")
+        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+            read_record(tmp_path)
+
+
+class TestReading:
+    def test_summary_is_that_of_the_checkpoint(self, folder: Path) -> None:
+        finished, left_early = (read_run(folder / name).summary() for name in "ab")
+        assert (finished["meta_steps"], finished["of"], finished["state"]) == (STEPS, STEPS, "finished")
+        assert (left_early["meta_steps"], left_early["of"], left_early["state"]) == (6, STEPS, "unfinished")
+        assert left_early["estimator"] == "pes"
+        assert finished["families"] == {"quadratic": 1, "user_tasks:DropoutFamily": 1}
+        assert finished["best_validation"] == Trainer.resume(folder / "a").best_validation
+
+    def test_curriculum_that_has_ended_is_finished(self, tmp_path: Path) -> None:
+        run_ = read_run_of(tmp_path, curriculum={"horizons": [2, 4]}, unroll={"horizon": [100, 100]})
+        assert not run_.finished
+        run_.progress["curriculum"]["finished"] = True
+        assert run_.finished
+
+    def test_metrics_end_with_the_checkpoint(self, folder: Path) -> None:
+        metrics = read_run(folder / "b").metrics()
+        assert metrics["meta_step"] == list(range(1, 7))
+        assert [step for step, value in zip(*known(metrics, "validation"), strict=True) if value > 0] == [4]
+        assert len(metrics["estimator/variance"]) == 6
+
+    def test_settings_that_are_not_the_defaults(self, tmp_path: Path) -> None:
+        changed = read_run_of(tmp_path).changed_settings()
+        assert changed["unroll.truncation"] == 2
+        assert changed["steps"] == STEPS
+        assert "unroll.stagger" not in changed
+        assert changed["tasks[0].options.dimensions"] == [2, 4]
+
+    def test_differences_name_the_settings_of_each_run(self, folder: Path) -> None:
+        runs = find_runs([folder])
+        assert different_settings(runs) == {
+            "estimator.name": ["truncated-bptt", "pes"],
+            "estimator.pairs": [1, 2],
+            "estimator.replay_coordinates": [3, None],
+            "seed": [0, 3],
+        }
+        del runs[0].config["unroll"]["stagger"]  # as in a run of a version that did not know it
+        assert "unroll.stagger" not in different_settings(runs)
+
+    def test_runs_are_found_once_in_folders_and_by_themselves(self, folder: Path) -> None:
+        assert [run_.folder.name for run_ in find_runs([folder, folder / "a"])] == ["a", "b"]
+
+    @pytest.mark.parametrize(
+        ("folders", "names"),
+        [
+            (["runs/a", "runs/b"], ["a", "b"]),
+            (["runs/a/x", "runs/b/x"], ["a/x", "b/x"]),
+            (["runs/a"], ["a"]),
+            (["runs/a", "runs/a/b"], ["a", "a/b"]),
+        ],
+    )
+    def test_names_leave_out_what_all_share(self, folders: list[str], names: list[str]) -> None:
+        assert short_names([Path(name) for name in folders]) == names
+
+
+def read_run_of(folder: Path, **changes: Any) -> Any:
+    trainer = Trainer(configuration(**changes), folder)
+    next(trainer.run())
+    return read_run(folder)
+
+
+class TestCommand:
+    def test_list_has_a_line_a_run(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["runs", "list", str(folder)]) == 0
+        header, *lines = capsys.readouterr().out.splitlines()
+        assert header.split() == ["run", "families", "estimator", "meta-steps", "best", "time", "state"]
+        assert [line.split()[0] for line in lines] == [str(folder / "a"), str(folder / "b")]
+        assert f" {STEPS}/{STEPS} " in lines[0]
+        assert lines[1].endswith("unfinished")
+        assert cli.main(["runs", "list", str(folder), "--json"]) == 0
+        assert [entry["estimator"] for entry in json.loads(capsys.readouterr().out)] == ["truncated-bptt", "pes"]
+
+    def test_show_tells_settings_outcome_and_provenance(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["runs", "show", str(folder / "b")]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        for expected in (["estimator.pairs", "2"], ["seed", "3"], ["meta_steps", "6"], ["torch", torch.__version__]):
+            assert expected in rows
+        assert cli.main(["runs", "show", str(folder / "b"), "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["settings"]["estimator.pairs"] == 2
+        assert shown["sessions"][0]["learned_optim"] == __version__
+        assert shown["latest"]["meta_step"] == 6
+
+    def test_plots_are_pictures(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        one, both = tmp_path / "one.png", tmp_path / "both.png"
+        assert cli.main(["runs", "plot", str(folder / "b"), "--output", str(one)]) == 0
+        assert cli.main(["runs", "compare", str(folder), "--output", str(both)]) == 0
+        for path in (one, both):
+            pixels = matplotlib_image.imread(path)  # fails on a damaged file
+            assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something is drawn, in colours
+            assert f"written: {path}" in capsys.readouterr().out or path == both
+        assert one.stat().st_size != both.stat().st_size
+
+    def test_compare_prints_what_differs(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["runs", "compare", str(folder / "a"), str(folder / "b"), "--output", str(tmp_path / "figure.png")]
+        assert cli.main(arguments) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert rows[0] == ["a", "b"]
+        assert ["estimator.name", "truncated-bptt", "pes"] in rows
+        assert ["meta_steps", str(STEPS), "6"] in rows
+        assert cli.main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["settings"]["seed"] == [0, 3]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["list", "absent"], "no folder absent"),
+            (["list", "."], "no runs in ."),
+            (["list"], "no folder runs"),
+            (["show", "absent"], "no run in absent: it has no checkpoint.safetensors"),
+            (["plot", "absent"], "no folder absent"),
+            (["plot", "{folder}", "--output", "figure.png"], "--output takes a single run, got 2"),
+            (["compare", "{folder}/a"], "name two runs or more"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_error_is_one_line(
+        self,
+        arguments: list[str],
+        words: str,
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["runs", *(argument.format(folder=folder) for argument in arguments)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("learned-optim: error: ")
+        assert words in line
+        assert list(tmp_path.iterdir()) == []
