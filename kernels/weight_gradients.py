@@ -12,9 +12,13 @@ NEW_HIDDEN = tl.constexpr(2)
 
 
 @triton.jit
-def _sum(values):
-    """Of every row. ``tl.sum`` is compiled where triton was imported before the interpreter was asked for."""
-    return tl.reduce(values, 1, tl.standard._sum_combine)
+def _add(x, y):
+    return x + y
+
+
+# The interpreter adds arrays only for Triton's own function, whose kind was decided when triton was imported; the
+# compiler needs one of its own kind.
+_addition = _add if isinstance(_add, triton.JITFunction) else tl.standard._sum_combine
 
 
 @triton.jit
@@ -51,14 +55,14 @@ def _summed_products(
             signal = tl.load(signals + k * size + offsets, mask, other=0.0)
             following = following + (sums[k + 1] + delta * signal[None, :],)
         sums = following
-    bias = _sum(sums[0])
+    bias = tl.reduce(sums[0], 1, _addition)
     context = time_features(count, TIME_SCALES)
     out += row
     tl.store(out, bias)
     for k in tl.static_range(len(TIME_SCALES)):
         tl.store(out + (1 + k) * ROWS, bias * context[k])
     for k in tl.static_range(COUNT):
-        tl.store(out + (1 + len(TIME_SCALES) + k) * ROWS, _sum(sums[k + 1]))
+        tl.store(out + (1 + len(TIME_SCALES) + k) * ROWS, tl.reduce(sums[k + 1], 1, _addition))
 
 
 @triton.jit(do_not_specialize=["coordinates"])
