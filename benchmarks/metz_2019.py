@@ -29,10 +29,12 @@ from torch.optim import Optimizer
 
 from learned_optim import LearnedOptimizer, cli
 from learned_optim.files import write_atomically
-from learned_optim.meta_train.benchmark import COMPARISON_SEED, EDGE_MARK, TUNING_SEED, save_rows
+from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.meta_train.benchmark.harness import COMPARISON_SEED, TUNING_SEED
+from learned_optim.meta_train.benchmark.report import EDGE_MARK
 from learned_optim.meta_train.config import load_config
 from learned_optim.meta_train.evaluation import BASELINES as TORCH_OPTIMIZERS
-from learned_optim.meta_train.evaluation import HIGHER_RATES, RATES, MakeOptimizer, mean_and_band, train
+from learned_optim.meta_train.evaluation import LADDER, RATES, MakeOptimizer, mean_and_band, train
 from learned_optim.meta_train.plots import LEARNED_COLOURS, STYLE
 from learned_optim.meta_train.seeds import derive_seed, numpy_generator, torch_generator
 from learned_optim.meta_train.tasks import ConvNetFamily, DataTask, Split
@@ -49,10 +51,10 @@ RECORD = 20  # steps between two records
 SEEDS, TUNING_SEEDS = 8, 4
 ROUNDS = 200  # steps timed of each optimizer
 
-BASELINES: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
+BASELINES: dict[str, Callable[[Iterable[Tensor], float, int], Optimizer]] = {
     "Adam": TORCH_OPTIMIZERS["Adam"],
     "RMSprop": TORCH_OPTIMIZERS["RMSprop"],
-    "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+    "momentum": TORCH_OPTIMIZERS["Momentum"],
 }
 COLOURS = {"Adam": "#4c72b0", "RMSprop": "#8c8c8c", "momentum": "#64b5cd"}
 MEASURES = ("training", "test")
@@ -60,7 +62,7 @@ MEASURES = ("training", "test")
 
 def at_rate(name: str, rate: float) -> MakeOptimizer:
     """A baseline with its rate."""
-    return lambda parameters: BASELINES[name](parameters, rate)
+    return lambda parameters: BASELINES[name](parameters, rate, STEPS)
 
 
 def learned(rule: str) -> MakeOptimizer:
@@ -151,7 +153,7 @@ def tune() -> None:
                     print(name, rate, scores[name, rate])
             highest = max(rate for optimizer, rate in scores if optimizer == name)
             extend = any(best_rate(scores, name, measure)[0] == highest for measure in MEASURES)
-            rates = [rate for rate in HIGHER_RATES if rate > highest][:1] if extend else []
+            rates = [rate for rate in LADDER if rate > highest][:1] if extend else []
 
 
 Scores = dict[tuple[str, float], dict[str, float]]

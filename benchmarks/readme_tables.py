@@ -9,7 +9,7 @@ A rule's figure is bold where it is below that of every baseline tuned. A star m
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,10 @@ class PaperProblem(NamedTuple):
 PAPER = {
     "quadratic": PaperProblem("10-d quadratic, 100 steps", "lstm-l2l-quadratic", "0.79"),
     "mnist": PaperProblem("MNIST 784-20-10 sigmoid, 100 steps", "lstm-l2l-mnist", "0.76"),
+    "mnist-200": PaperProblem("the same, 200 steps", "lstm-l2l-mnist", "0.81"),
+    "mnist-40-units": PaperProblem("40 units", "lstm-l2l-mnist", "0.65"),
+    "mnist-2-layers": PaperProblem("2 layers of 20 units", "lstm-l2l-mnist", "0.46"),
+    "mnist-relu": PaperProblem("ReLU (the paper's rule fails)", "lstm-l2l-mnist", "7.0"),
 }
 
 Row = Mapping[str, str]
@@ -83,10 +87,15 @@ def best_baseline(results: Results, problem: str) -> float:
     return min(loss(results, problem, name) for name in BASELINES if (problem, name) in results)
 
 
-def baseline_cells(results: Results, problem: str) -> list[str]:
-    """Final loss and rate of every baseline; empty where it was not run."""
+def baselines_of(results: Results, problems: Iterable[str]) -> list[str]:
+    """Baselines that were run on one of the problems, at least."""
+    return [name for name in BASELINES if any((problem, name) in results for problem in problems)]
+
+
+def baseline_cells(results: Results, problem: str, names: Sequence[str]) -> list[str]:
+    """Final loss and rate of baselines; empty where one was not run."""
     cells = []
-    for name in BASELINES:
+    for name in names:
         row = results.get((problem, name))
         mark = EDGE_MARK if row and at_edge(row) else ""
         cells.append(f"{number(row['final_loss'])} ({float(row['rate']):g}{mark})" if row else "")
@@ -111,34 +120,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def held_out_table(results: Results) -> str:
     """The default rule beside tuned baselines."""
+    baselines = baselines_of(results, HELD_OUT)
     rows = [
         [
             title,
             rule_cell(results, problem, "default"),
-            *baseline_cells(results, problem),
+            *baseline_cells(results, problem, baselines),
             f"{loss(results, problem, 'default') / loss(results, problem, 'Adam'):.2f}",
             f"{loss(results, problem, 'default') / best_baseline(results, problem):.2f}",
         ]
         for problem, title in HELD_OUT.items()
     ]
-    names = ["default rule", *BASELINES, "default / Adam", "default / best tuned"]
+    names = ["default rule", *baselines, "default / Adam", "default / best tuned"]
     return table(["problem (images held out from meta-training)", *names], rows)
 
 
 def paper_table(results: Results) -> str:
-    """The rules of the 2016 paper, each on its problem."""
+    """The rules of the 2016 paper, each on its problem; problems without results are left out."""
+    run = {name: problem for name, problem in PAPER.items() if (name, problem.rule) in results}
+    baselines = baselines_of(results, run)
     rows = [
         [
             problem.title,
             rule_cell(results, name, problem.rule),
             rule_cell(results, name, "default"),
-            *baseline_cells(results, name),
+            *baseline_cells(results, name, baselines),
             f"{loss(results, name, problem.rule) / best_baseline(results, name):.2f}",
             problem.paper,
         ]
-        for name, problem in PAPER.items()
+        for name, problem in run.items()
     ]
-    return table(["problem", "lstm-l2l", "default rule", *BASELINES, "lstm-l2l / best tuned", "paper"], rows)
+    return table(["problem", "lstm-l2l", "default rule", *baselines, "lstm-l2l / best tuned", "paper"], rows)
 
 
 TABLES: Mapping[str, Callable[[Results], str]] = {"held-out": held_out_table, "paper": paper_table}

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import FrameType
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
+from learned_optim.cli_benchmark import add_benchmark
 from learned_optim.cli_common import CommandError, need
 from learned_optim.cli_meta_train import add_meta_train
+from learned_optim.cli_neural_art import add_neural_art
 from learned_optim.cli_runs import add_runs
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -20,8 +22,10 @@ EXAMPLES = """examples:
   learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
   learned-optim meta-train --resume runs/mine
   learned-optim runs compare runs/mine runs/other
-  learned-optim benchmark quadratic mnist --rule default --rule runs/mine/best.safetensors
+  learned-optim benchmark quick --rules default,runs/mine/best.safetensors
+  learned-optim benchmark --model my_model.py:MyTask
   learned-optim data fetch mnist
+  learned-optim neural-art --content photo.jpg --style painting.jpg --out art.png
 """
 
 
@@ -67,15 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add_meta_train(commands)
     add_runs(commands)
+    add_neural_art(commands)
 
-    benchmark = commands.add_parser("benchmark", help="compare rules with tuned Adam, RMSprop, SGD and NAG")
-    benchmark.add_argument("problem", nargs="*", help="names (see --list); none: all")
-    benchmark.add_argument("--list", action="store_true", help="list the problems")
-    benchmark.add_argument("--rule", action="append", help="name or path; repeatable (the problem's own choice)")
-    benchmark.add_argument("--baseline", action="append", help="Adam, RMSprop, SGD or NAG; repeatable (all of them)")
-    benchmark.add_argument("--seeds", type=int, default=20, help="training runs of each optimizer (%(default)s)")
-    benchmark.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for results (%(default)s)")
-    benchmark.set_defaults(run=_benchmark)
+    add_benchmark(commands)
 
     rules = commands.add_parser("rules", help="list the shipped rules")
     rules.set_defaults(run=_rules)
@@ -96,53 +94,6 @@ def _demo(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.demo import run_demo
 
     run_demo(options.output)
-
-
-def _benchmark(options: argparse.Namespace) -> None:
-    need("bench", "pydantic", "sklearn", "matplotlib")
-    from learned_optim import available_rules
-    from learned_optim.checkpoint import load_rule
-    from learned_optim.meta_train.benchmark import COMPARISONS, Curve, compare, save_results, table
-    from learned_optim.meta_train.evaluation import BASELINES, HIGHER_RATES, RATES
-    from learned_optim.meta_train.plots import plot_comparison
-
-    if options.list:
-        for name, comparison in COMPARISONS.items():
-            print(f"{name:20}{comparison.title}, {comparison.steps} steps")
-        return
-    problems = options.problem or list(COMPARISONS)
-    unknown = [name for name in problems if name not in COMPARISONS]
-    if unknown:
-        raise CommandError(f"unknown problem {unknown[0]!r}; known: {', '.join(COMPARISONS)}")
-    if options.seeds < 2:
-        raise CommandError("--seeds must be at least 2")
-    baselines = options.baseline or list(BASELINES)
-    unknown = [name for name in baselines if name not in BASELINES]
-    if unknown:
-        raise CommandError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    for rule in options.rule or ():
-        load_rule(rule)  # fail before hours of tuning, not after
-    rules = [rule if rule in available_rules() else Path(rule) for rule in options.rule or ()]
-    settings = {
-        "command": "learned-optim benchmark",
-        "problems": problems,
-        "seeds": options.seeds,
-        "rates": RATES,
-        "rates_tried_above_if_the_highest_is_best": [rate for rate in HIGHER_RATES if rate > max(RATES)],
-    }
-    results: dict[str, list[Curve]] = {}
-    figure = options.output / "comparison.png"
-    for name in problems:
-        comparison = COMPARISONS[name]
-        title = f"{comparison.title}, {comparison.steps} steps"
-        results[name] = compare(
-            comparison, rules or comparison.rules, options.seeds, baselines=baselines, report=_to_stderr
-        )
-        print(f"\n{title}, {options.seeds} seeds\n{table(results[name])}\n", flush=True)
-        paths = save_results(results, options.output, settings)  # after each problem: an interruption loses little
-        titles = {name: f"{COMPARISONS[name].title}, {COMPARISONS[name].steps} steps" for name in results}
-        plot_comparison(results, titles, figure)
-    print("written: " + ", ".join(str(path) for path in (*paths, figure)))
 
 
 def _rules(options: argparse.Namespace) -> None:
@@ -170,10 +121,6 @@ def _data_fetch(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.fetch import fetch
 
     print(fetch(options.name, options.output))
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from learned_optim.meta_train.settings import Config, TaskConfig
 from learned_optim.meta_train.strict import ConfigError, checked
+from learned_optim.meta_train.tasks.lookup import gather_options
 
 __all__ = [
     "Config",
@@ -104,15 +105,7 @@ def _locate(source: str | Path) -> Path:
 def _gather_all(tables: Any, key: str) -> None:
     """Let the families in the list ``key`` have their options in a table of their own."""
     if isinstance(tables, dict) and isinstance(tables.get(key), list):
-        tables[key] = [_gather_options(entry) for entry in tables[key]]
-
-
-def _gather_options(entry: Any) -> Any:
-    if not isinstance(entry, Mapping) or "options" in entry:
-        return entry
-    own = {"family", "weight"}
-    options = {key: value for key, value in entry.items() if key not in own}
-    return {**{key: entry[key] for key in own if key in entry}, "options": options}
+        tables[key] = [gather_options(entry, {"family", "weight", "augment"}) for entry in tables[key]]
 
 
 def _override(tables: dict[str, Any], override: str) -> None:

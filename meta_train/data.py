@@ -134,8 +134,7 @@ def find(name: str, path: str | Path | None = None) -> Path:
     data_set = data_set_named(name)
     if not data_set.layouts:
         raise ValueError(f"data set {name!r} has no folder: {data_set.description}")
-    places = [Path(place) for place in (path, os.environ.get("LEARNED_OPTIM_DATA"), cache_folder()) if place]
-    folders = [place.expanduser() / name for place in places]
+    folders = [place / name for place in search_places(path)]
     for folder in folders:
         if any(not missing_files(layout, folder) for layout in data_set.layouts):
             return folder
@@ -143,6 +142,12 @@ def find(name: str, path: str | Path | None = None) -> Path:
         f"data set {name!r} not found; looked in: {', '.join(_describe(data_set, folder) for folder in folders)}; "
         f"run 'learned-optim data fetch {name}' or set LEARNED_OPTIM_DATA to a folder that holds {name}/"
     )
+
+
+def search_places(path: str | Path | None = None) -> list[Path]:
+    """Folders that may hold data sets, in the order in which they are searched."""
+    places = (path, os.environ.get("LEARNED_OPTIM_DATA"), cache_folder())
+    return [Path(place).expanduser() for place in places if place]
 
 
 def cache_folder() -> Path:

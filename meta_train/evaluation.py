@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
-from learned_optim.meta_train.tasks import Split, TaskFamily
+from learned_optim.meta_train.tasks import Split, Task, TaskFamily
 from learned_optim.meta_train.vectorize import VectorizedTask
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
@@ -18,28 +18,41 @@ MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 RATES = tuple(float(f"{mantissa}e{exponent}") for exponent in range(0, -6, -1) for mantissa in (3, 1))[1:]
 """The grid 1, 0.3, 0.1, ... 1e-5 on which baselines are tuned."""
 
-HIGHER_RATES = (1.0, 3.0, 10.0, 30.0)
-"""Tried one by one above a grid whose highest rate is its best: SGD's best rate on small networks often exceeds 1."""
+LADDER = tuple(float(f"{mantissa}e{exponent}") for exponent in range(-7, 2) for mantissa in (1, 3))
+"""1e-7, 3e-7 ... 30: climbed or descended beyond a grid whose end is its best. SGD's best rate on small networks often
+exceeds 1."""
 
-BASELINES: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
-    "Adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
-    "RMSprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
-    "SGD": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
-    "NAG": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True),
+MOMENTUM = 0.9  # customary
+
+
+def _cosine(optimizer: Optimizer, steps: int) -> Optimizer:
+    """``optimizer`` with its rate on a cosine from its value to zero after ``steps``."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    return optimizer
+
+
+BASELINES: dict[str, Callable[[Iterable[Tensor], float, int], Optimizer]] = {
+    "Adam": lambda parameters, lr, steps: torch.optim.Adam(parameters, lr=lr),
+    "AdamW": lambda parameters, lr, steps: torch.optim.AdamW(parameters, lr=lr),
+    "AdamW-cosine": lambda parameters, lr, steps: _cosine(torch.optim.AdamW(parameters, lr=lr), steps),
+    "RMSprop": lambda parameters, lr, steps: torch.optim.RMSprop(parameters, lr=lr),
+    "SGD": lambda parameters, lr, steps: torch.optim.SGD(parameters, lr=lr),
+    "Momentum": lambda parameters, lr, steps: torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM),
+    "NAG": lambda parameters, lr, steps: torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, nesterov=True),
 }
-"""Hand-designed optimizers, apart from the rate at PyTorch's defaults; NAG's momentum is the customary 0.9."""
+"""Hand-designed optimizers from (parameters, rate, steps of the whole training), else at PyTorch's defaults."""
 
 
 Edge = Literal["lower", "upper"]
 
 
 class Tuned(NamedTuple):
-    """A baseline at the best of the rates that were tried."""
+    """An optimizer at the best of the rates that were tried."""
 
-    name: str
     rate: float
     scores: dict[float, float]
-    """Score of every rate on the tuning seeds."""
+    """Score of every rate on the tuning seeds; the lowest is the best."""
 
     @property
     def edge(self) -> Edge | None:
@@ -49,26 +62,65 @@ class Tuned(NamedTuple):
         return "upper" if self.rate == max(self.scores) else None
 
 
-def train(task: VectorizedTask, make_optimizer: MakeOptimizer, steps: int, generator: torch.Generator) -> np.ndarray:
+def tune(score: Callable[[float], float], rates: Iterable[float] = RATES) -> Tuned:
+    """The rate with the lowest score, of equals the lowest.
+
+    While the best one lies at an end of those tried, the next rate of :data:`LADDER` beyond it is tried too.
+
+    Args:
+        score: rate -> mean final loss; infinite where a training diverges.
+        rates: tried in any case.
+    """
+    scores = {rate: score(rate) for rate in rates}
+    while True:
+        tuned = Tuned(min(scores, key=lambda rate: (scores[rate], rate)), scores)
+        above = [rate for rate in LADDER if rate > max(scores)] if tuned.rate == max(scores) else []
+        below = [rate for rate in LADDER if rate < min(scores)] if tuned.rate == min(scores) else []
+        if not (above or below):
+            return tuned
+        rate = above[0] if above else below[-1]
+        scores[rate] = score(rate)
+
+
+LOOK_EVERY = 20  # steps between looks at whether a run is still finite; a look waits for a GPU
+
+
+def train(
+    task: VectorizedTask,
+    make_optimizer: MakeOptimizer,
+    steps: int,
+    generator: torch.Generator,
+    tick: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Train every instance of ``task`` and record its loss before each step and after the last.
 
     All instances are rows of one parameter. For an optimizer that treats every coordinate by itself, as all of
-    :data:`BASELINES` and learned rules do, that is the same as one optimizer for each instance.
+    :data:`BASELINES` and learned rules do, that is the same as one optimizer for each instance. When all of them have
+    diverged, training ends early.
+
+    Args:
+        task: what is trained, from its initial parameters.
+        make_optimizer: the optimizer of all instances.
+        steps: number of updates.
+        generator: where batches are drawn from.
+        tick: called after each step.
 
     Returns:
         Losses ``(steps + 1, instances)``, float64; what follows a non-finite loss counts as infinite.
     """
     parameters = task.initial_parameters.clone().requires_grad_()
     optimizer = make_optimizer([parameters])
-    losses = torch.empty(steps + 1, task.instances, dtype=torch.float64)
+    losses = torch.full((steps + 1, task.instances), torch.inf, dtype=torch.float64, device=task.device)
     for step in range(steps + 1):
         with torch.no_grad():
-            loss, parameters.grad = task.losses_and_grads(parameters, task.batch(generator))
-        losses[step] = loss
+            losses[step], parameters.grad = task.losses_and_grads(parameters, task.batch(generator))
+        if step % LOOK_EVERY == 0 and not losses[step].isfinite().any():
+            break
         if step < steps:
             optimizer.step()
+            tick()
     broken = (~losses.isfinite()).cummax(dim=0).values
-    return losses.masked_fill(broken, torch.inf).numpy()
+    return losses.masked_fill(broken, torch.inf).cpu().numpy()
 
 
 def final_loss(losses: np.ndarray) -> np.ndarray:
@@ -89,45 +141,44 @@ class Problem:
 
     Args:
         family: where the task comes from.
-        seeds: number of training runs.
+        seeds: number of training runs, which advance side by side.
         steps: length of each.
         seed: determines what differs between the runs, namely starting points, batches and random problems such as a
             quadratic's matrix; the same for every optimizer.
         split: part of the data.
         draw: which task of the family; of no effect if the family draws nothing.
+        block: counts further runs of the same seed.
+        device: where they are trained.
     """
 
     def __init__(
-        self, family: TaskFamily, seeds: int, steps: int, seed: int, split: Split = "test", draw: int = 0
+        self,
+        family: TaskFamily,
+        seeds: int,
+        steps: int,
+        seed: int,
+        split: Split = "test",
+        draw: int = 0,
+        block: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.steps, self.seed = steps, seed
-        task = family.sample(numpy_generator(draw, "comparison task"), split)
-        self.task = VectorizedTask(task, seeds, derive_seed(seed, "comparison instances"))
+        self.steps, self.seed, self.block = steps, seed, block
+        task = comparison_task(family, split, draw)
+        self.task = VectorizedTask(task, seeds, derive_seed(seed, "comparison instances", block), device=device)
 
-    def run(self, make_optimizer: MakeOptimizer) -> np.ndarray:
-        """Losses ``(steps + 1, seeds)``."""
-        with fixed_global_state(derive_seed(self.seed, "comparison dropout")):
-            return train(self.task, make_optimizer, self.steps, torch_generator(self.seed, "comparison batches"))
+    def run(self, make_optimizer: MakeOptimizer, tick: Callable[[], None] = lambda: None) -> np.ndarray:
+        """Losses ``(steps + 1, seeds)``; ``tick`` is called after each step."""
+        with fixed_global_state(derive_seed(self.seed, "comparison dropout", self.block), self.task.device):
+            return train(self.task, make_optimizer, self.steps, self.generator(), tick)
 
-    def tune(self, name: str, rates: Iterable[float] = RATES) -> Tuned:
-        """The rate with the lowest mean final loss; run this on a problem of another seed than the comparison's.
+    def generator(self) -> torch.Generator:
+        """Where the batches are drawn from, at its start."""
+        return torch_generator(self.seed, "comparison batches", self.block)
 
-        While the highest rate is the best, those of :data:`HIGHER_RATES` above it are tried too. Where all rates
-        diverge, the lowest is taken.
-        """
-        scores = {rate: self._score(name, rate) for rate in rates}
 
-        def best() -> float:
-            return min(scores, key=lambda rate: (scores[rate], rate))
-
-        for rate in HIGHER_RATES:
-            if rate > max(scores) == best():
-                scores[rate] = self._score(name, rate)
-        return Tuned(name, best(), scores)
-
-    def _score(self, name: str, rate: float) -> float:
-        make = BASELINES[name]
-        return float(final_loss(self.run(lambda parameters: make(parameters, rate))).mean())
+def comparison_task(family: TaskFamily, split: Split = "test", draw: int = 0) -> Task:
+    """The task number ``draw`` of a family on which optimizers are compared."""
+    return family.sample(numpy_generator(draw, "comparison task"), split)
 
 
 def mean_and_band(
@@ -137,12 +188,20 @@ def mean_and_band(
 
     A band reaches infinity where enough resamples hold a diverged run. With very few seeds it is too narrow.
     """
-    rng = np.random.default_rng(0)
-    seeds = losses.shape[1]
-    picks = rng.integers(seeds, size=(resamples, seeds))
-    counts = np.stack([np.bincount(pick, minlength=seeds) for pick in picks], axis=1) / seeds
-    diverged = ~np.isfinite(losses)
-    means = np.where(diverged @ counts > 0, np.inf, np.where(diverged, 0, losses) @ counts)
+    means = weighted_means(losses, resampled(losses.shape[1], resamples))
     quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(means, quantiles, axis=1, method="nearest")  # others subtract infinities
     return losses.mean(axis=1), low, high
+
+
+def resampled(seeds: int, resamples: int) -> np.ndarray:
+    """Weights ``(seeds, resamples)`` of bootstrap means, always the same."""
+    picks = np.random.default_rng(0).integers(seeds, size=(resamples, seeds))
+    return np.stack([np.bincount(pick, minlength=seeds) for pick in picks], axis=1) / seeds
+
+
+def weighted_means(losses: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means ``(steps, columns)`` of losses ``(steps, seeds)``; infinite where an infinite loss has a weight."""
+    infinite = ~np.isfinite(losses)
+    means: np.ndarray = np.where(infinite, 0, losses) @ weights
+    return np.where(infinite @ weights > 0, np.inf, means) if infinite.any() else means

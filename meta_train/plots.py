@@ -1,17 +1,30 @@
-"""Figures: loss against step with bands, one panel a problem."""
+"""Figures of a benchmark: loss curves with bands, speed-ups problem by problem, performance profile."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from learned_optim.meta_train.benchmark import Curve
+from learned_optim.meta_train.benchmark.contenders import REFERENCE
+from learned_optim.meta_train.benchmark.report import Results, Timings, reference_of
+from learned_optim.meta_train.benchmark.scores import FASTEST, SLOWEST, Result, problem_speedups
 
-COLOURS = {"Adam": "#4c72b0", "RMSprop": "#8c8c8c", "SGD": "#b8b8b8", "NAG": "#64b5cd"}
+COLOURS = {
+    "Adam": "#4c72b0",
+    "AdamW": "#8172b3",
+    "AdamW-cosine": "#ccb974",
+    "RMSprop": "#8c8c8c",
+    "SGD": "#b8b8b8",
+    "Momentum": "#55a868",
+    "NAG": "#64b5cd",
+}
+OTHER_COLOUR = "#333333"  # of a baseline at a given rate
 LEARNED_COLOURS = ("#c44e52", "#dd8452", "#937860")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -23,43 +36,125 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def plot_comparison(results: Mapping[str, Sequence[Curve]], titles: Mapping[str, str], path: Path) -> None:
-    """Draw every problem as a panel of loss curves with bootstrap 95% bands into ``path``, whole or not at all."""
+def plot_all(results: Results, folder: Path, timings: Timings | None = None) -> list[Path]:
+    """Draw ``comparison``, ``speedup``, ``profile`` and, with timings, ``seconds`` as PNG files."""
+    figures: dict[str, Callable[[], Figure]] = {
+        "comparison": lambda: comparison_figure(results),
+        "speedup": lambda: speedup_figure(results),
+        "profile": lambda: profile_figure(results),
+    }
+    if timings:
+        figures["seconds"] = lambda: comparison_figure(results, timings)
     with mpl.rc_context(STYLE):
-        _save(comparison_figure(results, titles), path)
+        for name, draw in figures.items():
+            save_figure(draw(), folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in figures]
 
 
-def comparison_figure(results: Mapping[str, Sequence[Curve]], titles: Mapping[str, str]) -> Figure:
-    """The figure of :func:`plot_comparison`."""
+def comparison_figure(results: Results, timings: Timings | None = None) -> Figure:
+    """Every problem as a panel of loss curves with bootstrap 95% bands, against steps or, with timings, seconds."""
     columns = 2 if len(results) == 4 else min(3, len(results))
     rows = math.ceil(len(results) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel, (problem, curves) in zip(panels, results.items(), strict=False):
-        draw_curves(panel, curves, titles[problem])
+    for panel, group in zip(panels, results.values(), strict=False):
+        draw_curves(panel, group, timings)
     for panel in panels[len(results) :]:
         panel.set_visible(False)
     return figure
 
 
-def draw_curves(panel: Axes, curves: Sequence[Curve], title: str) -> None:
-    """Loss against step for every optimizer of one problem; learned rules in warm colours, on top."""
-    learned = iter(LEARNED_COLOURS * len(curves))
-    floor = min(float(curve.mean.min()) for curve in curves)
-    for curve in curves:
-        colour = COLOURS[curve.optimizer] if curve.is_baseline else next(learned)
-        steps = range(len(curve.mean))
-        width, order = (1.2, 2) if curve.is_baseline else (2.0, 3)
-        panel.plot(steps, curve.mean, color=colour, linewidth=width, zorder=order, label=curve.label)
-        panel.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0, zorder=order)
-    start = float(curves[0].mean[0])
-    panel.set(title=title, xlabel="step", ylabel="training loss", yscale="log", ylim=(floor * 0.8, start * 2))
-    panel.set_xlim(0, len(curves[0].mean) - 1)
+def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = None) -> None:
+    """Loss of every optimizer of one problem; learned rules in warm colours, on top."""
+    colours = _colours(group)
+    floor, start, end = math.inf, 0.0, 0.0
+    for result in group:
+        steps, mean, low, high = result.curve
+        cost = timings[result.problem.name, result.optimizer].median if timings else 1.0
+        width, order = (2.0, 3) if result.is_rule else (1.2, 2)
+        colour = colours[result.optimizer]
+        panel.plot(steps * cost, mean, color=colour, linewidth=width, zorder=order, label=result.label)
+        panel.fill_between(steps * cost, low, high, color=colour, alpha=0.2, linewidth=0, zorder=order)
+        finite = mean[np.isfinite(mean) & (mean > 0)]
+        floor, start = min([floor, *finite]), max([start, *finite[:1]])
+        end = max(end, steps[-1] * cost) if not timings or result.optimizer == REFERENCE else end
+    if math.isfinite(floor):  # else nothing can be drawn on a logarithmic axis
+        panel.set(yscale="log", ylim=(floor * 0.8, start * 2))
+    panel.set(title=group[0].problem.label, ylabel="training loss", xlabel="seconds" if timings else "step")
+    panel.set_xlim(0, end)
     panel.legend(fontsize=7.5)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def speedup_figure(results: Results) -> Figure:
+    """Speed-up over tuned Adam on each problem, with bootstrap 95% bands."""
+    figure = Figure(figsize=(6.5, 1.2 + 0.45 * len(results)), layout="constrained")
+    panel = figure.subplots()
+    colours = _colours(itertools.chain(*results.values()))
+    shown = [name for name in colours if name != REFERENCE]
+    offsets = dict(zip(shown, np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else [0.0], strict=True))
+    labels: set[str] = set()
+    for row, group in enumerate(results.values()):
+        if row % 2:
+            panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+        for result in group:
+            if result.optimizer == REFERENCE:
+                continue
+            speeds = problem_speedups(result, reference_of(group))
+            place = row + offsets[result.optimizer]
+            colour = colours[result.optimizer]
+            label = result.optimizer if result.optimizer not in labels else None
+            labels.add(result.optimizer)
+            panel.plot(np.quantile(speeds[1:], [0.025, 0.975]), [place, place], color=colour, alpha=0.5)
+            panel.plot(speeds[0], place, "o" if result.is_rule else ".", color=colour, label=label, zorder=3)
+    panel.axvline(1, color=COLOURS[REFERENCE], linewidth=1)
+    panel.set_yticks(range(len(results)), [group[0].problem.label for group in results.values()])
+    panel.set_ylim(len(results) - 0.5, -0.5)
+    panel.grid(axis="y", visible=False)
+    _speed_axis(panel)
+    figure.legend(loc="outside right upper", fontsize=7.5)
+    return figure
+
+
+def profile_figure(results: Results) -> Figure:
+    """Share of the problems on which an optimizer is at least so many times as fast as tuned Adam."""
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    panel = figure.subplots()
+    speeds: dict[str, list[float]] = {}
+    learned = set()
+    for group in results.values():
+        for result in group:
+            speeds.setdefault(result.optimizer, []).append(problem_speedups(result, reference_of(group))[0])
+            learned |= {result.optimizer} if result.is_rule else set()
+    factors = np.geomspace(SLOWEST, FASTEST, 400)
+    for name, colour in _colours(itertools.chain(*results.values())).items():
+        shares = [np.mean(np.array(speeds[name]) >= factor * (1 - 1e-9)) for factor in factors]
+        panel.plot(factors, shares, color=colour, linewidth=2.0 if name in learned else 1.2, label=name)
+    panel.set(ylabel="share of problems", ylim=(-0.02, 1.05))
+    _speed_axis(panel, "at least this many times as fast as tuned Adam (steps)")
+    panel.legend(fontsize=7.5)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     figure.savefig(temporary, dpi=150, format=path.suffix.lstrip("."))
     temporary.replace(path)
+
+
+def _speed_axis(panel: Axes, label: str = "speed-up over tuned Adam (steps)") -> None:
+    panel.set(xscale="log", xlim=(SLOWEST * 0.95, FASTEST * 1.05), xlabel=label)
+    ticks = [0.25, 0.5, 1, 2, 4, 10]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+
+
+def _colours(results: Iterable[Result]) -> dict[str, str]:
+    """Optimizer -> colour, in the order of the results."""
+    learned = itertools.cycle(LEARNED_COLOURS)
+    colours: dict[str, str] = {}
+    for result in results:
+        if result.optimizer not in colours:
+            colours[result.optimizer] = next(learned) if result.is_rule else COLOURS.get(result.optimizer, OTHER_COLOUR)
+    return colours

@@ -1,7 +1,6 @@
 """What a configuration of a meta-training run can say: frozen dataclasses, nothing unknown accepted."""
 
 import dataclasses
-import importlib
 import inspect
 import itertools
 import json
@@ -14,8 +13,9 @@ from pydantic import Field
 from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.strict import ConfigError, Strict, checked, refuse_changed, unknown
-from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
+from learned_optim.meta_train.strict import ConfigError, Strict, refuse_changed, unknown
+from learned_optim.meta_train.tasks import Augmentation, TaskFamily
+from learned_optim.meta_train.tasks.lookup import build_family
 from learned_optim.meta_train.tasks.sampling import check_range, log_uniform_integer
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
@@ -61,21 +61,23 @@ class RuleConfig(Strict):
 
 @dataclass(frozen=True)
 class TaskConfig(Strict):
-    """One family of the mixture. In TOML, the family's options stand beside ``family`` and ``weight``."""
+    """One family of the mixture. In TOML, the family's options stand beside ``family``, ``weight`` and ``augment``."""
 
     family: str
     """A shipped family's name, or ``package.module:Class`` for one's own."""
     weight: Positive = 1.0
     """How often it is drawn, relative to the others."""
+    augment: Augmentation = field(default_factory=Augmentation)
+    """Random changes to its tasks."""
     options: dict[str, Any] = field(default_factory=dict)
     """The family's own options."""
 
     def build(self) -> TaskFamily:
         """The family with its options checked."""
-        family = checked(_family_class(self.family), self.options, f"tasks[{self.family}]")
+        family = build_family(self.family, self.options, f"tasks[{self.family}]")
         if family.evaluation_only:
             raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
-        return family
+        return self.augment.of(family)
 
 
 @dataclass(frozen=True)
@@ -324,18 +326,3 @@ class Config(Strict):
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
-
-
-def _family_class(name: str) -> type[TaskFamily]:
-    if name in FAMILIES:
-        return FAMILIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"tasks: {unknown(name, FAMILIES)}; your own is written package.module:Class")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no name before the colon
-        raise ConfigError(f"tasks: cannot import {name!r}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
-        raise ConfigError(f"tasks: {name!r} is not a sub-class of TaskFamily")
-    return cls

@@ -1,9 +1,13 @@
 """Fixtures of several test files."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from learned_optim.meta_train import tasks
+from small_families import write_neural_art
 
 
 @pytest.fixture
@@ -21,3 +25,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_neural_art(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data that holds ``neural_art/``, with small random networks and pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    write_neural_art(folder)
+    return folder
+
+
+@pytest.fixture
+def neural_art(small_neural_art: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Neural art on that folder, whatever data this machine has; other data are not found."""
+    monkeypatch.setenv("LEARNED_OPTIM_DATA", str(small_neural_art))
+    caches = (tasks.neural_art.picture, tasks.neural_art.feature_network)
+    for cache in caches:
+        cache.cache_clear()
+    yield small_neural_art
+    for cache in caches:
+        cache.cache_clear()

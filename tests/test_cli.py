@@ -1,6 +1,5 @@
 """The command line: what it prints, its exit status, and that errors are one line that says what to do."""
 
-import csv
 import json
 import os
 import signal
@@ -9,25 +8,36 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from matplotlib import image as matplotlib_image
 
 from learned_optim import __version__, available_rules, checkpoint, cli, save_rule
-from learned_optim.meta_train.benchmark import COMPARISONS
+from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
 from learned_optim.meta_train.config import shipped_configs
 from learned_optim.meta_train.data import DATA_SETS
 from learned_optim.meta_train.evaluation import BASELINES
 from learned_optim.meta_train.tasks.mlp import image_rows
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM
+from learned_optim.rules import ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "runs", "benchmark", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "examples:"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
-    "benchmark": ["--list", "--rule", "--baseline", "--seeds", "--output"],
+    "neural-art": [
+        "--content",
+        "--style",
+        "--out",
+        "--size",
+        "--steps",
+        "--optimizer",
+        "--lr",
+        "--network",
+        "--device",
+    ],
+    "benchmark": [
+        *("--list", "--rules", "--baselines", "--problems", "--seeds", "--model", "--steps", "--out", "--cache"),
+        *("--device", "--time", "--json"),
+    ],
     "rules": [],
     "runs": ["list", "show", "plot", "compare"],
     "runs list": ["--json"],
@@ -123,11 +133,20 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
         (["meta-train", "demo", "--resume"], ["nothing to resume: no runs/demo/checkpoint.safetensors"]),
         (["meta-train", "--resume", "absent", "--set", "steps=9"], ["--set cannot change a run that has begun"]),
         (["meta-train", "--resume", "absent", "--output", "other"], ["leave out --output"]),
-        (["benchmark", "quadratik"], ["unknown problem 'quadratik'", *COMPARISONS]),
-        (["benchmark", "quadratic", "--baseline", "Adamax"], ["unknown baseline 'Adamax'", *BASELINES]),
-        (["benchmark", "quadratic", "--seeds", "1"], ["--seeds must be at least 2"]),
-        (["benchmark", "quadratic", "--rule", "nobody"], ["unknown rule 'nobody'", *available_rules()]),
-        (["benchmark", "quadratic", "--rule", "a/b.safetensors"], ["no rule file at a/b.safetensors"]),
+        (["benchmark"], ["name a suite (", *shipped_suites(), "--model FILE.py:CLASS"]),
+        (["benchmark", "quick", "--model", "a.py:B"], ["name a suite (", "or your own --model FILE.py:CLASS"]),
+        (["benchmark", "quik"], ["unknown name 'quik' (did you mean 'quick'?)", *shipped_suites()]),
+        (["benchmark", "mine.toml"], ["no suite file mine.toml"]),
+        (["benchmark", "quick", "--problems", "quadratik"], ["suite 'quick': problems: unknown name 'quadratik'"]),
+        (["benchmark", "quick", "--baselines", "Adamax"], ["unknown name 'Adamax'", *BASELINES]),
+        (["benchmark", "quick", "--baselines", "Adam@x"], ["'Adam@x'", "for example Adam@1e-3"]),
+        (["benchmark", "quick", "--seeds", "1"], ["at least 2 seeds are needed for a band, got 1"]),
+        (["benchmark", "quick", "--steps", "9"], ["--steps goes with --model"]),
+        (["benchmark", "quick", "--device", "gpu"], ["--device gpu: "]),
+        (["benchmark", "quick", "--rules", "nobody"], ["unknown rule 'nobody'", *available_rules()]),
+        (["benchmark", "quick", "--rules", "a/b.safetensors"], ["no rule file at a/b.safetensors"]),
+        (["benchmark", "--model", "absent.py:Net"], ["problem 'Net': no file", "absent.py"]),
+        (["benchmark", "--model", "Net"], ["unknown name 'Net'"]),
         (["data", "fetch", "imagenet"], ["unknown data set 'imagenet'", *DATA_SETS]),
         (["data", "fetch", "digits"], ["needs no download"]),
     ],
@@ -143,7 +162,7 @@ def test_error_is_one_line_that_says_what_to_do(
 
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="unknown rule"):
-        run("--debug", "benchmark", "quadratic", "--rule", "nobody")
+        run("--debug", "benchmark", "quick", "--rules", "nobody")
 
 
 def test_missing_data_names_the_places_and_the_command(
@@ -152,7 +171,10 @@ def test_missing_data_names_the_places_and_the_command(
     monkeypatch.setenv("LEARNED_OPTIM_DATA", str(tmp_path / "set"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     image_rows.cache_clear()
-    for arguments in (["meta-train", "lstm-l2l-mnist", "--output", "run"], ["benchmark", "mnist", "--rule", "default"]):
+    for arguments in (
+        ["meta-train", "lstm-l2l-mnist", "--output", "run"],
+        ["benchmark", "unseen", "--problems", "mnist-relu-100"],
+    ):
         line = error_of(capsys, *arguments)
         assert "data set 'mnist' not found" in line
         assert f"{tmp_path}/set/mnist (no such folder)" in line
@@ -267,58 +289,53 @@ def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there
 
 def test_benchmark_list_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("benchmark", "--list") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(COMPARISONS)
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    suites = [load_suite(name) for name in shipped_suites()]
+    assert names == [name for suite in suites for name in (suite.name, *(problem.name for problem in suite.problems))]
 
 
-@pytest.mark.slow
-def test_benchmark_writes_whole_and_plausible_results(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    save_rule(ScaleFreeLSTM(2, rate=0.1), tmp_path / "mine.safetensors")  # untrained: Adam at a good rate
-    save_rule(LSTML2L(2), tmp_path / "other.safetensors")
-    rules = ["--rule", str(tmp_path / "mine.safetensors"), "--rule", str(tmp_path / "other.safetensors")]
-    assert run("benchmark", "quadratic", "--seeds", "2", *rules, "--output", "out") == 0
-    names = [*BASELINES, "mine", "other"]
-    folder, steps = tmp_path / "out", COMPARISONS["quadratic"].steps
+TINY = """
+steps = 4
+seeds = 2
+tuning_seeds = 2
+rates = [0.1, 0.01]
+baselines = ["Adam"]
+[[problems]]
+name = "first"
+family = "quadratic"
+[[problems]]
+name = "second"
+family = "quadratic"
+noise = 0.1
+"""
 
-    with (folder / "summary.csv").open(newline="") as file:
-        summary = list(csv.DictReader(file))
-    assert [row["optimizer"] for row in summary] == names
-    finals = {row["optimizer"]: float(row["final_loss"]) for row in summary}
-    best = min(finals[name] for name in BASELINES)
-    for row in summary:
-        assert (row["rate"] == "") == (row["optimizer"] not in BASELINES)
-        assert float(row["band_low"]) <= finals[row["optimizer"]] <= float(row["band_high"])
-        assert float(row["ratio_to_best_baseline"]) == pytest.approx(finals[row["optimizer"]] / best, rel=1e-4)
 
-    with (folder / "curves.csv").open(newline="") as file:
-        curves = list(csv.DictReader(file))
-    assert len(curves) == len(names) * (steps + 1)
-    starts = {float(row["mean_loss"]) for row in curves if row["step"] == "0"}
-    assert len(starts) == 1  # the same problems for all
-    for name in names:
-        losses = [float(row["mean_loss"]) for row in curves if row["optimizer"] == name]
-        assert np.mean(losses[-10:]) == pytest.approx(finals[name], rel=1e-4)
-    assert finals["Adam"] < 0.5 * starts.pop()
-
-    provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["problems"] == ["quadratic"]
-    assert provenance["seeds"] == 2
-    assert provenance["torch"] == torch.__version__
-    assert {"date", "commit", "processor", "cores", "threads", "learned_optim"} <= provenance.keys()
-
-    pixels = matplotlib_image.imread(folder / "comparison.png")  # fails on a damaged file
-    assert min(pixels.shape[:2]) >= 300
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something is drawn, in colours
-
+def test_benchmark_options_reach_the_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("tiny.toml").write_text(TINY)
+    save_rule(ScaleFreeLSTM(2), tmp_path / "mine.safetensors")
+    chosen = ["--problems", "second", "--seeds", "3", "--rules", "mine.safetensors", "--baselines", "SGD,Adam@0.1"]
+    assert run("benchmark", "tiny.toml", *chosen, "--cache", "stored", "--json") == 0
     captured = capsys.readouterr()
-    assert all(name in captured.out for name in names)
-    assert "written: out/summary.csv" in captured.out
-    assert "tuning Adam over 11 rates" in captured.err
-    assert {path.name for path in folder.iterdir()} == {
-        "summary.csv",
-        "curves.csv",
-        "provenance.json",
-        "comparison.png",
-    }
+    document = json.loads(captured.out)
+    (problem,) = document["problems"].values()
+    assert [row["optimizer"] for row in problem] == ["Adam", "SGD", "Adam@0.1", "mine"]
+    assert (document["suite"], document["seeds"]) == ("tiny", {"second": 3})
+    assert "second, 4 steps: tuning SGD over 2 rates" in captured.err
+    assert Path("benchmark/tiny/summary.csv").is_file()
+    assert list(Path("stored").rglob("*.safetensors"))
+
+
+def test_interrupted_benchmark_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("learned_optim.meta_train.evaluation.train", interrupted)
+    Path("tiny.toml").write_text(TINY)
+    assert run("benchmark", "tiny.toml", "--cache", "stored") == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == ["finished runs are stored; the same command goes on from there", "learned-optim: interrupted"]
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ import user_tasks
 from learned_optim import save_rule
 from learned_optim.meta_train.config import (
     Config,
-    ConfigError,
     TaskConfig,
     config_from_tables,
     load_config,
@@ -30,6 +29,7 @@ from learned_optim.meta_train.settings import (
     UnrollConfig,
     ValidationConfig,
 )
+from learned_optim.meta_train.strict import ConfigError
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
 from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM
 
@@ -147,7 +147,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("tasks[0].dimensions=3", r"tasks\[quadratic\]: dimensions: "),
         ("tasks[0].dimensions=[5,2]", r"tasks\[quadratic\]: dimensions must be a range .* got \[5, 2\]"),
         ("tasks[0].condition=[0.1,2]", r"tasks\[quadratic\]: condition must be a range"),
-        ("tasks[0].noise=-1", r"tasks\[quadratic\]: noise .* must not be negative"),
+        ("tasks[0].noise=-1", r"tasks\[quadratic\]: noise must not be negative, got -1"),
         ("unroll.truncation=0", r"unroll\.truncation: "),
         ("unroll.horizon=[200,100]", r"unroll: horizon must be a range .* got \[200, 100\]"),
         ("unroll.horizon=[10]", r"unroll\.horizon"),

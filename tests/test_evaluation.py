@@ -6,13 +6,24 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 
 from learned_optim import LearnedOptimizer
 from learned_optim.meta_train import evaluation
-from learned_optim.meta_train.evaluation import BASELINES, RATES, Problem, final_loss, mean_and_band, train
+from learned_optim.meta_train.evaluation import (
+    BASELINES,
+    LADDER,
+    RATES,
+    Problem,
+    Tuned,
+    final_loss,
+    mean_and_band,
+    train,
+    tune,
+)
 from learned_optim.meta_train.seeds import fixed_global_state
 from learned_optim.meta_train.tasks import QuadraticFamily, Task
 from learned_optim.meta_train.tasks.mlp import MLPTask
@@ -28,7 +39,11 @@ MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 
 def baseline(name: str, rate: float) -> MakeOptimizer:
-    return lambda parameters: BASELINES[name](parameters, rate)
+    return lambda parameters: BASELINES[name](parameters, rate, STEPS)
+
+
+def tuned(problem: Problem, name: str, rates: Iterable[float]) -> Tuned:
+    return tune(lambda rate: float(final_loss(problem.run(baseline(name, rate))).mean()), rates)
 
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -83,48 +98,106 @@ def test_training_leaves_the_task_as_it_was() -> None:
     assert np.array_equal(train(task, OPTIMIZERS["SGD"], STEPS, generator()), first)
 
 
+def plain(name: str) -> Callable[[list[nn.Parameter]], tuple[Optimizer, LRScheduler | None]]:
+    """A baseline as a user writes it, from torch.optim."""
+    rate = 0.05
+
+    def build(parameters: list[nn.Parameter]) -> tuple[Optimizer, LRScheduler | None]:
+        match name:
+            case "SGD":
+                return torch.optim.SGD(parameters, lr=rate), None
+            case "Momentum" | "NAG":
+                return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=name == "NAG"), None
+            case "AdamW-cosine":
+                optimizer = torch.optim.AdamW(parameters, lr=rate)
+                return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+            case _:
+                return getattr(torch.optim, name)(parameters, lr=rate), None
+
+    return build
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.usefixtures("double")
+def test_baseline_is_what_torch_optim_computes_on_the_module_itself(name: str) -> None:
+    task = perceptrons()
+    losses = train(VectorizedTask(task, 1, SEED), baseline(name, 0.05), STEPS, generator())[:, 0]
+    with fixed_global_state(SEED):
+        module = task.module()
+    optimizer, schedule = plain(name)(list(module.parameters()))
+    batches, rates = generator(), []
+    for step in range(STEPS + 1):
+        batch = task.batch(1, batches)
+        optimizer.zero_grad()
+        loss = task.loss(module, tree_map(lambda tensor: tensor[0], batch))
+        loss.backward()
+        assert losses[step] == pytest.approx(float(loss.detach()), rel=ROUNDING)
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    assert (rates[-1] < 1e-9) == (name == "AdamW-cosine")  # STEPS updates take the cosine to zero
+
+
 @pytest.mark.usefixtures("double")
 def test_tuning_finds_the_rate_that_curvature_dictates() -> None:
     problem = Problem(spheres(), seeds=3, steps=10, seed=0)
     rates = (1.0, 0.75, 0.5, 0.25, 0.01)
-    tuned = problem.tune("SGD", rates)
-    assert tuned.name == "SGD"
-    assert tuned.rate == 0.5
+    found = tuned(problem, "SGD", rates)
+    assert found.rate == 0.5
     start = problem.run(baseline("SGD", 0.0))[0].mean()
     for rate in rates:  # every step multiplies the distance to the optimum by 1 - 2 rate
-        assert tuned.scores[rate] == pytest.approx(start * (1 - 2 * rate) ** 20, rel=1e-9, abs=1e-25)
-    assert problem.tune("SGD", reversed(rates)).rate == 0.5
+        assert found.scores[rate] == pytest.approx(start * (1 - 2 * rate) ** 20, rel=1e-9, abs=1e-25)
+    assert tuned(problem, "SGD", reversed(rates)).rate == 0.5
 
 
 def test_rates_are_the_documented_grid() -> None:
     assert RATES == (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5)
+    assert (LADDER[0], LADDER[-1]) == (1e-7, 30.0)
+    assert set(RATES) < set(LADDER)
+    assert list(LADDER) == sorted(LADDER)
 
 
 class TestEdgeOfTheGrid:
-    """On spheres the best rate of SGD is 1/2: a rate r takes the distance to |1 - 2 r| of it in every step."""
+    """Around the best rate of 1/2, scores rise on both sides."""
 
-    problem = Problem(spheres(), seeds=2, steps=4, seed=0)
+    @staticmethod
+    def tuned(*rates: float) -> Tuned:
+        return tune(lambda rate: abs(rate - 0.5), rates)
 
     @pytest.mark.parametrize(
         ("rates", "edge"), [((0.1, 0.4, 0.7), None), ((0.1, 0.4), "upper"), ((0.7, 0.9), "lower")], ids=str
     )
     def test_is_reported(self, rates: tuple[float, ...], edge: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(evaluation, "HIGHER_RATES", ())
-        assert self.problem.tune("SGD", rates).edge == edge
+        monkeypatch.setattr(evaluation, "LADDER", ())
+        assert self.tuned(*rates).edge == edge
 
     def test_is_left_upwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(evaluation, "HIGHER_RATES", (0.1, 0.3, 0.4, 1.5, 1.7))
-        tuned = self.problem.tune("SGD", (0.1, 0.2))
-        assert tuned.rate == 0.4
-        assert tuned.edge is None
-        assert set(tuned.scores) == {0.1, 0.2, 0.3, 0.4, 1.5}  # no further than the first that is worse
+        monkeypatch.setattr(evaluation, "LADDER", (0.1, 0.3, 0.4, 1.5, 1.7))
+        found = self.tuned(0.1, 0.2)
+        assert (found.rate, found.edge) == (0.4, None)
+        assert set(found.scores) == {0.1, 0.2, 0.3, 0.4, 1.5}  # no further than the first that is worse
+
+    def test_is_left_downwards(self) -> None:
+        found = self.tuned(3.0, 2.0)
+        assert (found.rate, found.edge) == (0.3, None)
+        assert set(found.scores) == {3.0, 2.0, 1.0, 0.3, 0.1}
+
+    def test_of_one_rate_is_left_on_both_sides(self) -> None:
+        found = self.tuned(0.3)
+        assert (found.rate, found.edge) == (0.3, None)
+        assert set(found.scores) == {0.1, 0.3, 1.0}
 
     def test_is_not_left_where_the_best_lies_inside(self) -> None:
-        assert set(self.problem.tune("SGD", (0.1, 0.4, 0.7)).scores) == {0.1, 0.4, 0.7}
+        assert set(self.tuned(0.1, 0.4, 0.7).scores) == {0.1, 0.4, 0.7}
 
-    def test_where_everything_diverges_is_the_lower_one(self) -> None:
-        tuned = Problem(spheres(), seeds=2, steps=20, seed=0).tune("SGD", (1e9, 1e8))
-        assert (tuned.rate, tuned.edge) == (1e8, "lower")
+    def test_where_everything_diverges_is_left_until_something_does_not(self) -> None:
+        found = tuned(Problem(spheres(), seeds=2, steps=40, seed=0), "SGD", (1e9, 1e8))
+        assert (found.rate, found.edge) == (0.3, None)
+
+    def test_is_the_lower_one_where_nothing_works(self) -> None:
+        found = tune(lambda rate: np.inf, (0.1, 0.01))
+        assert (found.rate, found.edge) == (1e-7, "lower")
 
 
 def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
@@ -136,9 +209,22 @@ def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
     assert bool((np.diff(broken.astype(int), axis=0) >= 0).all())  # no way back
     assert not np.isnan(losses).any()
     assert np.isinf(final_loss(losses)).all()
-    tuned = problem.tune("SGD", (1e8, 0.1))
-    assert tuned.rate == 0.1
-    assert tuned.scores[1e8] == np.inf
+    found = tuned(problem, "SGD", (1e8, 0.1, 0.03))
+    assert found.rate == 0.1
+    assert found.scores[1e8] == np.inf
+
+
+def test_training_ends_when_all_have_diverged_and_not_before() -> None:
+    def steps(rate: float, instances: int, scale: Tensor | None = None) -> int:
+        task = VectorizedTask(spheres().sample(np.random.default_rng(0), "test"), instances, SEED, scale=scale)
+        ticks: list[None] = []
+        losses = train(task, baseline("SGD", rate), 100, generator(), lambda: ticks.append(None))
+        assert len(losses) == 101
+        return len(ticks)
+
+    assert steps(1e8, 2) == 20  # where the first look finds nothing finite
+    assert steps(1e8, 2, torch.tensor([[1.0], [1e-30]])) == 100  # steps too small to move do not diverge
+    assert steps(0.1, 2) == 100
 
 
 class Idle(Optimizer):
@@ -181,6 +267,15 @@ def test_problem_is_the_same_for_every_optimizer_and_differs_by_seed() -> None:
     other = Problem(family, 4, STEPS, seed=2)
     assert not np.array_equal(other.run(still), again)
     assert len(set(again[0].tolist())) == 4
+
+
+def test_blocks_of_a_seed_are_runs_of_their_own() -> None:
+    still = baseline("SGD", 0.0)
+    first, again, second = (
+        Problem(QuadraticFamily(noise=0.5), 3, STEPS, seed=1, block=block).run(still) for block in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert set(first[0].tolist()) & set(second[0].tolist()) == set()
 
 
 def test_problems_of_all_seeds_hold_the_same_architecture() -> None:

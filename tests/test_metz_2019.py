@@ -23,7 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name, value in {"STEPS": 8, "RECORD": 4, "SEEDS": 2, "TUNING_SEEDS": 2, "ROUNDS": 2}.items():
         monkeypatch.setattr(metz_2019, name, value)
     monkeypatch.setattr(metz_2019, "RATES", (0.01,))
-    monkeypatch.setattr(metz_2019, "HIGHER_RATES", (0.03,))
+    monkeypatch.setattr(metz_2019, "LADDER", (0.03,))
     return tmp_path
 
 

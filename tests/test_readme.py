@@ -78,7 +78,8 @@ class TestTables:
             ("p", "good"): row(0.1),
             ("p", "between"): row(0.15),
         }
-        cells = readme_tables.baseline_cells(results, "p")
+        assert readme_tables.baselines_of(results, ["p"]) == ["Adam", "SGD", "NAG"]
+        cells = readme_tables.baseline_cells(results, "p", ["Adam", "RMSprop", "SGD", "NAG"])
         assert cells == ["0.2 (0.01)", "", r"0.123 (30\*)", r"0.5 (1\*)"]  # RMSprop was not run
         assert readme_tables.rule_cell(results, "p", "good") == "**0.1**"
         assert readme_tables.rule_cell(results, "p", "between") == "0.15"

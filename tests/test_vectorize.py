@@ -16,9 +16,10 @@ from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.vectorize import VectorizedTask
 from reference import central_difference
+from small_families import BUILDERS
 from user_tasks import INPUTS, Reconstruction, Regression
 
-pytestmark = pytest.mark.usefixtures("double")
+pytestmark = pytest.mark.usefixtures("double", "neural_art")
 
 INSTANCES, SEED = 3, 7
 ROUNDING = 1e-12  # relative; float64 carries 16 digits, and batched sums may run in another order
@@ -52,6 +53,7 @@ class Tied(nn.Module):
 
 
 TASKS: dict[str, Callable[[], Task]] = {
+    **{f"family-{name}": build for name, build in BUILDERS.items()},
     "mlp": partial(perceptrons, layer_norm=False),
     "mlp-layer-norm": partial(perceptrons, layer_norm=True),
     "conv-net": partial(conv_nets, "none", "relu"),

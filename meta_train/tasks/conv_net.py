@@ -1,18 +1,17 @@
 """Convolutional networks that classify small images: the CIFAR-10 network of the 2016 paper, and random ones."""
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_optim.meta_train import data
-from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
-from learned_optim.meta_train.tasks.mlp import ACTIVATIONS, Activation
+from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.classification import ClassificationTask
+from learned_optim.meta_train.tasks.mlp import ACTIVATIONS, Activation, restriction
 from learned_optim.meta_train.tasks.sampling import check_range, log_uniform, log_uniform_integer
 
 Norm = Literal["none", "batch", "layer"]
@@ -91,8 +90,7 @@ class ConvNetFamily(TaskFamily):
     @property
     def evaluation_only(self) -> str:
         """The restriction on the data set's use, if there is one."""
-        note = data.DATA_SETS[self.dataset].note
-        return f"data set {self.dataset!r}, {note}" if note else ""
+        return restriction(self.dataset)
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture; ``split`` chooses the images."""
@@ -114,7 +112,7 @@ class ConvNetFamily(TaskFamily):
         )
 
 
-class ConvNetTask(DataTask):
+class ConvNetTask(ClassificationTask):
     """Convolutional networks of one architecture on one data set: ``(images, channels, size, size)`` and labels."""
 
     def __init__(
@@ -159,16 +157,6 @@ class ConvNetTask(DataTask):
                     for parameter in layer.parameters():
                         parameter.mul_(self.gain)
         return nn.Sequential(*layers)
-
-    @property
-    def loss_bound(self) -> float:
-        """Half as much again as that of a network that finds all classes equally likely."""
-        return 1.5 * math.log(self.classes)
-
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy, in nats."""
-        pixels, labels = batch
-        return F.cross_entropy(module(pixels), labels)
 
     def _norm(self, features: int, *, images: bool) -> list[nn.Module]:
         if self.norm == "batch":  # running averages would be written to, which nothing here reads

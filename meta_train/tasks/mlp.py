@@ -2,19 +2,24 @@
 
 import functools
 import itertools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_optim.meta_train import data
-from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
-from learned_optim.meta_train.tasks.sampling import check_range, log_uniform, log_uniform_integer
+from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.classification import ClassificationTask
+from learned_optim.meta_train.tasks.sampling import (
+    check_choices,
+    check_probability,
+    check_range,
+    log_uniform,
+    log_uniform_integer,
+)
 
 Activation = Literal["sigmoid", "tanh", "relu", "gelu", "elu"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -62,17 +67,13 @@ class MLPFamily(TaskFamily):
         check_range("width", self.width, 1)
         check_range("batch_size", self.batch_size, 1)
         check_range("gain", self.gain, 0, included=False)
-        unknown = [name for name in self.activations if name not in ACTIVATIONS]
-        if unknown or not self.activations:
-            raise ValueError(f"activations must be some of {', '.join(ACTIVATIONS)}, got {list(self.activations)}")
-        if not 0 <= self.layer_norm <= 1:
-            raise ValueError(f"layer_norm is a probability, got {self.layer_norm}")
+        check_choices("activations", self.activations, ACTIVATIONS)
+        check_probability(layer_norm=self.layer_norm)
 
     @property
     def evaluation_only(self) -> str:
         """The restriction on the data set's use, if there is one."""
-        note = data.DATA_SETS[self.dataset].note
-        return f"data set {self.dataset!r}, {note}" if note else ""
+        return restriction(self.dataset)
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture; ``split`` chooses the images."""
@@ -88,7 +89,7 @@ class MLPFamily(TaskFamily):
         )
 
 
-class MLPTask(DataTask):
+class MLPTask(ClassificationTask):
     """Perceptrons of one architecture on one data set."""
 
     def __init__(
@@ -102,7 +103,6 @@ class MLPTask(DataTask):
         layer_norm: bool,
     ) -> None:
         super().__init__(images_and_labels, batch_size)
-        self.classes = int(images_and_labels[1].max()) + 1
         self.widths, self.activation, self.layer_norm = widths, activation, layer_norm
         self.initial, self.gain = initial, gain
 
@@ -114,24 +114,32 @@ class MLPTask(DataTask):
             norm = [nn.LayerNorm(outputs)] if self.layer_norm else []
             layers += [nn.Linear(inputs, outputs), *norm, ACTIVATIONS[self.activation]()]
         network = nn.Sequential(*layers, nn.Linear(sizes[-1], self.classes))
-        with torch.no_grad():
-            for layer in network:
-                if isinstance(layer, nn.Linear):
-                    for parameter in layer.parameters():
-                        if self.initial == "normal":
-                            parameter.normal_(0.0, PAPER_DEVIATION)
-                        parameter.mul_(self.gain)
-        return network
+        if self.initial == "normal":
+            with torch.no_grad():
+                for parameter in linear_parameters(network):
+                    parameter.normal_(0.0, PAPER_DEVIATION)
+        return scale_parameters(network, self.gain)
 
-    @property
-    def loss_bound(self) -> float:
-        """Half as much again as that of a network that finds all classes equally likely."""
-        return 1.5 * math.log(self.classes)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy, in nats."""
-        images, labels = batch
-        return F.cross_entropy(module(images), labels)
+def linear_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights and biases of the linear layers."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            yield from layer.parameters()
+
+
+def scale_parameters(network: nn.Module, gain: float) -> nn.Module:
+    """The network, with weights and biases of its linear layers times ``gain``."""
+    with torch.no_grad():
+        for parameter in linear_parameters(network):
+            parameter.mul_(gain)
+    return network
+
+
+def restriction(dataset: str) -> str:
+    """Why nothing may be meta-trained on a data set; empty if it may."""
+    note = data.DATA_SETS[dataset].note
+    return f"data set {dataset!r}, {note}" if note else ""
 
 
 @functools.cache

@@ -1,0 +1,36 @@
+"""The command ``learned-optim neural-art``."""
+
+import argparse
+from pathlib import Path
+
+from learned_optim.cli_common import Commands, need, usable_device
+
+
+def add_neural_art(commands: Commands) -> None:
+    """Add the sub-command with its options."""
+    art = commands.add_parser("neural-art", help="paint a photograph in the style of a painting")
+    art.add_argument("--content", type=Path, required=True, metavar="PICTURE", help="the photograph")
+    art.add_argument("--style", type=Path, required=True, metavar="PICTURE", help="the painting")
+    art.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="what to write, .png or .jpg")
+    art.add_argument("--size", type=int, default=256, help="pixels of the shorter side (%(default)s)")
+    art.add_argument("--steps", type=int, default=150, help="steps of the optimizer (%(default)s)")
+    art.add_argument("--optimizer", default="default", help="a rule's name or path, adam or lbfgs (%(default)s)")
+    art.add_argument("--lr", type=float, help="learning rate (0.1 for adam; else 1)")
+    art.add_argument("--style-weight", type=float, default=100.0, help="relative to the content's (%(default)s)")
+    art.add_argument("--initial", choices=["content", "noise"], default="content", help="first picture (%(default)s)")
+    art.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    art.add_argument("--network", default="vgg19", help="features: vgg19, vgg19-distilled or squeezenet (%(default)s)")
+    art.add_argument("--device", default="cpu", help="where it is computed (%(default)s)")
+    art.set_defaults(run=_neural_art)
+
+
+def _neural_art(options: argparse.Namespace) -> None:
+    need("art", "PIL", "tqdm")
+    import dataclasses
+
+    from learned_optim.meta_train.neural_art_command import Painting, paint
+
+    usable_device(options.device)
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}
+    loss = paint(Painting(**settings))
+    print(f"written: {options.out} (loss {loss:.4g})")

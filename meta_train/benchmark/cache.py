@@ -1,0 +1,133 @@
+"""Results on disk, one small file a run, named by a hash of everything that determines it."""
+
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch.utils._pytree import tree_leaves
+
+from learned_optim.files import write_atomically
+from learned_optim.meta_train import data
+from learned_optim.meta_train.evaluation import comparison_task
+from learned_optim.meta_train.seeds import torch_generator
+from learned_optim.meta_train.tasks import Split, TaskFamily
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import UpdateRule
+
+VERSION = 1
+"""Of the results: raise it when a change of training or tuning makes the stored ones wrong."""
+
+Key = Mapping[str, Any]
+"""Everything that determines a result; plain values."""
+
+
+def default_folder() -> Path:
+    """``learned_optim/benchmark`` in the user's cache."""
+    return data.cache_folder().with_name("benchmark")
+
+
+class Cache:
+    """Arrays by key, in files of their own.
+
+    Args:
+        folder: where; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, key: Key, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """The arrays of ``key``, from its file or computed and then stored. A damaged file counts as none."""
+        if self.folder is None:
+            return compute()
+        path = self.path(key)
+        stored = _read(path, key)
+        if stored is not None:
+            return stored
+        arrays = compute()
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        write_atomically(path, save(tensors, {"key": _canonical(key)}))
+        return arrays
+
+    def path(self, key: Key) -> Path:
+        """Where the result of ``key`` lies, or would."""
+        if self.folder is None:
+            raise ValueError("this cache has no folder")
+        name = hashlib.sha256(_canonical(key).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name[2:32]}.safetensors"
+
+
+def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
+    """A hash of one instance of the task: parameters, buffers, first batch, code of its classes and their bases.
+
+    So another data set, another option or an edited loss is another problem. Code counts without its comments,
+    docstrings and layout.
+    """
+    task = comparison_task(family, split, draw)
+    one = VectorizedTask(task, 1, seed=0)
+    digest = hashlib.sha256()
+    for tensor in tree_leaves([one.initial_parameters, one.buffers, one.batch(torch_generator(0, "fingerprint"))]):
+        _add(digest, tensor)
+    classes = {type(family), type(task), *(type(module) for module in one.skeleton.module.modules())}
+    for code in sorted({_code(ancestor) for cls in classes for ancestor in cls.__mro__}):
+        digest.update(code.encode())
+    return digest.hexdigest()
+
+
+def rule_fingerprint(rule: UpdateRule) -> str:
+    """A hash of a rule's weights, settings and code."""
+    digest = hashlib.sha256(json.dumps([rule.name, dict(rule.settings)], sort_keys=True).encode())
+    for name, tensor in sorted(rule.state_dict().items()):
+        digest.update(name.encode())
+        _add(digest, tensor)
+    digest.update(_code(type(rule)).encode())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensor: torch.Tensor) -> None:
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _code(cls: type) -> str:
+    """The module that defines a class as a syntax tree without docstrings; the mere name where there is no source."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    package = cls.__module__.partition(".")[0]
+    if package == "torch" or package in sys.stdlib_module_names or file is None or not file.endswith(".py"):
+        return name
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [part for part in node.body if not _is_text(part)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _canonical(key: Key) -> str:
+    return json.dumps({"version": VERSION, "torch": torch.__version__, **key}, sort_keys=True, allow_nan=False)
+
+
+def _read(path: Path, key: Key) -> dict[str, np.ndarray] | None:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("key") != _canonical(key):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,53 @@
+"""Where and with what a figure was measured, and rows that say so."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import learned_optim
+from learned_optim.files import csv_text, write_atomically
+
+
+def save_rows(folder: Path, name: str, rows: Iterable[Sequence[object]], details: Mapping[str, Any]) -> None:
+    """Write ``name.csv``, and provenance with ``details`` as ``name.json``."""
+    write_atomically(folder / f"{name}.csv", csv_text(rows))
+    write_atomically(folder / f"{name}.json", json.dumps({**provenance(), **details}, indent=2) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a figure was measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "learned_optim": learned_optim.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,160 @@
+"""From losses to figures: final loss, divergence, speed-up over a reference, and their bands."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from learned_optim.meta_train.benchmark.suites import SuiteProblem
+from learned_optim.meta_train.evaluation import Edge, final_loss, mean_and_band, resampled, weighted_means
+
+SLOWEST, FASTEST = 0.25, 10.0
+"""Bounds of a speed-up, so that no single problem decides a mean. A diverged training counts as the slowest."""
+DIVERGED = 2.0  # initial losses; noise alone does not double a loss
+POINTS = 200  # of a stored or drawn curve
+RESAMPLES = 200  # a band of speed-ups to some percent; each takes two passes over all losses
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one optimizer did on one problem."""
+
+    problem: SuiteProblem
+    optimizer: str
+    losses: np.ndarray
+    """Before each step and after the last, ``(steps + 1, seeds)``; infinite from the first that was not finite."""
+    is_rule: bool = False
+    rate: float | None = None
+    """Learning rate of a baseline; None for a rule, which has none."""
+    edge: Edge | None = None
+    """End of the tried rates at which a tuned rate lies: it may be understated."""
+    tuning: Mapping[float, float] = field(default_factory=dict)
+    """Mean final loss of every rate tried, on the tuning seeds; empty where nothing was tuned."""
+
+    @property
+    def label(self) -> str:
+        """Name, with the rate where one was tuned."""
+        return f"{self.optimizer} (lr {self.rate:g})" if self.tuning else self.optimizer
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether this is a hand-designed optimizer at its best rate."""
+        return bool(self.tuning)
+
+    @functools.cached_property
+    def finals(self) -> np.ndarray:
+        """Final loss of each seed."""
+        return final_loss(self.losses)
+
+    @functools.cached_property
+    def final(self) -> tuple[float, float, float]:
+        """Mean final loss and the edges of its bootstrap 95% band."""
+        mean, low, high = (float(values[0]) for values in mean_and_band(self.finals[None]))
+        return mean, low, high
+
+    @functools.cached_property
+    def diverged(self) -> np.ndarray:
+        """Which seeds diverged: not finite at some step, or ended at more than twice the mean initial loss."""
+        return np.asarray(~(self.finals <= DIVERGED * self.losses[0].mean()))
+
+    @functools.cached_property
+    def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """At most 200 steps, and there mean loss and band; each is the mean since the step before it."""
+        last = len(self.losses) - 1
+        steps = np.unique(np.linspace(0, last, min(last, POINTS) + 1).round().astype(int))
+        sums = np.add.reduceat(self.losses, np.concatenate([[0], steps[:-1] + 1]), axis=0)
+        return steps, *mean_and_band(sums / np.diff(steps, prepend=-1)[:, None])
+
+
+def running_final(losses: np.ndarray) -> np.ndarray:
+    """At each step the final loss of a training that ends there: mean of its last tenth, at least of one loss.
+
+    Losses ``(steps + 1, columns)``, which are infinite once they are not finite; the result has the same shape.
+    """
+    steps = np.arange(len(losses))
+    window = np.maximum(1, steps // 10)
+    infinite = ~np.isfinite(losses)
+    sums = np.cumsum(np.where(infinite, 0, losses)[::-1], axis=0)[::-1]  # from the end, where losses are small
+    sums = np.concatenate([sums, np.zeros_like(losses[:1])])
+    means = (sums[steps + 1 - window] - sums[steps + 1]) / window[:, None]
+    return np.where(infinite, np.inf, means)
+
+
+def steps_to(running: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """First step from 1 on at which each column of ``(steps + 1, columns)`` is down to its target; infinite if none."""
+    reached = running[1:] <= target
+    return np.where(reached.any(axis=0), 1 + reached.argmax(axis=0), np.inf)
+
+
+def speedup(
+    losses: np.ndarray, reference: np.ndarray, cost: float = 1.0, diverged: np.ndarray | bool = False
+) -> np.ndarray:
+    """How many times faster than a reference, between :data:`SLOWEST` and :data:`FASTEST`.
+
+    Steps that the reference needs to reach its own final loss, over the steps needed to reach it too. Where that loss
+    is not reached, steps that the reference needs to reach what *was* reached, over all steps.
+
+    Args:
+        losses: mean over seeds, ``(steps + 1, columns)``.
+        reference: those of the reference, likewise.
+        cost: seconds of a step over those of the reference; 1 compares steps.
+        diverged: columns that count as the slowest.
+    """
+    own, other = running_final(losses), running_final(reference)
+    target = other[-1]
+    with np.errstate(invalid="ignore"):
+        factor = steps_to(other, target) / steps_to(own, target)  # 0 where it is not reached
+        behind = steps_to(other, own[-1]) / (len(losses) - 1)
+    factor = np.where(factor > 0, factor, behind) / cost
+    factor = np.where(np.isfinite(target), factor, FASTEST)  # of a reference that diverged
+    return np.where(diverged | ~np.isfinite(own[-1]), SLOWEST, np.clip(factor, SLOWEST, FASTEST))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one optimizer did over all problems that it ran on."""
+
+    optimizer: str
+    problems: int
+    speedup: float
+    """Geometric mean over the problems."""
+    low: float
+    """Lower edge of its bootstrap 95% band: seeds are resampled, problems are as they are."""
+    high: float
+    better: int
+    """Problems with a lower final loss than the tuned reference."""
+    diverged: int
+    """Training runs, of all problems together."""
+    runs: int
+    is_rule: bool = False
+
+
+def problem_speedups(result: Result, reference: Result, cost: float = 1.0) -> np.ndarray:
+    """Speed-up on one problem: that of the means over all seeds first, then those of resampled seeds."""
+    seeds = result.losses.shape[1]
+    weights = np.column_stack([np.full(seeds, 1 / seeds), resampled(seeds, RESAMPLES)])
+    own, other = (weighted_means(losses, weights) for losses in (result.losses, reference.losses))
+    return speedup(own, other, cost, diverged=result.diverged @ weights > 0)
+
+
+def score(results: Sequence[Result], references: Sequence[Result], costs: Sequence[float] | None = None) -> Score:
+    """Sum up one optimizer's results; ``references`` are those of the tuned reference on the same problems.
+
+    ``costs``: seconds of a step over those of the reference, for a speed-up in seconds.
+    """
+    pairs = zip(results, references, costs or [1.0] * len(results), strict=True)
+    logs = np.mean([np.log(problem_speedups(*triple)) for triple in pairs], axis=0)
+    low, high = np.quantile(logs[1:], [0.025, 0.975])
+    mean, low, high = (float(np.exp(value)) for value in (logs[0], low, high))
+    return Score(
+        results[0].optimizer,
+        len(results),
+        mean,
+        low,
+        high,
+        better=sum(ours.final[0] < theirs.final[0] for ours, theirs in zip(results, references, strict=True)),
+        diverged=sum(int(result.diverged.sum()) for result in results),
+        runs=sum(result.losses.shape[1] for result in results),
+        is_rule=results[0].is_rule,
+    )

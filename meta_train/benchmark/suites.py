@@ -1,0 +1,163 @@
+"""Suites: problems on which optimizers are compared, as data."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from learned_optim.meta_train.evaluation import RATES
+from learned_optim.meta_train.strict import ConfigError, Strict, checked, unknown
+from learned_optim.meta_train.tasks import Split, TaskFamily
+from learned_optim.meta_train.tasks.lookup import build_family, gather_options
+
+SHIPPED = Path(__file__).resolve().parent.parent / "suites"
+MODEL_STEPS = 1_000  # of a user's own model, unless asked otherwise
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seeds = Annotated[int, Field(ge=2)]
+"""At least two: of one there is no band."""
+
+
+@dataclass(frozen=True)
+class SuiteProblem(Strict):
+    """One problem. In TOML the family's options stand beside these keys; a list of ``steps`` makes several problems.
+
+    What stands above all problems (:data:`DEFAULTS`) holds for each that does not say otherwise.
+    """
+
+    name: str
+    family: str
+    """A shipped family's name, ``package.module:Class`` or ``FILE.py:Class``."""
+    steps: Count
+    title: str = ""
+    """For tables and figures; empty: the name."""
+    seeds: Seeds = 8
+    """Training runs of each optimizer, which share nothing with those it is tuned on."""
+    tuning_seeds: Seeds = 8
+    """Training runs of each rate that is tried."""
+    instances: Count | None = None
+    """Training runs that advance side by side; None: all. Fewer need less memory and lose less to an interruption."""
+    rules: tuple[str, ...] = ("default",)
+    """Learned rules that are compared unless others are asked for."""
+    draw: Annotated[int, Field(ge=0)] = 0
+    """Which task of a family with ranges."""
+    split: Split = "test"
+    """Part of the data."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The family's own options."""
+
+    def build(self) -> TaskFamily:
+        """The family with its options checked; one for evaluation only is welcome here."""
+        return build_family(self.family, self.options, f"problem {self.name!r}")
+
+    @property
+    def label(self) -> str:
+        """Title, with the number of steps."""
+        return f"{self.title or self.name}, {self.steps:,} steps"
+
+
+@dataclass(frozen=True)
+class Suite(Strict):
+    """Problems, and what they are compared with."""
+
+    name: str
+    problems: tuple[SuiteProblem, ...]
+    title: str = ""
+    baselines: tuple[str, ...] = ("Adam", "AdamW", "AdamW-cosine", "RMSprop", "SGD", "Momentum", "NAG")
+    """Names from :data:`~learned_optim.meta_train.evaluation.BASELINES`, tuned; ``NAME@RATE`` is taken as it is."""
+    rates: tuple[Positive, ...] = RATES
+    """Grid on which baselines are tuned; continued while one of its ends is the best."""
+
+    def __post_init__(self) -> None:
+        if not (self.problems and self.rates):
+            raise ValueError("at least one [[problems]] entry and one of rates are needed")
+        names = [problem.name for problem in self.problems]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two problems have the name {twice[0]!r}")
+
+    def only(self, names: Iterable[str]) -> "Suite":
+        """The suite with some of its problems; raises ``ConfigError`` for one that it does not have."""
+        problems = {problem.name: problem for problem in self.problems}
+        chosen = dict.fromkeys(names)
+        if absent := [name for name in chosen if name not in problems]:
+            raise ConfigError(f"suite {self.name!r}: problems: {unknown(absent[0], problems)}")
+        return dataclasses.replace(self, problems=tuple(problems[name] for name in chosen))
+
+    def with_seeds(self, seeds: int) -> "Suite":
+        """The suite with another number of training runs, and no more of them for tuning."""
+        if seeds < 2:
+            raise ConfigError(f"at least 2 seeds are needed for a band, got {seeds}")
+        problems = [
+            dataclasses.replace(problem, seeds=seeds, tuning_seeds=min(problem.tuning_seeds, seeds))
+            for problem in self.problems
+        ]
+        return dataclasses.replace(self, problems=tuple(problems))
+
+
+DEFAULTS = {"seeds", "tuning_seeds", "instances", "rules", "steps", "split"}
+"""Keys of a problem that may stand above all of them instead."""
+OWN = {f.name for f in dataclasses.fields(SuiteProblem)}
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Suites that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def load_suite(source: str | Path) -> Suite:
+    """Read a suite: a shipped one by name, or a TOML file.
+
+    Raises:
+        ConfigError: no such suite, not TOML, an unknown key, or a value that is not allowed.
+    """
+    shipped = shipped_suites()
+    path = shipped.get(str(source), Path(source))
+    if not path.is_file():
+        if path.suffix == ".toml":
+            raise ConfigError(f"no suite file {path}")
+        raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return suite_from_tables({"name": path.stem, **tables}, str(source))
+
+
+def suite_from_tables(tables: Mapping[str, Any], source: str = "suite") -> Suite:
+    """Check nested tables, as TOML gives them, and build the suite; raises like :func:`load_suite`."""
+    defaults = {key: tables[key] for key in DEFAULTS if key in tables}
+    rest = {key: value for key, value in tables.items() if key not in DEFAULTS}
+    if isinstance(rest.get("problems"), list):
+        rest["problems"] = [problem for entry in rest["problems"] for problem in _expanded(entry, defaults)]
+    suite = checked(Suite, rest, source)
+    for problem in suite.problems:
+        problem.build()
+    return suite
+
+
+def suite_of_model(model: str, steps: int | None = None) -> Suite:
+    """A suite of one problem: a user's own model, ``FILE.py:Class``."""
+    name = model.rpartition(":")[2]
+    problem = {"name": name, "family": model, "steps": MODEL_STEPS if steps is None else steps}
+    return suite_from_tables({"name": name, "problems": [problem]}, f"--model {model}")
+
+
+def titles(problems: Sequence[SuiteProblem]) -> dict[str, str]:
+    """Problem -> label."""
+    return {problem.name: problem.label for problem in problems}
+
+
+def _expanded(entry: Any, defaults: Mapping[str, Any]) -> list[Any]:
+    """An entry with the suite's defaults; one with several ``steps`` as several, ``NAME-STEPS``."""
+    entry = gather_options(entry, OWN)
+    if not isinstance(entry, Mapping):
+        return [entry]
+    entry = {**defaults, **entry}
+    if not isinstance(entry.get("steps"), list):
+        return [entry]
+    return [{**entry, "name": f"{entry.get('name')}-{steps}", "steps": steps} for steps in entry["steps"]]

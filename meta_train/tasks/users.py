@@ -1,0 +1,109 @@
+"""A user's own model, from a Python file, as a task family."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
+
+
+@dataclass(frozen=True)
+class SingleTask(TaskFamily):
+    """One task, whatever the draw and the split."""
+
+    task: Task
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        """The task."""
+        return self.task
+
+
+class ModelTask(Task):
+    """A plain module with two functions.
+
+    Args:
+        build: makes a freshly initialised module.
+        draw: generator -> the batch of one step, a tensor or a nest of tuples and dicts of them.
+        evaluate: module and batch -> loss, a 0-d tensor.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        draw: Callable[[torch.Generator], Batch],
+        evaluate: Callable[[nn.Module, Batch], Tensor],
+    ) -> None:
+        self.build, self.draw, self.evaluate = build, draw, evaluate
+
+    def module(self) -> nn.Module:
+        """A fresh module."""
+        return self.build()
+
+    def batch(self, instances: int, generator: torch.Generator) -> Batch:
+        """A batch for every instance."""
+        batches = [self.draw(generator) for _ in range(instances)]
+        return tree_map(lambda *tensors: torch.stack(tensors), *batches)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """The user's loss."""
+        return self.evaluate(module, batch)
+
+
+def load_model(name: str) -> type[TaskFamily] | TaskFamily:
+    """What ``FILE.py:Class`` names, as a family.
+
+    The class is a sub-class of ``TaskFamily`` (returned as it is), of ``Task`` or of ``nn.Module``; the last two are
+    constructed without arguments, and beside a module the file defines ``batch(generator)``, the data of one step, and
+    ``loss(model, batch)``. The file is run, with its folder importable, as ``python FILE.py`` would.
+
+    Raises:
+        FileNotFoundError: no such file.
+        AttributeError: no such class in it, or no ``batch`` or ``loss`` beside a module.
+        ImportError: the file cannot be run.
+        TypeError: the class is none of these.
+    """
+    file, _, attribute = name.partition(":")
+    module = _run_file(Path(file))
+    cls: Any = getattr(module, attribute, None)
+    if cls is None:
+        raise AttributeError(f"{file} defines no {attribute!r}; write FILE.py:CLASS")
+    if not isinstance(cls, type) or not issubclass(cls, TaskFamily | Task | nn.Module):
+        raise TypeError(f"{name!r} must be a sub-class of TaskFamily, of Task or of torch.nn.Module")
+    if issubclass(cls, TaskFamily):
+        return cls
+    if issubclass(cls, Task):
+        return SingleTask(cls())
+    for function, signature in (("batch", "batch(generator)"), ("loss", "loss(model, batch)")):
+        if not callable(getattr(module, function, None)):
+            raise AttributeError(f"beside the module {attribute!r}, {file} must define a function {signature}")
+    return SingleTask(ModelTask(cls, module.batch, module.loss))
+
+
+def _run_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic and dataclasses look up a class's annotations
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if isinstance(error, Exception):
+            raise ImportError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+        raise
+    return module

@@ -1,0 +1,97 @@
+"""The code in docs/meta-training.md and docs/neural-art.md runs as it stands, and their links lead somewhere."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learned_optim import cli
+from learned_optim.meta_train.config import TaskConfig, config_from_tables
+from learned_optim.meta_train.neural_art import NETWORKS, FeatureNetwork
+from learned_optim.meta_train.tasks import FAMILIES
+from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs"
+META_TRAINING, NEURAL_ART = ((FOLDER / name).read_text() for name in ("meta-training.md", "neural-art.md"))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_page_on_a_task_of_ones_own_is_not_out_of_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, comparison = blocks(META_TRAINING, "python")
+    _, configuration = blocks(META_TRAINING, "toml")
+    (tmp_path / "waveforms.py").write_text(module)
+    (tmp_path / "waveforms.toml").write_text(configuration)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    short = ["--set", "steps=3", "--set", "validation.horizon=5", "--set", "unroll.stagger=false"]
+    assert cli.main(["meta-train", "waveforms.toml", *short, "--set", "unroll.instances=2"]) == 0
+    assert "SEEDS, STEPS = 10, 500" in comparison
+    comparison = comparison.replace("SEEDS, STEPS = 10, 500", "SEEDS, STEPS = 2, 20")
+    exec(compile(comparison, "docs/meta-training.md", "exec"), {})
+    assert re.search(r"Adam at [\d.e-]+: \d\.\d+; my rule: \d\.\d+\n", capsys.readouterr().out)
+    sys.modules.pop("waveforms")
+
+
+def test_augmented_entry_is_a_configuration() -> None:
+    (task,) = config_from_tables({"steps": 1, **_toml(blocks(META_TRAINING, "toml")[0])}).tasks
+    assert task.augment.batch_size == (1, 32)
+
+
+def _toml(text: str) -> dict[str, object]:
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def test_table_of_families_is_complete() -> None:
+    pattern = r"^\| `([\w-]+)` \|.*\| \[`(\w+)`\]\(\.\./meta_train/tasks/(\w+)\.py\) \|$"
+    rows = re.findall(pattern, META_TRAINING, re.MULTILINE)
+    listed = {name: (cls, module) for name, cls, module in rows}
+    assert listed == {name: (cls.__name__, cls.__module__.rpartition(".")[2]) for name, cls in FAMILIES.items()}
+
+
+def test_shown_networks_and_held_out_styles_are_those_of_the_code() -> None:
+    assert all(f"`features/{network.file}` | `{name}`" in NEURAL_ART for name, network in NETWORKS.items())
+    assert f"as new styles {' and '.join(TEST_STYLES)} |" in NEURAL_ART
+    assert all(name in NEURAL_ART for name in CONTENT["validation"])
+    with pytest.raises(ValueError, match="not for meta-training"):
+        TaskConfig("neural-art", options={"styles": list(TEST_STYLES)}).build()
+
+
+def test_conversion_of_torchvisions_weights_gives_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its names and shapes, as torchvision.models.squeezenet1_1 has them, with random values."""
+    widths = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128)}
+    widths |= {9: (256, 48, 192), 10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64, 256)}
+    shapes = {"features.0": (64, 3, 3, 3), "classifier.1": (1000, 512, 1, 1)}
+    for index, (inputs, squeeze, expand) in widths.items():
+        shapes[f"features.{index}.squeeze"] = (squeeze, inputs, 1, 1)
+        shapes[f"features.{index}.expand1x1"] = (expand, squeeze, 1, 1)
+        shapes[f"features.{index}.expand3x3"] = (expand, squeeze, 3, 3)
+    state = {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    state |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
+    monkeypatch.chdir(tmp_path)
+    torch.save(state, "squeezenet1_1-b8a52dc0.pth")
+    (code,) = blocks(NEURAL_ART, "python")
+    exec(compile(code, "docs/neural-art.md", "exec"), {})
+    assert len(np.load("squeezenet1_1.npz").files) == 2 + 8 * 6
+    (tmp_path / "neural_art" / "features").mkdir(parents=True)
+    Path("squeezenet1_1.npz").rename(tmp_path / "neural_art" / "features" / "squeezenet1_1.npz")
+    assert FeatureNetwork("squeezenet", tmp_path).activations(torch.rand(3, 32, 32))["fire5"].shape[0] == 256
+
+
+@pytest.mark.parametrize("text", [META_TRAINING, NEURAL_ART], ids=["meta-training", "neural-art"])
+def test_links_are_not_broken(text: str) -> None:
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (FOLDER / target).exists(), target
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in headings
