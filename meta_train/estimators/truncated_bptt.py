@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
+from learned_optim.meta_train.fused import fused_equivalent
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
 from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
@@ -153,6 +154,7 @@ def _by_replay(
 
     surrogate = torch.zeros((), device=grads[0].device, dtype=grads[0].dtype)
     with torch.enable_grad():
+        rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()
