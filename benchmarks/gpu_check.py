@@ -3,14 +3,16 @@
     make gpu-check        (in an environment of your own, with the extra dev: python -m benchmarks.gpu_check)
 
 Sections: the tests that need a GPU (kernels against float64, optimizer contract); compute-sanitizer, if installed; the
-device's copy bandwidth; time of a step beside torch.optim.Adam, and the fraction of that bandwidth; meta-training. A
-section that fails is reported, and the others go on. Writes results/gpu/*.csv, gpu_check.json (provenance, failures)
-and gpu_check.png. Exit status: 0, 1 if a section failed, 2 without a GPU. Not yet run on a GPU.
+device's copy bandwidth; time of a step beside torch.optim.Adam, and the fraction of that bandwidth; meta-training by
+the training kernels and without them. A section that fails is reported, and the others go on. Writes results/gpu/*.csv,
+gpu_check.json (provenance, failures) and gpu_check.png. Exit status: 0, 1 if a section failed, 2 without a GPU. Not yet
+run on a GPU.
 """
 
 import argparse
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -23,14 +25,16 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from benchmarks.rivals import LSTMCellLoop, pylo_optimizers
+from benchmarks.gpu_cases import CASES, OPTIMIZERS, Shape, bytes_that_must_move
 from learned_optim import LearnedOptimizer
 from learned_optim.files import csv_text, write_atomically
+from learned_optim.meta_train import fused
 from learned_optim.meta_train.benchmark import provenance
 from learned_optim.meta_train.estimators import truncated_bptt
 from learned_optim.meta_train.seeds import numpy_generator
@@ -42,57 +46,8 @@ from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gpu"
 TIME_LIMIT = 460  # seconds for all sections; what no time is left for is reported as such
-Shape = tuple[int, ...]
+TESTS = ("tests/test_kernels.py", "tests/test_training_kernels.py", "tests/test_contract.py")
 Row = tuple[str, ...]
-
-OPTIMIZERS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
-    "Adam(fused)": lambda parameters: torch.optim.Adam(parameters, fused=True),
-    "Adam(foreach)": lambda parameters: torch.optim.Adam(parameters, foreach=True),
-    "default, fused": lambda parameters: LearnedOptimizer(parameters, fused=True),
-    "default, plain": lambda parameters: LearnedOptimizer(parameters, fused=False),
-    "lstm-l2l, fused": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=True),
-    "lstm-l2l, plain": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=False),
-    "loop of nn.LSTMCell(20) x 2": LSTMCellLoop,
-    **pylo_optimizers("CUDA"),
-}
-
-
-def resnet50() -> list[Shape]:
-    """Shapes of the parameters of torchvision's ResNet-50: 25,557,032 in 161 tensors."""
-    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
-    inputs = 64
-    for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            for shape in ((planes, inputs, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)):
-                shapes += [shape, shape[:1], shape[:1]]
-            if block == 0:
-                shapes += [(4 * planes, inputs, 1, 1), (4 * planes,), (4 * planes,)]
-            inputs = 4 * planes
-    return [*shapes, (1000, inputs), (1000,)]
-
-
-def vit_b_16() -> list[Shape]:
-    """Shapes of the parameters of torchvision's ViT-B/16: 86,567,656 in 152 tensors."""
-    layer: list[Shape] = [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
-    layer += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
-    stem: list[Shape] = [(1, 1, 768), (768, 3, 16, 16), (768,), (1, 197, 768)]
-    return [*stem, *layer * 12, (768,), (768,), (1000, 768), (1000,)]
-
-
-def gpt2() -> list[Shape]:
-    """Shapes of the parameters of GPT-2 small, head tied: 124,439,808 in 148 tensors."""
-    layer: list[Shape] = [(768,), (768,), (768, 2304), (2304,), (768, 768), (768,)]
-    layer += [(768,), (768,), (768, 3072), (3072,), (3072, 768), (768,)]
-    return [(50257, 768), (1024, 768), *layer * 12, (768,), (768,)]
-
-
-CASES: Mapping[str, list[Shape]] = {
-    **{f"one tensor of {10**power:,}": [(10 ** (power - 2), 100)] for power in range(4, 9)},
-    "1,000 tensors of 100": [(100,)] * 1000,
-    "ResNet-50": resnet50(),
-    "ViT-B/16": vit_b_16(),
-    "GPT-2 124M": gpt2(),
-}
 
 
 class Timing(NamedTuple):
@@ -179,7 +134,7 @@ class Check:
 
     # Sections
 
-    def tests(self, files: Sequence[str] = ("tests/test_kernels.py", "tests/test_contract.py")) -> dict[str, Any]:
+    def tests(self, files: Sequence[str] = TESTS) -> dict[str, Any]:
         """The tests that need a GPU."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda or gpu", *files]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(240, self.left()))
@@ -286,23 +241,24 @@ class Check:
         print("  ".join(self.step_times[-1]), flush=True)
 
     def meta_training(self, tasks: Sequence[int] = (16, 256), steps: int = 20) -> str:
-        """Inner steps a second of truncated backpropagation on quadratics, all tasks together."""
-        rows: list[Row] = [("rule", "tasks", "milliseconds_per_truncation", "inner_steps_per_second")]
+        """Windows a second of truncated backpropagation on quadratics, by the training kernels and without them."""
+        header = "rule tasks execution milliseconds_per_window windows_per_second inner_steps_per_second"
+        rows: list[Row] = [tuple(header.split())]
         rules: tuple[type[UpdateRule], ...] = (ScaleFreeLSTM, LSTML2L)
-        for rule_type in rules:
-            for count in tasks:
-                rule = rule_type().to(self.device)
-                generator = torch.Generator().manual_seed(0)  # all draws are made on the CPU
-                task = QuadraticFamily().sample(numpy_generator(0, "task"), "train")
-                together = VectorizedTask(task, count, seed=0, device=self.device)
-                state = start(rule, together, generator)
-                call = functools.partial(truncated_bptt, rule, together, state, steps, generator)
+        for rule_type, count, execution in itertools.product(rules, tasks, ("plain", "fused")):
+            rule = rule_type().to(self.device)
+            generator = torch.Generator().manual_seed(0)  # all draws are made on the CPU
+            task = QuadraticFamily().sample(numpy_generator(0, "task"), "train")
+            together = VectorizedTask(task, count, seed=0, device=self.device)
+            state = start(rule, together, generator)
+            call = functools.partial(truncated_bptt, rule, together, state, steps, generator)
+            with mock.patch.object(fused, "wanted", lambda _, execution=execution: execution == "fused"):
                 timing = self.timed(call, seconds=3.0, most=10)
-                rows.append(
-                    (rule.name, str(count), f"{timing.median:.2f}", f"{count * steps / (1e-3 * timing.median):.0f}")
-                )
+            windows = 1e3 / timing.median
+            rates = f"{windows:.1f}", f"{windows * count * steps:.0f}"
+            rows.append((rule.name, str(count), execution, f"{timing.median:.2f}", *rates))
         self._write("meta_training.csv", rows)
-        return "; ".join(f"{row[0]}, {row[1]} tasks: {row[3]}/s" for row in rows[1:])
+        return "; ".join(f"{row[0]}, {row[1]} tasks, {row[2]}: {row[4]} windows/s" for row in rows[1:])
 
     def figure(self) -> str:
         """Fraction of the copy bandwidth, and time beside Adam's, over the number of parameters."""
@@ -350,19 +306,6 @@ class Check:
 
     def _write(self, name: str, rows: Sequence[Row]) -> None:
         write_atomically(self.output / name, csv_text(rows))
-
-
-def bytes_that_must_move(optimizer: Optimizer) -> int:
-    """Gradients read, parameters and states read and written, once each."""
-    total = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            total += 2 * parameter.nbytes + parameter.grad.nbytes
-            state = optimizer.state[parameter]
-            total += sum(
-                2 * value.nbytes for key, value in state.items() if key != "step" and isinstance(value, Tensor)
-            )
-    return total
 
 
 def device_name(device: torch.device) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from learned_optim.files import csv_text, write_atomically
-from learned_optim.fused import plan_of
+from learned_optim.fused import plan_of, training_rule
 from learned_optim.kernels import launch
-from learned_optim.kernels.ahead_of_time import Resources, compile_for
+from learned_optim.kernels.ahead_of_time import Resources, compile_for, compile_training
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
 
 TABLE = Path(__file__).parents[1] / "kernels" / "resources.csv"
@@ -29,6 +29,8 @@ CASES: dict[str, tuple[Callable[[], UpdateRule], torch.dtype, torch.dtype]] = {
     "lstm-l2l": (LSTML2L, torch.float32, torch.float32),
     "lstm-l2l, 2 x 32 units": (functools.partial(LSTML2L, 32), torch.float32, torch.float32),
 }
+TRAINING = ("default", "scale-free-lstm, 32 units", "lstm-l2l", "lstm-l2l, 2 x 32 units")
+"""Cases whose training kernels are compiled too; these are float32."""
 HEADER = ("kernel", "compute_capability", "triton", *launch.Sizes._fields, *Resources._fields)
 
 
@@ -41,6 +43,11 @@ def rows() -> Iterator[tuple[str, ...]]:
         for capability in COMPUTE_CAPABILITIES:
             resources = compile_for(plan, parameter, recurrent, compute_capability=capability)
             yield name, str(capability), version, *map(str, sizes), *map(str, resources)
+    for name in TRAINING:
+        rule = training_rule(CASES[name][0]())[0]
+        for capability in COMPUTE_CAPABILITIES:
+            for kernel, (sizes, resources) in compile_training(rule, compute_capability=capability).items():
+                yield f"{name}: training, {kernel}", str(capability), version, *map(str, sizes), *map(str, resources)
 
 
 def other_sizes() -> Iterator[tuple[str, ...]]:

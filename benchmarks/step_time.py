@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check import bytes_that_must_move, resnet50
+from benchmarks.gpu_cases import bytes_that_must_move, resnet50
 from benchmarks.rivals import ADAM, LSTMCellLoop, Make, pylo_optimizers
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks

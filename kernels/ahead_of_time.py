@@ -3,12 +3,13 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from learned_optim.kernels import launch
+from learned_optim.kernels import launch, training
 
 
 class Resources(NamedTuple):
@@ -47,10 +48,6 @@ def compile_for(
         compute_capability: 80 for an A100, 90 for an H100 or H200.
         sizes: coordinates and units; None takes what a launch takes.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     sizes = sizes or launch.sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
     like = torch.empty(0, dtype=parameter_dtype)
     state = torch.empty(0, dtype=recurrent_dtype)
@@ -64,18 +61,68 @@ def compile_for(
         "BLOCK": sizes.block,
         "UNITS": sizes.units,
     }
-    kernel: Any = getattr(launch.load_kernels(interpreted=False), launch.KERNELS[plan.architecture])
-    arguments = {"table": "*i64", "tensor_of_program": "*i32", "weights": "*fp32", "step": "*fp32", "lr": "fp32"}
-    arguments["weight_decay"] = "fp32"
+    pointers = {"table": "i64", "tensor_of_program": "i32", "weights": "fp32", "step": "fp32"}
+    kernel = getattr(launch.load_kernels(interpreted=False), launch.KERNELS[plan.architecture])
+    scalars = {"lr": "fp32", "weight_decay": "fp32"}
+    return _compiled(kernel, pointers, scalars, constants, sizes.warps, compute_capability)
+
+
+def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[str, tuple[launch.Sizes, Resources]]:
+    """Compile the kernels of a differentiable step: forward, backward and weight gradients.
+
+    Args:
+        rule: any.
+        compute_capability: as above.
+
+    Returns:
+        By name; of the last, a block is the coordinates of one round of the loop.
+    """
+    found = {}
+    hidden = int(rule.constants["HIDDEN"])  # type: ignore[arg-type]
+    files: Sequence[str] = ("forward", "backward", "weight_gradients")
+    for file in files:
+        if file == "weight_gradients":
+            name, constants = file, training.weight_constants(rule, interpreted=False)
+        else:
+            name = f"{training.KERNELS[rule.architecture]}_{file}"
+            constants = {**rule.constants, **training.sizes(file, hidden, interpreted=False)}
+        sizes = launch.Sizes(constants["BLOCK"], constants.get("UNITS", 1))
+        found[file.replace("_", " ")] = sizes, _compiled_training(file, name, constants, compute_capability)
+    return found
+
+
+def _compiled_training(file: str, name: str, constants: Mapping[str, Any], compute_capability: int) -> Resources:
+    kernel = getattr(launch.load_kernels(interpreted=False, file=file), name)
+    scalars = {"coordinates": "i32", "weights_stride": "i32"}
+    pointers = dict.fromkeys((name for name in kernel.arg_names if name not in {**constants, **scalars}), "fp32")
+    if "products" in pointers:
+        pointers["products"] = "i32"
+    return _compiled(kernel, pointers, scalars, constants, launch.WARPS, compute_capability)
+
+
+def _compiled(
+    kernel: Any,
+    pointers: Mapping[str, str],
+    scalars: Mapping[str, str],
+    constants: Mapping[str, Any],
+    warps: int,
+    compute_capability: int,
+) -> Resources:
+    """Compile with arguments of these types; pointers are aligned to 16 bytes, as those of tensors are."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     names = kernel.arg_names
+    types = {name: "*" + kind for name, kind in pointers.items()} | dict(scalars)
     source = ASTSource(
         fn=kernel,
-        signature={name: arguments.get(name, "constexpr") for name in names},
+        signature={name: types.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name, kind in arguments.items() if kind[0] == "*"},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
     )
     target = GPUTarget("cuda", compute_capability, 32)
-    return _resources(triton.compile(source, target=target, options={"num_warps": sizes.warps, **launch.OPTIONS}))
+    return _resources(triton.compile(source, target=target, options={"num_warps": warps, **launch.OPTIONS}))
 
 
 def _resources(compiled: Any) -> Resources:

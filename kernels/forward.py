@@ -1,12 +1,13 @@
-"""Triton kernels that step all coordinates of all tensors of a launch: features, LSTM, update, weight decay.
+"""Triton kernels that apply a rule: in place to all tensors of an optimizer, or out of place, for meta-training.
 
-A program steps ``BLOCK`` coordinates of one tensor. Its state and inputs are tuples of one-dimensional tensors, one a
-feature, and a gate is a sum of (weight, feature) products: weights are loaded as scalars, so no hidden size is padded
-to a power of two, and the arithmetic is float32 throughout. ``kernels/README.md`` has the reasons and the counts.
+A program steps ``BLOCK`` coordinates: of one tensor (``*_step``), or of one particle (``*_forward``). The mathematics
+of both is the same function, of ``rules.py``.
 """
 
 import triton
 import triton.language as tl
+
+from .rules import lstm_l2l, of_particle, scale_free_lstm
 
 # Columns of a row of the table, one row a tensor; addresses and counts as int64. State entries follow, in their order.
 SIZE = tl.constexpr(0)
@@ -15,48 +16,6 @@ PARAMETER = tl.constexpr(2)
 GRAD = tl.constexpr(3)
 STEP = tl.constexpr(4)
 STATE = tl.constexpr(5)
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-GATE_BOUND = tl.constexpr(40.0)  # (1 + 2 ** 40) ** 3 is still a float32, and 2 ** -40 is nothing beside 1
-LARGEST_SQUARED = tl.constexpr(9.223371487098962e18)  # the square of twice this is the largest float32
-EPSILON_SQUARED = tl.constexpr(1e-24)
-
-
-@triton.jit
-def _pair(weights, place):
-    """Two float32 weights from one 64-bit load: half the load instructions. ``weights + place`` is 8-byte aligned."""
-    both = tl.load((weights + place).to(tl.pointer_type(tl.int64)))
-    return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _minimum(x, y):
-    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _maximum(x, y):
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _one_minus_exp(x):
-    """1 - exp(x) for x <= 0 without cancellation (Taylor's series near 0: its remainder is below 1e-8)."""
-    series = 1.0 / 5040 + x * (1.0 / 40320)
-    series = 1.0 / 24 + x * (1.0 / 120 + x * (1.0 / 720 + x * series))
-    series = 1.0 + x * (1.0 / 2 + x * (1.0 / 6 + x * series))
-    return tl.where(x > -0.5, -x * series, 1.0 - tl.exp(x))
-
-
-@triton.jit
-def _tanh(x):
-    """Accurate also near 0, where 2 sigmoid(2 x) - 1 loses its digits (polynomial: Cephes, tanhf)."""
-    square = x * x
-    series = -5.37397155531e-2 + square * (2.06390887954e-2 + square * -5.70498872745e-3)
-    series = -3.33332819422e-1 + square * (1.33314422036e-1 + square * series)
-    power = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - power) / (1.0 + power)
-    return tl.where(tl.abs(x) < 0.625, x + x * square * series, tl.where(x < 0.0, -far, far))
 
 
 @triton.jit
@@ -110,150 +69,6 @@ def _move(pointer, mask, written, update, lr, weight_decay, LR_ON_DEVICE: tl.con
 
 
 @triton.jit
-def _exp_minus(x, FACTOR: tl.constexpr):
-    """exp(-FACTOR x), at most 2 ** 40."""
-    return tl.exp2(_minimum(x * (-LOG2_E * FACTOR), GATE_BOUND))
-
-
-@triton.jit
-def _lstm_unit(input_gate, forget_gate, candidate, output_gate, cell):
-    """New hidden and cell state of one unit, from gates before their activation.
-
-    ``sigmoid(f) c + sigmoid(i) tanh(g)`` and ``sigmoid(o) tanh(c)`` are brought to one denominator each: seven special
-    functions instead of ten, and these are the scarcest instructions. Division by a positive number is two products
-    with its reciprocal root, which compiles to one instruction where a quotient takes nine.
-    """
-    i = 1.0 + _exp_minus(input_gate, 1.0)
-    f = 1.0 + _exp_minus(forget_gate, 1.0)
-    g = _exp_minus(candidate, 2.0)
-    input_product = i * (1.0 + g)
-    root = tl.rsqrt(input_product * f)
-    cell = (cell * input_product + (1.0 - g) * f) * root * root
-    o = 1.0 + _exp_minus(output_gate, 1.0)
-    c = _exp_minus(cell, 2.0)
-    root = tl.rsqrt(o * (1.0 + c))
-    return (1.0 - c) * root * root, cell
-
-
-@triton.jit
-def _weighted(weights, place, i, f, g, o, signal):
-    """The four gates of a unit with one more feature."""
-    weight_i, weight_f = _pair(weights, place)
-    weight_g, weight_o = _pair(weights, place + 2)
-    return i + weight_i * signal, f + weight_f * signal, g + weight_g * signal, o + weight_o * signal
-
-
-@triton.jit
-def _one_unit(
-    weights,
-    unit,
-    context,
-    inputs,
-    old,
-    hidden_pointers,
-    cell_pointers,
-    size,
-    mask,
-    written,
-    INPUTS: tl.constexpr,
-    CONTEXT: tl.constexpr,
-    HIDDEN: tl.constexpr,
-):
-    """Step a unit, write its state, return its hidden value."""
-    cell_pointers += unit * size
-    cell = tl.load(cell_pointers, mask, other=0.0).to(tl.float32)
-    weights += unit * (4 * (1 + CONTEXT + INPUTS + HIDDEN))
-    i, f = _pair(weights, 0)
-    g, o = _pair(weights, 2)
-    for k in tl.static_range(CONTEXT):
-        i, f, g, o = _weighted(weights, 4 * (1 + k), i, f, g, o, context[k])
-    for k in tl.static_range(INPUTS):
-        i, f, g, o = _weighted(weights, 4 * (1 + CONTEXT + k), i, f, g, o, inputs[k])
-    for k in tl.static_range(HIDDEN):
-        i, f, g, o = _weighted(weights, 4 * (1 + CONTEXT + INPUTS + k), i, f, g, o, old[k])
-    hidden, cell = _lstm_unit(i, f, g, o, cell)
-    tl.store(cell_pointers, cell.to(cell_pointers.dtype.element_ty), written)
-    tl.store(hidden_pointers + unit * size, hidden.to(hidden_pointers.dtype.element_ty), written)
-    return hidden
-
-
-@triton.jit
-def _lstm_layer(
-    weights,
-    context,
-    inputs,
-    hidden_pointers,
-    cell_pointers,
-    size,
-    mask,
-    written,
-    INPUTS: tl.constexpr,
-    CONTEXT: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    UNITS: tl.constexpr,
-):
-    """One LSTM layer; returns a tuple: its ``OUTPUTS`` linear outputs or, if that is 0, its new hidden state.
-
-    ``weights`` holds, unit by unit, the four gates' biases and then their weights on context, inputs and hidden state;
-    after all units the outputs' biases, and then, unit by unit, their weights.
-    The loop runs over groups of ``UNITS`` units, which keeps the code within the instruction cache; as a register has
-    no index, a hidden value finds its place in the tuple by a selection among ``HIDDEN / UNITS``.
-    """
-    old = ()
-    for k in tl.static_range(HIDDEN):
-        old = old + (tl.load(hidden_pointers + k * size, mask, other=0.0).to(tl.float32),)
-    output_weights = weights + HIDDEN * 4 * (1 + CONTEXT + INPUTS + HIDDEN)
-    result = ()
-    if OUTPUTS == 0:
-        result = old
-    for k in tl.static_range(OUTPUTS):
-        result = result + (tl.full(old[0].shape, 0.0, tl.float32) + tl.load(output_weights + k),)
-    output_weights += OUTPUTS
-    for first in range(0, HIDDEN, UNITS):
-        for place in tl.static_range(UNITS):
-            unit = first + place
-            hidden = _one_unit(
-                weights,
-                unit,
-                context,
-                inputs,
-                old,
-                hidden_pointers,
-                cell_pointers,
-                size,
-                mask,
-                written,
-                INPUTS,
-                CONTEXT,
-                HIDDEN,
-            )
-            following = ()
-            for k in tl.static_range(OUTPUTS):
-                following = following + (result[k] + tl.load(output_weights + unit * OUTPUTS + k) * hidden,)
-            if OUTPUTS == 0:
-                for k in tl.static_range(HIDDEN):
-                    if k % UNITS == place:
-                        following = following + (tl.where(unit == k, hidden, result[k]),)
-                    else:
-                        following = following + (result[k],)
-            result = following
-    return result
-
-
-@triton.jit
-def _averaged(pointers, values, mask, written, DECAY: tl.constexpr):
-    """Update an exponential average in place; written so that no digits cancel (as ``torch.lerp``)."""
-    average = tl.load(pointers, mask, other=0.0)
-    if DECAY > 0.5:
-        average += (1.0 - DECAY) * (values - average)
-    else:
-        average = values - DECAY * (values - average)
-    tl.store(pointers, average, written)
-    return average
-
-
-@triton.jit
 def lstm_l2l_step(
     table,
     tensor_of_program,
@@ -279,40 +94,31 @@ def lstm_l2l_step(
     BLOCK: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    """Rule ``lstm-l2l``: log-and-sign gradient, ``LAYERS`` LSTM layers, linear output. ``step`` has no influence.
-
-    ``weights``: the layers as in :func:`_lstm_layer`, the last one with its output.
-    """
+    """Step of an optimizer by rule ``lstm-l2l``. ``step`` has no influence."""
     row, size, offsets = _row(table, tensor_of_program, STATE + 2, BLOCK)
     mask = offsets < size
     grad, written = _gradient(
         _pointer(row, GRAD, GRAD_DTYPE) + offsets, mask, grad_scale, found_inf, MAXIMIZE, SKIP_NONFINITE
     )
-    magnitude = tl.log(_maximum(tl.abs(grad), THRESHOLD)) * (1.0 / P)
-    direction = _minimum(_maximum(grad * (1.0 / THRESHOLD), -1.0), 1.0)
-    hidden_pointers = _pointer(row, STATE, HIDDEN_DTYPE) + offsets
-    cell_pointers = _pointer(row, STATE + 1, CELL_DTYPE) + offsets
-    signal = (magnitude, direction)
-    for layer in tl.static_range(LAYERS):
-        signal = _lstm_layer(
-            weights,
-            (),
-            signal,
-            hidden_pointers,
-            cell_pointers,
-            size,
-            mask,
-            written,
-            2 if layer == 0 else HIDDEN,
-            0,
-            HIDDEN,
-            1 if layer == LAYERS - 1 else 0,
-            UNITS,
-        )
-        weights += HIDDEN * 4 * (1 + (2 if layer == 0 else HIDDEN) + HIDDEN)
-        hidden_pointers += HIDDEN * size
-        cell_pointers += HIDDEN * size
-    update = OUTPUT_SCALE * signal[0]
+    hidden = _pointer(row, STATE, HIDDEN_DTYPE) + offsets
+    cell = _pointer(row, STATE + 1, CELL_DTYPE) + offsets
+    update = lstm_l2l(
+        grad,
+        weights,
+        hidden,
+        cell,
+        hidden,
+        cell,
+        size,
+        mask,
+        written,
+        THRESHOLD,
+        P,
+        OUTPUT_SCALE,
+        HIDDEN,
+        LAYERS,
+        UNITS,
+    )
     parameter = _pointer(row, PARAMETER, PARAMETER_DTYPE) + offsets
     _move(parameter, mask, written, update, lr, weight_decay, LR_ON_DEVICE, DECAYS)
 
@@ -350,61 +156,156 @@ def scale_free_lstm_step(
     BLOCK: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    """Rule ``scale-free-lstm``: normalised momenta, one LSTM layer, a mixture of the momenta. Moments are float32.
-
-    ``weights``: the layer as in :func:`_lstm_layer`; its context are the time features, its inputs the directions and
-    the ratio of the roots of the second moments, its outputs a coefficient for each direction and the scale.
-    """
+    """Step of an optimizer by rule ``scale-free-lstm``."""
     row, size, offsets = _row(table, tensor_of_program, STATE + 4, BLOCK)
     mask = offsets < size
     grad, written = _gradient(
         _pointer(row, GRAD, GRAD_DTYPE) + offsets, mask, grad_scale, found_inf, MAXIMIZE, SKIP_NONFINITE
     )
-    grad = _minimum(_maximum(grad, -LARGEST_SQUARED), LARGEST_SQUARED)
     if STEP_IN_TABLE:
         count = tl.load(_pointer(row, STEP, tl.float32))
     else:
         count = tl.load(step)
-
-    pointers = _pointer(row, STATE + 1, tl.float32) + offsets
-    square = grad * grad
-    fast = _averaged(pointers, square, mask, written, SECOND_MOMENT_DECAYS[0])
-    fast = fast / _one_minus_exp(count * LOG_SECOND_MOMENT_DECAYS[0]) + EPSILON_SQUARED
-    slow = _averaged(pointers + size, square, mask, written, SECOND_MOMENT_DECAYS[1])
-    slow = slow / _one_minus_exp(count * LOG_SECOND_MOMENT_DECAYS[1]) + EPSILON_SQUARED
-    over_fast, over_slow = tl.rsqrt(fast), tl.rsqrt(slow)
-
-    pointers = _pointer(row, STATE, tl.float32) + offsets
-    inputs = ()
-    for k in tl.static_range(MOMENTA):
-        momentum = _averaged(pointers + k * size, grad, mask, written, MOMENTUM_DECAYS[k])
-        if MOMENTUM_DECAYS[k] > 0:
-            momentum = momentum * (1.0 / _one_minus_exp(count * LOG_MOMENTUM_DECAYS[k]))
-        inputs = inputs + (momentum * over_slow,)
-    inputs = inputs + (grad * over_fast, tl.log(fast * over_fast * over_slow))
-
-    context = ()
-    for k in tl.static_range(len(TIME_SCALES)):
-        context = context + (_tanh(count * (1.0 / TIME_SCALES[k])),)
-    output = _lstm_layer(
+    momentum = _pointer(row, STATE, tl.float32) + offsets
+    second_moment = _pointer(row, STATE + 1, tl.float32) + offsets
+    hidden = _pointer(row, STATE + 2, HIDDEN_DTYPE) + offsets
+    cell = _pointer(row, STATE + 3, CELL_DTYPE) + offsets
+    update = scale_free_lstm(
+        grad,
+        count,
         weights,
-        context,
-        inputs,
-        _pointer(row, STATE + 2, HIDDEN_DTYPE) + offsets,
-        _pointer(row, STATE + 3, CELL_DTYPE) + offsets,
+        momentum,
+        second_moment,
+        hidden,
+        cell,
+        momentum,
+        second_moment,
+        hidden,
+        cell,
         size,
         mask,
         written,
-        MOMENTA + 2,
-        len(TIME_SCALES),
+        MOMENTUM_DECAYS,
+        LOG_MOMENTUM_DECAYS,
+        SECOND_MOMENT_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+        TIME_SCALES,
+        MOMENTA,
+        ADAM,
+        BOUND,
+        SLOPE,
+        RATE,
         HIDDEN,
-        MOMENTA + 2,
         UNITS,
     )
-    direction = inputs[ADAM]
-    for k in tl.static_range(MOMENTA + 1):
-        direction += output[k] * inputs[k]
-    log_scale = BOUND * _tanh(output[MOMENTA + 1] * (SLOPE / BOUND))
-    update = -RATE * tl.exp(log_scale) * direction
     parameter = _pointer(row, PARAMETER, PARAMETER_DTYPE) + offsets
     _move(parameter, mask, written, update, lr, weight_decay, LR_ON_DEVICE, DECAYS)
+
+
+@triton.jit(do_not_specialize=["coordinates", "weights_stride"])
+def lstm_l2l_forward(
+    weights,
+    step,
+    grad,
+    hidden,
+    cell,
+    update,
+    new_hidden,
+    new_cell,
+    coordinates,
+    weights_stride,
+    THRESHOLD: tl.constexpr,
+    P: tl.constexpr,
+    OUTPUT_SCALE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    LAYERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Rule ``lstm-l2l`` for P particles; the weights of one begin ``weights_stride`` values after the last one's."""
+    particle, size, offsets, mask = of_particle(coordinates, BLOCK)
+    first = particle * (LAYERS * HIDDEN) * size + offsets
+    result = lstm_l2l(
+        tl.load(grad + particle * size + offsets, mask, other=0.0),
+        weights + particle * weights_stride,
+        hidden + first,
+        cell + first,
+        new_hidden + first,
+        new_cell + first,
+        size,
+        mask,
+        mask,
+        THRESHOLD,
+        P,
+        OUTPUT_SCALE,
+        HIDDEN,
+        LAYERS,
+        UNITS,
+    )
+    tl.store(update + particle * size + offsets, result, mask)
+
+
+@triton.jit(do_not_specialize=["coordinates", "weights_stride"])
+def scale_free_lstm_forward(
+    weights,
+    step,
+    grad,
+    momentum,
+    second_moment,
+    hidden,
+    cell,
+    update,
+    new_momentum,
+    new_second_moment,
+    new_hidden,
+    new_cell,
+    coordinates,
+    weights_stride,
+    MOMENTUM_DECAYS: tl.constexpr,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    SECOND_MOMENT_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    TIME_SCALES: tl.constexpr,
+    MOMENTA: tl.constexpr,
+    ADAM: tl.constexpr,
+    BOUND: tl.constexpr,
+    SLOPE: tl.constexpr,
+    RATE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Rule ``scale-free-lstm`` for P particles; arguments as above."""
+    particle, size, offsets, mask = of_particle(coordinates, BLOCK)
+    first_momentum = particle * MOMENTA * size + offsets
+    first_second_moment = particle * 2 * size + offsets
+    first = particle * HIDDEN * size + offsets
+    result = scale_free_lstm(
+        tl.load(grad + particle * size + offsets, mask, other=0.0),
+        tl.load(step),
+        weights + particle * weights_stride,
+        momentum + first_momentum,
+        second_moment + first_second_moment,
+        hidden + first,
+        cell + first,
+        new_momentum + first_momentum,
+        new_second_moment + first_second_moment,
+        new_hidden + first,
+        new_cell + first,
+        size,
+        mask,
+        mask,
+        MOMENTUM_DECAYS,
+        LOG_MOMENTUM_DECAYS,
+        SECOND_MOMENT_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+        TIME_SCALES,
+        MOMENTA,
+        ADAM,
+        BOUND,
+        SLOPE,
+        RATE,
+        HIDDEN,
+        UNITS,
+    )
+    tl.store(update + particle * size + offsets, result, mask)

@@ -5,9 +5,10 @@ Triton is imported by the first launch, not before.
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import json
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,7 +178,7 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         "UNITS": choice.units,
     }
     kernel = getattr(kernels(), KERNELS[plan.architecture])
-    with _device_guard(device):
+    with device_guard(device):
         kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
 
 
@@ -261,9 +262,9 @@ def constants(
     }
 
 
-def kernels() -> ModuleType:
-    """The kernels; with ``TRITON_INTERPRET=1`` in the environment, a copy of them that Triton's interpreter runs."""
-    return load_kernels(interpreting())
+def kernels(file: str = "forward") -> ModuleType:
+    """The kernels of a file; with ``TRITON_INTERPRET=1`` in the environment, as Triton's interpreter runs them."""
+    return load_kernels(interpreting(), file)
 
 
 def interpreting() -> bool:
@@ -272,16 +273,17 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def load_kernels(interpreted: bool) -> ModuleType:
-    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy."""
-    path = Path(__file__).with_name("forward.py")
-    name = "learned_optim.kernels." + ("forward_interpreted" if interpreted else "forward_compiled")
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None  # for the type checker
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+def load_kernels(interpreted: bool, file: str = "forward") -> ModuleType:
+    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy.
+
+    Each kind is a package of its own over the same files, in which they find one another by relative imports.
+    """
+    name = "learned_optim.kernels." + ("interpreted" if interpreted else "compiled")
+    if name not in sys.modules:
+        package = ModuleType(name, "Copies of the kernels of one kind.")
+        package.__path__ = [str(Path(__file__).parent)]
+        sys.modules[name] = package
+    return importlib.import_module(f"{name}.{file}")
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:
@@ -353,7 +355,8 @@ def _stream(device: torch.device) -> int:
     return 0 if device.type == "cpu" else int(torch.accelerator.current_stream(device).stream_id)
 
 
-def _device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes the device current, where launches go."""
     if device.type == "cpu":
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)

@@ -1,5 +1,6 @@
 """How a rule is applied by its fused kernel: one launch for all tensors of a device and their dtypes."""
 
+import functools
 import json
 import math
 from collections import defaultdict
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.execution import Settings, Slot
-from learned_optim.kernels import launch
+from learned_optim.kernels import launch, training
 from learned_optim.kernels.availability import why_not_fused
 from learned_optim.kernels.launch import Plan
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule, scale_free_lstm
@@ -79,6 +80,27 @@ def plan_of(rule: UpdateRule) -> Plan:
     constants, weights = PLANS[type(rule)](rule)
     packed = torch.cat(weights).to(torch.float32).contiguous()
     return Plan(rule.name, constants, packed, tuple(rule.state_features), json.dumps(constants))
+
+
+def training_rule(rule: UpdateRule) -> tuple[training.Rule, Tensor]:
+    """The rule as its training kernels take it, and the place ``(M,)`` of each weight among its meta-parameters.
+
+    ``flat_meta_parameters(rule)[places]`` are the weights in the kernels' order; see :func:`why_not`.
+    """
+    constants, _ = PLANS[type(rule)](rule)
+    places = _places_of_weights(type(rule), tuple(rule.settings.items()))
+    return training.Rule(rule.name, constants, tuple(rule.state_features)), places
+
+
+@functools.cache
+@torch.no_grad()
+def _places_of_weights(architecture: type[UpdateRule], settings: tuple[tuple[str, Any], ...]) -> Tensor:
+    rule = architecture(**dict(settings)).double()  # float64 counts exactly
+    first = 0
+    for parameter in rule.parameters():
+        parameter.copy_(torch.arange(first, first + parameter.numel()).view(parameter.shape))
+        first += parameter.numel()
+    return torch.cat(PLANS[architecture](rule)[1]).long()
 
 
 Packed = tuple[dict[str, Any], list[Tensor]]

@@ -29,7 +29,7 @@ class ParticleRule:
     """
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
-        self.rule = rule
+        self.rule, self.meta_parameters = rule, meta_parameters
         named = dict(rule.named_parameters())
         parts = meta_parameters.split([parameter.numel() for parameter in named.values()], dim=1)
         self.stacked = {

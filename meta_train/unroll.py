@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.meta_train.fused import fused_equivalent
 from learned_optim.meta_train.particles import ParticleRule
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import RuleState, UpdateRule
@@ -83,7 +84,8 @@ def unroll(
     """Take ``steps`` inner steps: update, then loss and gradient on a fresh batch.
 
     Differentiable with respect to the rule's weights in grad mode. Under ``torch.no_grad()`` the rule runs as it does
-    in :class:`LearnedOptimizer`: in place, and in blocks that stay in the cache.
+    in :class:`LearnedOptimizer`: in place, and in blocks that stay in the cache. On a GPU it runs by its training
+    kernels in either mode, where it has some.
 
     Args:
         rule: applied to all coordinates of all instances at once.
@@ -99,6 +101,7 @@ def unroll(
     parameters, grad, rule_state, step, initial_loss = state
     losses, grads = [], [grad]
     counted, counted_grads = [], []
+    rule = fused_equivalent(rule, grad) or rule
     fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
     if fast_rule is not None:  # it overwrites what it is given
         parameters, rule_state = parameters.clone(), {entry: tensor.clone() for entry, tensor in rule_state.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from benchmarks import gpu_cases, gpu_check
 from learned_optim import LearnedOptimizer
 
 CPU = torch.device("cpu")
@@ -23,9 +23,9 @@ def check(tmp_path: Path) -> gpu_check.Check:
 @pytest.mark.parametrize(
     ("shapes", "tensors", "parameters"),
     [
-        pytest.param(gpu_check.resnet50(), 161, 25_557_032, id="resnet50"),
-        pytest.param(gpu_check.vit_b_16(), 152, 86_567_656, id="vit-b-16"),
-        pytest.param(gpu_check.gpt2(), 148, 124_439_808, id="gpt2"),
+        pytest.param(gpu_cases.resnet50(), 161, 25_557_032, id="resnet50"),
+        pytest.param(gpu_cases.vit_b_16(), 152, 86_567_656, id="vit-b-16"),
+        pytest.param(gpu_cases.gpt2(), 148, 124_439_808, id="gpt2"),
     ],
 )
 def test_parameter_list_is_not_another_model_s(shapes: list[tuple[int, ...]], tensors: int, parameters: int) -> None:
@@ -41,7 +41,7 @@ def test_all_sections_run_and_write_their_results(
     monkeypatch.setattr(check, "timed", lambda call, **_: (call(), gpu_check.Timing(2.0, 1.0, 3.0))[1])
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
     (tmp_path / "test_small.py").write_text("def test_cuda(): pass\ndef test_other(): assert False\n")
-    cases: dict[str, list[gpu_check.Shape]] = {"one tensor of 3": [(3,)], "several": [(2, 2), (1,)]}
+    cases: dict[str, list[gpu_cases.Shape]] = {"one tensor of 3": [(3,)], "several": [(2, 2), (1,)]}
     check.run("tests", lambda: check.tests(["test_small.py"]))
     check.run("sanitizer", check.sanitizer)
     check.run("copy_bandwidth", lambda: check.copy_bandwidth(64))
@@ -53,10 +53,11 @@ def test_all_sections_run_and_write_their_results(
     assert check.findings["copy_bandwidth"] == 2 * 64 * 4 / 1e-3
     with (tmp_path / "step_time.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(cases) * len(gpu_check.OPTIMIZERS)
+    assert len(rows) == len(cases) * len(gpu_cases.OPTIMIZERS)
     assert (rows[0]["bytes_moved"], rows[0]["adam_fused_ratio"]) == (str(3 * 28), "1.00")
     assert (tmp_path / "gpu_check.png").stat().st_size > 1000
-    assert (tmp_path / "meta_training.csv").exists()
+    with (tmp_path / "meta_training.csv").open() as file:
+        assert [row["execution"] for row in csv.DictReader(file)] == ["plain", "fused"] * 2
     details = json.loads((tmp_path / "gpu_check.json").read_text())
     assert details["failures"] == {}
     assert details["device"] == "CPU"
@@ -78,7 +79,7 @@ def test_optimizer_that_fails_does_not_take_the_other_rows_with_it(check: gpu_ch
     def refuse(_: object) -> torch.optim.Optimizer:
         raise RuntimeError("no kernel")
 
-    optimizers = {"broken": refuse, "Adam(foreach)": gpu_check.OPTIMIZERS["Adam(foreach)"]}
+    optimizers = {"broken": refuse, "Adam(foreach)": gpu_cases.OPTIMIZERS["Adam(foreach)"]}
     check.run("step_time", lambda: check.step_time({"one": [(2,)]}, optimizers))
     assert "one, broken: RuntimeError: no kernel" in check.failures["step_time"]
     assert "Adam(foreach)" in (tmp_path / "step_time.csv").read_text()
@@ -112,8 +113,8 @@ def test_bytes_that_must_move_are_counted_once_each() -> None:
     adam, learned = torch.optim.Adam([parameter]), LearnedOptimizer([parameter])
     adam.step()
     learned.step()
-    assert gpu_check.bytes_that_must_move(adam) == 28 * 10
-    assert gpu_check.bytes_that_must_move(learned) == (12 + 2 * 48) * 10
+    assert gpu_cases.bytes_that_must_move(adam) == 28 * 10
+    assert gpu_cases.bytes_that_must_move(learned) == (12 + 2 * 48) * 10
 
 
 @needs_triton

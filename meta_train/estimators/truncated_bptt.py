@@ -21,6 +21,7 @@ from torch import Tensor
 
 from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.estimators.base import Estimate, Estimator, Part, Trajectory, mean_part
+from learned_optim.meta_train.fused import fused_equivalent
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
 from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
@@ -167,6 +168,7 @@ def _by_replay(
 
     surrogate = torch.zeros((), device=grads[0].device, dtype=grads[0].dtype)
     with torch.enable_grad():
+        rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
             surrogate = surrogate + (update * grads_to_go[index]).sum()

@@ -1,0 +1,340 @@
+"""Triton kernels that differentiate a step of a rule: gates are computed again, nothing but the state was kept.
+
+They go from the gradients of update and new state to those of gradient and old state, and write the *deltas*: gradients
+of all gates and outputs before their activation, ``(rows, coordinates)``, of which ``weight_gradients.py`` makes those
+of the weights. ``README.md`` has the formulas.
+"""
+
+import triton
+import triton.language as tl
+
+from .lstm import exp_minus, features, gates, pair, tanh
+from .rules import (
+    LARGEST_SQUARED,
+    averaged,
+    clamped,
+    correction,
+    log_sign,
+    of_particle,
+    scale_free_inputs,
+    scale_free_update,
+    time_features,
+)
+
+
+@triton.jit
+def _sigmoid(x):
+    """sigmoid(x), and its derivative without cancellation."""
+    power = exp_minus(x, 1.0)
+    root = tl.rsqrt(1.0 + power)
+    value = root * root
+    return value, power * value * value
+
+
+@triton.jit
+def _saturating(x):
+    """tanh(x), and its derivative without cancellation."""
+    power = exp_minus(tl.abs(x), 2.0)
+    root = tl.rsqrt(1.0 + power)
+    over = root * root
+    return tanh(x), 4.0 * power * over * over
+
+
+@triton.jit
+def _lstm_unit_backward(input_gate, forget_gate, candidate, output_gate, cell, d_hidden, d_cell):
+    """Gradients of the four gates before their activation, and of the old cell state."""
+    i, slope_i = _sigmoid(input_gate)
+    f, slope_f = _sigmoid(forget_gate)
+    g, slope_g = _saturating(candidate)
+    o, slope_o = _sigmoid(output_gate)
+    c, slope_c = _saturating(f * cell + i * g)
+    d_cell += d_hidden * o * slope_c
+    return d_cell * g * slope_i, d_cell * cell * slope_f, d_cell * i * slope_g, d_hidden * c * slope_o, d_cell * f
+
+
+@triton.jit
+def _added(sums, weights, i, f, g, o, COUNT: tl.constexpr):
+    """Gradients of ``COUNT`` signals, with the share of a unit by its four gates; a signal has four weights."""
+    result = ()
+    for k in tl.static_range(COUNT):
+        weight_i, weight_f = pair(weights, 4 * k)
+        weight_g, weight_o = pair(weights, 4 * k + 2)
+        result = result + (sums[k] + weight_i * i + weight_f * f + weight_g * g + weight_o * o,)
+    return result
+
+
+@triton.jit
+def _zeros(like, COUNT: tl.constexpr):
+    result = ()
+    for _ in tl.static_range(COUNT):
+        result = result + (tl.full(like.shape, 0.0, tl.float32),)
+    return result
+
+
+@triton.jit
+def _store(pointers, values, size, mask, COUNT: tl.constexpr):
+    for k in tl.static_range(COUNT):
+        tl.store(pointers + k * size, values[k], mask)
+
+
+@triton.jit
+def _lstm_layer_backward(
+    weights,
+    context,
+    inputs,
+    d_above,
+    hidden,
+    cell,
+    d_new_hidden,
+    d_new_cell,
+    d_hidden,
+    d_cell,
+    deltas,
+    size,
+    mask,
+    INPUTS: tl.constexpr,
+    CONTEXT: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    """Backward of :func:`lstm_layer`: returns the gradients of its inputs; writes those of state and gates.
+
+    ``d_above`` is a tuple of gradients: of the linear outputs or, if ``OUTPUTS`` is 0, of the new hidden state as the
+    layer above sees it. ``deltas`` points to the rows of this layer's gates, four a unit.
+    """
+    old = features(hidden, size, mask, HIDDEN)
+    output_weights = weights + HIDDEN * 4 * (1 + CONTEXT + INPUTS + HIDDEN) + OUTPUTS
+    for unit in range(HIDDEN):
+        d_value = tl.load(d_new_hidden + unit * size, mask, other=0.0)
+        for k in tl.static_range(OUTPUTS):
+            d_value += tl.load(output_weights + unit * OUTPUTS + k) * d_above[k]
+        if OUTPUTS == 0:
+            for k in tl.static_range(HIDDEN):
+                d_value += tl.where(unit == k, d_above[k], 0.0)
+        of_unit = weights + unit * (4 * (1 + CONTEXT + INPUTS + HIDDEN))
+        i, f, g, o = gates(of_unit, context, inputs, old, CONTEXT, INPUTS, HIDDEN)
+        old_cell = tl.load(cell + unit * size, mask, other=0.0)
+        d_cell_value = tl.load(d_new_cell + unit * size, mask, other=0.0)
+        i, f, g, o, d_cell_value = _lstm_unit_backward(i, f, g, o, old_cell, d_value, d_cell_value)
+        tl.store(d_cell + unit * size, d_cell_value, mask)
+        _store(deltas + unit * 4 * size, (i, f, g, o), size, mask, 4)
+    # A loop of its own: signals and their gradients together would not fit the registers.
+    tl.debug_barrier()  # deltas are read back
+    d_inputs, d_old = _zeros(inputs[0], INPUTS), _zeros(inputs[0], HIDDEN)
+    for unit in range(HIDDEN):
+        of_unit = weights + (unit * (4 * (1 + CONTEXT + INPUTS + HIDDEN)) + 4 * (1 + CONTEXT))
+        i, f, g, o = features(deltas + unit * 4 * size, size, mask, 4)
+        d_inputs = _added(d_inputs, of_unit, i, f, g, o, INPUTS)
+        d_old = _added(d_old, of_unit + 4 * INPUTS, i, f, g, o, HIDDEN)
+    _store(d_hidden, d_old, size, mask, HIDDEN)
+    return d_inputs
+
+
+@triton.jit(do_not_specialize=["coordinates", "weights_stride"])
+def lstm_l2l_backward(
+    weights,
+    step,
+    grad,
+    hidden,
+    cell,
+    new_hidden,
+    d_update,
+    d_new_hidden,
+    d_new_cell,
+    d_grad,
+    d_hidden,
+    d_cell,
+    inputs,
+    deltas,
+    coordinates,
+    weights_stride,
+    THRESHOLD: tl.constexpr,
+    P: tl.constexpr,
+    OUTPUT_SCALE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    LAYERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Backward of :func:`lstm_l2l_forward`.
+
+    ``d_x`` is the gradient of ``x``; that of the gradient may be None. The inputs of the first layer are written for
+    the second launch: ``inputs`` ``(P, 2, coordinates)``, ``deltas`` ``(P, 4 * LAYERS * HIDDEN + 1, coordinates)``.
+    """
+    particle, size, offsets, mask = of_particle(coordinates, BLOCK)
+    value = tl.load(grad + particle * size + offsets, mask, other=0.0)
+    preprocessed = log_sign(value, THRESHOLD, P)
+    _store(inputs + particle * 2 * size + offsets, preprocessed, size, mask, 2)
+    deltas += particle * (4 * LAYERS * HIDDEN + 1) * size + offsets
+    d_output = OUTPUT_SCALE * tl.load(d_update + particle * size + offsets, mask, other=0.0)
+    tl.store(deltas + 4 * LAYERS * HIDDEN * size, d_output, mask)
+    d_above = (d_output,)
+    first = particle * (LAYERS * HIDDEN) * size + offsets
+    weights += particle * weights_stride
+    for layer in tl.static_range(LAYERS - 1, -1, -1):
+        of_layer = first + layer * HIDDEN * size
+        if layer == 0:
+            signal = preprocessed
+            weights_of_layer = weights
+        else:
+            signal = features(new_hidden + (of_layer - HIDDEN * size), size, mask, HIDDEN)
+            weights_of_layer = weights + 4 * HIDDEN * (3 + HIDDEN) + (layer - 1) * 4 * HIDDEN * (1 + 2 * HIDDEN)
+        d_above = _lstm_layer_backward(
+            weights_of_layer,
+            (),
+            signal,
+            d_above,
+            hidden + of_layer,
+            cell + of_layer,
+            d_new_hidden + of_layer,
+            d_new_cell + of_layer,
+            d_hidden + of_layer,
+            d_cell + of_layer,
+            deltas + layer * 4 * HIDDEN * size,
+            size,
+            mask,
+            2 if layer == 0 else HIDDEN,
+            0,
+            HIDDEN,
+            1 if layer == LAYERS - 1 else 0,
+        )
+    if d_grad is not None:
+        small = tl.abs(value) < THRESHOLD  # NaN is not, and goes on as NaN
+        result = tl.where(small, d_above[1], d_above[0] / (P * tl.where(small, 1.0, value)))
+        tl.store(d_grad + particle * size + offsets, tl.where(small, result * (1.0 / THRESHOLD), result), mask)
+
+
+@triton.jit(do_not_specialize=["coordinates", "weights_stride"])
+def scale_free_lstm_backward(
+    weights,
+    step,
+    grad,
+    momentum,
+    second_moment,
+    hidden,
+    cell,
+    new_hidden,
+    d_update,
+    d_new_momentum,
+    d_new_second_moment,
+    d_new_hidden,
+    d_new_cell,
+    d_grad,
+    d_momentum,
+    d_second_moment,
+    d_hidden,
+    d_cell,
+    inputs,
+    deltas,
+    coordinates,
+    weights_stride,
+    MOMENTUM_DECAYS: tl.constexpr,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    SECOND_MOMENT_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    TIME_SCALES: tl.constexpr,
+    MOMENTA: tl.constexpr,
+    ADAM: tl.constexpr,
+    BOUND: tl.constexpr,
+    SLOPE: tl.constexpr,
+    RATE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Backward of :func:`scale_free_lstm_forward`; see :func:`lstm_l2l_backward`.
+
+    ``inputs`` is ``(P, MOMENTA + 2, coordinates)``, ``deltas`` ``(P, 4 * HIDDEN + MOMENTA + 2, coordinates)``.
+    """
+    particle, size, offsets, mask = of_particle(coordinates, BLOCK)
+    first = particle * size + offsets
+    first_momentum = particle * MOMENTA * size + offsets
+    first_second_moment = particle * 2 * size + offsets
+    first_unit = particle * HIDDEN * size + offsets
+    inputs += particle * (MOMENTA + 2) * size + offsets
+    deltas += particle * (4 * HIDDEN + MOMENTA + 2) * size + offsets
+    weights += particle * weights_stride
+    count = tl.load(step)
+
+    # The inputs, as in the forward pass
+    seen = tl.load(grad + first, mask, other=0.0)
+    value = clamped(seen)
+    second_moment += first_second_moment
+    fast = averaged(tl.load(second_moment, mask, other=0.0), value * value, SECOND_MOMENT_DECAYS[0])
+    slow = averaged(tl.load(second_moment + size, mask, other=0.0), value * value, SECOND_MOMENT_DECAYS[1])
+    momenta = ()
+    for k in tl.static_range(MOMENTA):
+        average = tl.load(momentum + first_momentum + k * size, mask, other=0.0)
+        momenta = momenta + (averaged(average, value, MOMENTUM_DECAYS[k]),)
+    signals, over_fast, over_slow = scale_free_inputs(
+        value, momenta, fast, slow, count, LOG_MOMENTUM_DECAYS, LOG_SECOND_MOMENT_DECAYS
+    )
+    _store(inputs, signals, size, mask, MOMENTA + 2)
+
+    # The outputs again, from the new hidden state, which was kept
+    output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + MOMENTA + 2 + HIDDEN)
+    outputs = ()
+    for k in tl.static_range(MOMENTA + 2):
+        outputs = outputs + (tl.full(seen.shape, 0.0, tl.float32) + tl.load(output_weights + k),)
+    for unit in range(HIDDEN):
+        activation = tl.load(new_hidden + first_unit + unit * size, mask, other=0.0)
+        following = ()
+        for k in tl.static_range(MOMENTA + 2):
+            weight = tl.load(output_weights + (1 + unit) * (MOMENTA + 2) + k)
+            following = following + (outputs[k] + weight * activation,)
+        outputs = following
+
+    factor, direction, bounded = scale_free_update(signals, outputs, MOMENTA + 1, ADAM, BOUND, SLOPE, RATE)
+    d_result = tl.load(d_update + first, mask, other=0.0)
+    d_direction = d_result * factor
+    d_outputs = ()
+    for k in tl.static_range(MOMENTA + 1):
+        d_outputs = d_outputs + (d_direction * signals[k],)
+    d_outputs = d_outputs + (d_direction * direction * SLOPE * (1.0 - bounded * bounded),)
+    _store(deltas + 4 * HIDDEN * size, d_outputs, size, mask, MOMENTA + 2)
+    d_inputs = _lstm_layer_backward(
+        weights,
+        time_features(count, TIME_SCALES),
+        signals,
+        d_outputs,
+        hidden + first_unit,
+        cell + first_unit,
+        d_new_hidden + first_unit,
+        d_new_cell + first_unit,
+        d_hidden + first_unit,
+        d_cell + first_unit,
+        deltas,
+        size,
+        mask,
+        MOMENTA + 2,
+        len(TIME_SCALES),
+        HIDDEN,
+        MOMENTA + 2,
+    )
+
+    # Through the inputs to averages and gradient; times 2 F for the fast second moment F, and times -2 S for the slow S
+    d_ratio = d_inputs[MOMENTA + 1]
+    d_slow = d_ratio
+    d_value = tl.full(seen.shape, 0.0, tl.float32)
+    for k in tl.static_range(MOMENTA):
+        d_signal = d_inputs[k] + d_direction * outputs[k]
+        if k == ADAM:
+            d_signal += d_direction
+        d_slow += d_signal * signals[k]
+        d_average = tl.load(d_new_momentum + first_momentum + k * size, mask, other=0.0)
+        d_average += d_signal * over_slow * correction(count, LOG_MOMENTUM_DECAYS[k])
+        tl.store(d_momentum + first_momentum + k * size, MOMENTUM_DECAYS[k] * d_average, mask)
+        d_value += (1.0 - MOMENTUM_DECAYS[k]) * d_average
+    d_signal = d_inputs[MOMENTA] + d_direction * outputs[MOMENTA]
+    d_value += d_signal * over_fast
+    d_fast = 0.5 * (d_ratio - d_signal * signals[MOMENTA]) * over_fast * over_fast
+    d_slow = -0.5 * d_slow * over_slow * over_slow
+    d_new_second_moment += first_second_moment
+    d_second_moment += first_second_moment
+    d_fast = d_fast * correction(count, LOG_SECOND_MOMENT_DECAYS[0]) + tl.load(d_new_second_moment, mask, other=0.0)
+    d_slow = d_slow * correction(count, LOG_SECOND_MOMENT_DECAYS[1])
+    d_slow += tl.load(d_new_second_moment + size, mask, other=0.0)
+    tl.store(d_second_moment, SECOND_MOMENT_DECAYS[0] * d_fast, mask)
+    tl.store(d_second_moment + size, SECOND_MOMENT_DECAYS[1] * d_slow, mask)
+    if d_grad is not None:
+        d_square = (1.0 - SECOND_MOMENT_DECAYS[0]) * d_fast + (1.0 - SECOND_MOMENT_DECAYS[1]) * d_slow
+        d_value += 2.0 * value * d_square
+        tl.store(d_grad + first, tl.where(tl.abs(seen) > LARGEST_SQUARED, 0.0, d_value), mask)

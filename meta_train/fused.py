@@ -1,0 +1,69 @@
+"""A rule by its training kernels: on a GPU, meta-training applies it in one launch forward and two backward."""
+
+import torch
+from torch import Tensor
+
+from learned_optim import fused
+from learned_optim.kernels import training
+from learned_optim.meta_train.particles import ParticleRule
+from learned_optim.rules import RuleState, UpdateRule
+
+
+class FusedRule:
+    """A rule, or a :class:`ParticleRule`, by its training kernels; called as these, and differentiable once.
+
+    Args:
+        rule: gives the architecture; see :func:`learned_optim.fused.why_not`.
+        meta_parameters: ``(M,)``, as from :func:`flat_meta_parameters`, or of P particles ``(P, M)``; float32. May
+            require a gradient.
+    """
+
+    def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
+        self.rule, order = fused.training_rule(rule)
+        self.has_particles = meta_parameters.dim() == 2
+        # Once for all steps that follow.
+        packed = torch.atleast_2d(meta_parameters).index_select(1, order.to(meta_parameters.device))
+        self.weights = training.with_aligned_rows(packed)
+
+    def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        """See :meth:`UpdateRule.forward` and :meth:`ParticleRule.__call__`.
+
+        Raises:
+            RuntimeError: later, if the result is differentiated twice.
+        """
+        particles = len(self.weights)
+        flat_state = [state[entry].reshape(particles, count, -1) for entry, count in self._features(state)]
+        update, new_state = training.step(self.rule, self.weights, grad.reshape(particles, -1), flat_state, step)
+        shaped = {
+            entry: tensor.view(state[entry].shape) for entry, tensor in zip(self.rule.entries, new_state, strict=True)
+        }
+        return update.view(grad.shape), shaped
+
+    def _features(self, state: RuleState) -> list[tuple[str, int]]:
+        return [(entry, state[entry].shape[int(self.has_particles)]) for entry in self.rule.entries]
+
+
+def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
+    """The rule by its training kernels, or None: where none can run, and on a CPU.
+
+    Args:
+        rule: an :class:`UpdateRule` or :class:`ParticleRule`, in float32; for anything else there is no kernel.
+        like: a tensor on the device of the inner training.
+    """
+    if not wanted(like.device):
+        return None
+    if isinstance(rule, ParticleRule):
+        architecture, meta_parameters = rule.rule, rule.meta_parameters
+    elif isinstance(rule, UpdateRule):
+        architecture = rule
+        meta_parameters = torch.cat([parameter.flatten() for parameter in rule.parameters()])
+    else:
+        return None
+    if meta_parameters.dtype != torch.float32 or fused.why_not(architecture, like.device, torch.float32):
+        return None
+    return FusedRule(architecture, meta_parameters)
+
+
+def wanted(device: torch.device) -> bool:
+    """Whether kernels are to be used where they can run. On a CPU that is the interpreter, which only tests want."""
+    return device.type != "cpu"
