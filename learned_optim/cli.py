@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   learned-optim demo
   learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
   learned-optim meta-train --resume runs/mine
+  torchrun --standalone --nproc-per-node 8 -m learned_optim.cli meta-train default --output runs/mine
   learned-optim runs compare runs/mine runs/other
   learned-optim benchmark quick --rules default,runs/mine/best.safetensors
   learned-optim benchmark --model my_model.py:MyTask

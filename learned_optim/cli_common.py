@@ -1,6 +1,7 @@
 """What the commands of ``learned-optim`` share."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TypeAlias
@@ -34,6 +35,8 @@ def usable_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros((), device=device)
+        # Of several processes by torchrun each has a GPU of its own: none should take memory of the first.
+        index = os.environ.get("LOCAL_RANK") if device == "cuda" else None
+        torch.zeros((), device=device if index is None else f"cuda:{index}")
     except (AssertionError, RuntimeError) as error:  # torch asserts where it was built without CUDA
         raise CommandError(f"--device {device}: {error}") from error

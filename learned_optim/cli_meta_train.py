@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from learned_optim.cli_common import CommandError, Commands, import_from_here, need, usable_device
 
@@ -23,45 +25,74 @@ def _meta_train(options: argparse.Namespace) -> None:
     need("train", "pydantic", "tqdm", "tensorboard")
     import torch
 
-    from learned_optim.meta_train.config import differences, load_config
-    from learned_optim.meta_train.progress import run_with_progress
-    from learned_optim.meta_train.trainer import Trainer
+    from learned_optim.meta_train.distributed import ProcessLostError, joined
 
     import_from_here()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     usable_device(options.device)
-    if options.resume is None:
-        if options.config is None:
-            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
-        folder = options.output or Path("runs") / Path(options.config).stem
-        if (folder / "checkpoint.safetensors").exists():
-            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
-        trainer = Trainer(load_config(options.config, options.set), folder, options.device)
-    else:
-        folder = _run_to_resume(options)
-        trainer = Trainer.resume(folder, options.device)
-        if options.config is not None:
-            given = load_config(options.config, options.set, resuming=True)
-            if different := differences(trainer.config, given):
-                raise CommandError(
-                    f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
-                    f"continue that as it began with --resume {folder}, or start a new run with --output"
-                )
-        print(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
+    try:
+        with joined(options.device) as world:
+            _run_in(world, options)
+    except ProcessLostError as error:
+        raise CommandError(
+            f"{error}; its own message tells why. Go on from the last checkpoint with the same command and --resume, "
+            "or let torchrun do so: --max-restarts"
+        ) from error
+
+
+def _run_in(world: Any, options: argparse.Namespace) -> None:
+    """Meta-train in the processes of a ``World``; its leader says how it goes."""
+    from learned_optim.meta_train.progress import run_with_progress
+
+    say: Callable[..., None] = print if world.leads else _nothing
+    folder, trainer = _trainer(world, options)
+    if trainer.meta_step > 0 or options.resume is not None:
+        say(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
     try:
         run_with_progress(trainer)
     except KeyboardInterrupt:
         if (folder / "checkpoint.safetensors").exists():
-            print(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
+            say(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
     if trainer.curriculum is not None and trainer.curriculum.finished:
         horizon = trainer.curriculum.horizon
-        print(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
+        say(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
     if (folder / "best.safetensors").exists():
-        print(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+        say(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
     else:
-        print(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
+        say(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
+
+
+def _nothing(*values: object, **options: object) -> None:
+    pass
+
+
+def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
+    """The run's folder, and a ``Trainer`` at its start or, to be resumed, at its checkpoint."""
+    from learned_optim.meta_train.config import differences, load_config
+    from learned_optim.meta_train.trainer import Trainer
+
+    if options.resume is None:
+        if options.config is None:
+            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
+        folder = options.output or Path("runs") / Path(options.config).stem
+        exists = (folder / "checkpoint.safetensors").exists()
+        if exists and not world.restarted:
+            raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
+        if not exists:
+            return folder, Trainer(load_config(options.config, options.set), folder, world.device, world=world)
+    else:
+        folder = _run_to_resume(options)
+    trainer = Trainer.resume(folder, world.device, world)
+    if options.config is not None:
+        given = load_config(options.config, options.set, resuming=True)
+        if different := differences(trainer.config, given):
+            raise CommandError(
+                f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
+                f"continue that as it began with --resume {folder}, or start a new run with --output"
+            )
+    return folder, trainer
 
 
 def _run_to_resume(options: argparse.Namespace) -> Path:

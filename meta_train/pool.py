@@ -7,7 +7,7 @@ at which it advances: never from what other members do. So members may live in d
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,22 @@ class InnerTraining:
         self.diverged = bool(far_off.all(dim=0).any())
 
 
+class Outcome(NamedTuple):
+    """What the windows of a meta-step yield together: means over them."""
+
+    grads: list[Tensor]
+    """One tensor for each of the rule's parameters, in their order."""
+    finite: bool
+    """Whether nothing in any window's meta-loss and gradient is NaN or infinite."""
+    meta_loss: float
+    inner_loss: float
+    """At the end of the windows."""
+    truncation: float
+    """Inner steps of a window."""
+    report: dict[str, float]
+    """What the estimator could tell: of :attr:`Estimator.reports`."""
+
+
 class Pool:
     """Members, drawn when their turn comes and again when they are finished.
 
@@ -75,6 +91,23 @@ class Pool:
         self.config, self.estimator, self.device = config, estimator, device
         self.families = [task.build() for task in config.tasks]
         self.members: list[InnerTraining | None] = [None] * config.unroll.pool
+
+    def places(self, meta_step: int) -> list[int]:
+        """The members whose turn it is at the meta-step ``meta_step`` (from 0)."""
+        windows = self.config.unroll.windows_per_step
+        return [(meta_step * windows + index) % len(self.members) for index in range(windows)]
+
+    def meta_gradient(self, rule: UpdateRule, meta_step: int, horizon: tuple[int, int]) -> Outcome:
+        """Take the windows of the meta-step ``meta_step`` (from 0); new members get a length from ``horizon``."""
+        windows = [self.advance(rule, place, meta_step, horizon) for place in self.places(meta_step)]
+        return Outcome(
+            grads=mean_grads([window.grads for window in windows]),
+            finite=all(is_finite(window) for window in windows),
+            meta_loss=sum(float(window.meta_loss) for window in windows) / len(windows),
+            inner_loss=sum(float(window.losses[-1].mean()) for window in windows) / len(windows),
+            truncation=sum(len(window.losses) for window in windows) / len(windows),
+            report=mean_report([window.report for window in windows]),
+        )
 
     def advance(self, rule: UpdateRule, index: int, meta_step: int, horizon: tuple[int, int]) -> Estimate:
         """Take one window of member ``index``, for the meta-step ``meta_step`` (from 0).
@@ -99,39 +132,46 @@ class Pool:
         Raises:
             ValueError: the meta-loss is a logarithm, and the task starts at a loss that is not positive.
         """
-        settings, size = self.config.unroll, len(self.members)
         previous = self.members[index]
-        round_ = 0 if previous is None else (previous.draw - 1) // size + 1
+        draw, length, windows = self.plan(index, None if previous is None else previous.draw, horizon)
+        member = self.begin(rule, draw, length, self.build_task(draw))
+        beginning = member.state
+        if not self.fast_forward(rule, member, windows):
+            member.state, member.diverged = beginning, False
+        generator = torch_generator(self.config.seed, "estimator", draw)
+        member.state = self.estimator.start(rule, member.task, member.state.inner, generator)
+        return member
+
+    def plan(self, index: int, previous: int | None, horizon: tuple[int, int]) -> tuple[int, int, int]:
+        """Draw, length and windows to run ahead of what follows the draw ``previous`` in place ``index``."""
+        settings, size = self.config.unroll, len(self.members)
+        round_ = 0 if previous is None else (previous - 1) // size + 1
         draw = 1 + index + size * round_
         rng = numpy_generator(self.config.seed, "horizon", draw)
-        task = self.build_task(draw)
+        if previous is None and settings.stagger and size > 1:
+            # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
+            length = int(rng.integers(*horizon, endpoint=True))
+            return draw, length, int(rng.integers(math.ceil(length / settings.truncation)))
+        return draw, log_uniform_integer(rng, horizon), 0
+
+    def begin(self, rule: UpdateRule, draw: int, length: int, task: VectorizedTask) -> InnerTraining:
+        """A member at its start, without the estimator's memory."""
         with torch.no_grad():
             inner = start(rule, task, torch_generator(self.config.seed, "first batch", draw))
         if self.config.estimator.meta_loss == "log":
             check_positive(task, inner, 'meta_loss = "log" takes the logarithm of the loss over its initial value')
-        if previous is None and settings.stagger and size > 1:
-            # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
-            length = int(rng.integers(*horizon, endpoint=True))
-            windows = int(rng.integers(math.ceil(length / settings.truncation)))
-        else:
-            length, windows = log_uniform_integer(rng, horizon), 0
-        member = InnerTraining(draw, length, task, Trajectory(inner, {}))
-        self._fast_forward(rule, member, windows)
-        generator = torch_generator(self.config.seed, "estimator", draw)
-        member.state = self.estimator.start(rule, task, member.state.inner, generator)
-        return member
+        return InnerTraining(draw, length, task, Trajectory(inner, {}))
 
     @torch.no_grad()
-    def _fast_forward(self, rule: UpdateRule, member: InnerTraining, windows: int) -> None:
-        """Take a new member to a later stage, without a meta-gradient; back to its start if it is lost on the way."""
-        beginning = member.state
+    def fast_forward(self, rule: UpdateRule, member: InnerTraining, windows: int) -> bool:
+        """Take a new member to a later stage, without a meta-gradient; False if it is lost on the way."""
         generator = torch_generator(self.config.seed, "fast forward", member.draw)
         for _ in range(windows):
             ahead = unroll(rule, member.task, member.state.inner, self.config.unroll.truncation, generator)
             member.advance(Trajectory(ahead.state, {}), ahead.losses)
             if member.lost:
-                member.state, member.diverged = beginning, False
-                return
+                return False
+        return True
 
     def build_task(self, draw: int) -> VectorizedTask:
         """The task with this number."""
@@ -175,3 +215,23 @@ class Pool:
             if entry is not None:
                 state = unflatten(below(f"{index}.", tensors), self.device)
                 self.members[index] = InnerTraining(task=self.build_task(entry["draw"]), state=state, **entry)
+
+
+def mean_grads(windows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Means over windows of one gradient for each of the rule's parameters."""
+    return [torch.stack(parts).mean(0) for parts in zip(*windows, strict=True)]
+
+
+def mean_report(reports: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Mean of each entry, and over the windows that have it."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for report in reports for name in report):
+        values = [float(report[name].mean()) for report in reports if name in report]
+        means[name] = sum(values) / len(values)
+    return means
+
+
+def is_finite(window: Estimate) -> bool:
+    """Whether neither the meta-loss of a window nor its gradient is NaN or infinite."""
+    values = (window.meta_loss, *window.grads)
+    return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())

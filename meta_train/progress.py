@@ -10,8 +10,11 @@ from learned_optim.meta_train.trainer import Trainer
 
 
 def run_with_progress(trainer: Trainer) -> None:
-    """Run ``trainer`` to its end: a live bar with the remaining time on a terminal, else a line for each validation."""
-    live = sys.stderr.isatty()
+    """Run ``trainer`` to its end: a live bar with the remaining time on a terminal, else a line for each validation.
+
+    Of several processes the leader shows it.
+    """
+    live = sys.stderr.isatty() and trainer.world.leads
     with (
         tqdm(
             total=trainer.config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
@@ -20,7 +23,7 @@ def run_with_progress(trainer: Trainer) -> None:
     ):
         for progress in run:
             bar.update()
-            if progress.validation is None:
+            if progress.validation is None or not trainer.world.leads:
                 continue
             best = (
                 "best so far"

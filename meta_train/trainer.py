@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from learned_optim import __version__
 from learned_optim.checkpoint import save_rule
 from learned_optim.meta_train.config import Config, config_from_tables
 from learned_optim.meta_train.curriculum import Curriculum
-from learned_optim.meta_train.estimators import Estimate
+from learned_optim.meta_train.distributed import World
+from learned_optim.meta_train.divided_pool import DividedPool
 from learned_optim.meta_train.meta_optimizer import MetaOptimizer, norm_of
 from learned_optim.meta_train.pool import Pool
 from learned_optim.meta_train.run_checkpoint import (
@@ -49,6 +50,8 @@ class Trainer:
         folder: where checkpoints, weights and logs go; None keeps everything in memory.
         device: where inner training runs.
         rule: what is meta-trained, from its present weights; None: the configuration's.
+        world: the processes of the run, each with a trainer of its own; None: this one alone. All hold the same
+            meta-parameters, to the bit; the leader writes.
     """
 
     def __init__(
@@ -57,14 +60,19 @@ class Trainer:
         folder: Path | None = None,
         device: torch.device | str = "cpu",
         rule: UpdateRule | None = None,
+        world: World | None = None,
     ) -> None:
         self.config, self.folder, self.device = config, folder, torch.device(device)
+        self.world = world = World() if world is None else world
         self.rule = (config.rule.build(config.seed) if rule is None else rule).to(self.device)
         self.averaged = copy.deepcopy(self.rule).requires_grad_(False)
         self.best = copy.deepcopy(self.averaged)
         self.estimator = config.estimator.build()
-        self.pool = Pool(config, self.estimator, self.device)
-        self.suites = {suite.name: Suite(config, suite, self.device) for suite in config.validation.suites}
+        if world.size == 1:
+            self.pool = Pool(config, self.estimator, self.device)
+        else:
+            self.pool = DividedPool(config, self.estimator, self.device, world)
+        self.suites = {suite.name: Suite(config, suite, self.device, world) for suite in config.validation.suites}
         self.meta_optimizer = MetaOptimizer(self.rule, config.meta_optimizer, config.steps)
         self.curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
         self.meta_step = 0
@@ -77,12 +85,16 @@ class Trainer:
         """Meta-train to the configured number of steps, one :class:`Progress` for each.
 
         With a folder, a checkpoint is written now and then, at the end, and when the loop is left early for whatever
-        reason (Ctrl-C included).
+        reason (Ctrl-C included). Of several processes all must have the same one: they save when the run ends, or all
+        have agreed to stop.
+
+        Raises:
+            ProcessLostError: another process of the run has ended, or does not answer.
         """
-        if self.folder is not None and not self.finished:
+        if self.folder is not None and self.world.leads and not self.finished:
             record_session(self.folder, self.config, self.meta_step, self.device)
-        log = RunLog(self.folder, self.meta_step, self.detail_names)
-        consistent = True
+        log = RunLog(self.folder if self.world.leads else None, self.meta_step, self.detail_names)
+        consistent, together = True, self.world.size == 1
         last_checkpoint = last_clock = time.monotonic()
         try:
             while not self.finished:
@@ -95,15 +107,21 @@ class Trainer:
                     last_clock = clock
                     progress = replace(progress, seconds=self.seconds)
                     log.write(progress)
-                if clock - last_checkpoint > CHECKPOINT_SECONDS:
+                due = clock - last_checkpoint > CHECKPOINT_SECONDS
+                save, stop = self.world.agree(due, list(self.rule.parameters()))
+                if stop:
+                    together = True
+                    raise KeyboardInterrupt
+                if save:
                     log.flush()
                     self.save_checkpoint()
                     last_checkpoint = clock
                 yield progress
+            together = True
         finally:
             with uninterrupted():
                 log.close()
-                if consistent:
+                if consistent and together:
                     self.save_checkpoint()
 
     # One meta-step
@@ -121,13 +139,10 @@ class Trainer:
                 self._evaluate(curriculum)  # the yardstick of a new stage
             horizon = (curriculum.horizon, curriculum.horizon)
             details["curriculum/horizon"] = curriculum.horizon
-        per_step = self.config.unroll.windows_per_step
-        places = [(self.meta_step * per_step + index) % len(self.pool.members) for index in range(per_step)]
-        windows = [self.pool.advance(self.rule, place, self.meta_step, horizon) for place in places]
-        grads = [torch.stack(parts).mean(0) for parts in zip(*(window.grads for window in windows), strict=True)]
-        grad_norm = norm_of(grads) if all(is_finite(window) for window in windows) else math.nan
+        outcome = self.pool.meta_gradient(self.rule, self.meta_step, horizon)
+        grad_norm = norm_of(outcome.grads) if outcome.finite else math.nan
         if math.isfinite(grad_norm):
-            self.meta_optimizer.step(grads, self.meta_step)
+            self.meta_optimizer.step(outcome.grads, self.meta_step)
             self._average()
         else:
             self.skipped += 1
@@ -140,14 +155,16 @@ class Trainer:
             details |= {f"validation/{name}": score for name, score in scores.items() if len(scores) > 1}
         return Progress(
             meta_step=self.meta_step,
-            meta_loss=sum(float(window.meta_loss) for window in windows) / len(windows),
-            inner_loss=sum(float(window.losses[-1].mean()) for window in windows) / len(windows),
+            meta_loss=outcome.meta_loss,
+            inner_loss=outcome.inner_loss,
             grad_norm=grad_norm,
             skipped=self.skipped,
             validation=scores.get(self.config.validation.selected),
             best_validation=self.best_validation,
             seconds=self.seconds,
-            details=details | self._details(windows),
+            details=details
+            | {"unroll/truncation": outcome.truncation}
+            | {f"estimator/{name}": value for name, value in outcome.report.items()},
         )
 
     def _average(self) -> None:
@@ -185,24 +202,21 @@ class Trainer:
         names += [f"validation/{name}" for name in self.suites] if len(self.suites) > 1 else []
         return names + (["curriculum/horizon", "curriculum/score"] if self.curriculum is not None else [])
 
-    def _details(self, windows: Sequence[Estimate]) -> dict[str, float]:
-        details = {"unroll/truncation": sum(len(window.losses) for window in windows) / len(windows)}
-        for name in self.estimator.reports:
-            reported = [float(window.report[name].mean()) for window in windows if name in window.report]
-            if reported:
-                details[f"estimator/{name}"] = sum(reported) / len(reported)
-        return details
-
     # Checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write everything that a resumed run needs, the latest weights as a rule, and the best once there are any."""
+        """Write everything that a resumed run needs, the latest weights as a rule, and the best once there are any.
+
+        All processes of the run call it together; the leader writes.
+        """
         if self.folder is None:
+            return
+        members, pool_tensors = self.pool.state()
+        if not self.world.leads:
             return
         tensors: dict[str, Tensor] = {}
         for prefix, rule in (("rule", self.rule), ("averaged", self.averaged), ("best", self.best)):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in rule.state_dict().items()}
-        members, pool_tensors = self.pool.state()
         parts = {
             "meta_optimizer": self.meta_optimizer.tensors(),
             "estimator": self.estimator.state_dict(),
@@ -236,7 +250,7 @@ class Trainer:
         }
 
     @classmethod
-    def resume(cls, folder: Path, device: torch.device | str = "cpu") -> "Trainer":
+    def resume(cls, folder: Path, device: torch.device | str = "cpu", world: World | None = None) -> "Trainer":
         """Go on from the checkpoint in ``folder``, which alone is read: the file in ``start_from`` may be gone.
 
         Raises:
@@ -245,7 +259,7 @@ class Trainer:
         """
         checkpoint = read_checkpoint(folder)
         config = config_from_tables(checkpoint.config, resuming=True)
-        trainer = cls(config, folder, device, rule=config.rule.fresh(config.seed))
+        trainer = cls(config, folder, device, rule=config.rule.fresh(config.seed), world=world)
         trainer._restore(checkpoint.progress, checkpoint.tensors)
         return trainer
 
@@ -263,12 +277,6 @@ class Trainer:
         self.pool.restore(progress["pool"], below("pool.", tensors))
         if self.curriculum is not None:
             self.curriculum.restore(progress["curriculum"])
-
-
-def is_finite(window: Estimate) -> bool:
-    """Whether neither the meta-loss of a window nor its gradient is NaN or infinite."""
-    values = (window.meta_loss, *window.grads)
-    return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())
 
 
 @contextlib.contextmanager

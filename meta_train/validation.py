@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.pool import DIVERGED
 from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.settings import Config, SuiteConfig
@@ -23,9 +24,11 @@ class Suite:
         config: of the run.
         suite: the suite's part of it.
         device: where tasks run.
+        world: processes that the tasks are divided among; None: this one alone.
     """
 
-    def __init__(self, config: Config, suite: SuiteConfig, device: torch.device) -> None:
+    def __init__(self, config: Config, suite: SuiteConfig, device: torch.device, world: World | None = None) -> None:
+        self.world = World() if world is None else world
         defaults = config.validation
         self.name, self.seed, self.device = suite.name, config.seed, device
         self.families = [family.build() for family in suite.families or config.tasks]
@@ -50,8 +53,9 @@ class Suite:
             ValueError: a task starts at a loss that is not positive.
         """
         steps = self.horizon if horizon is None else horizon
-        logarithms = []
-        for number, (task, seed) in enumerate(self.vectorized_tasks(split)):
+        logarithms = torch.zeros(len(self.families) * self.tasks, dtype=torch.float64)
+        own = range(self.world.rank, len(logarithms), self.world.size)
+        for number, (task, seed) in zip(own, self.vectorized_tasks(split, own), strict=True):
             generator = torch_generator(seed, "validation", number)
             with fixed_global_state(derive_seed(seed, "validation dropout"), self.device):
                 state = start(rule, task, generator)
@@ -59,13 +63,13 @@ class Suite:
                 losses = unroll(rule, task, state, steps, generator).losses
             final = losses[-max(1, steps // 10) :].mean(0)
             final = torch.minimum(final.nan_to_num(math.inf), DIVERGED * state.initial_loss)
-            logarithms.append(math.log(max(float(final.mean() / state.initial_loss.mean()), SOLVED)))
-        return math.exp(sum(logarithms) / len(logarithms))
+            logarithms[number] = math.log(max(float(final.mean() / state.initial_loss.mean()), SOLVED))
+        return math.exp(sum(self.world.sum(logarithms).tolist()) / len(logarithms))
 
-    def vectorized_tasks(self, split: Split) -> Iterator[tuple[VectorizedTask, int]]:
-        """The tasks, each with the seed that it was drawn with."""
-        for family_index, family in enumerate(self.families):
-            for index in range(self.tasks):
-                seed = derive_seed(self.seed, split + self.suffix, family_index, index)
-                task = family.sample(numpy_generator(seed, "task"), split)
-                yield VectorizedTask(task, self.instances, seed, device=self.device), seed
+    def vectorized_tasks(self, split: Split, numbers: range | None = None) -> Iterator[tuple[VectorizedTask, int]]:
+        """The tasks, each with the seed that it was drawn with; of all, those with these numbers."""
+        for number in range(len(self.families) * self.tasks) if numbers is None else numbers:
+            family_index, index = divmod(number, self.tasks)
+            seed = derive_seed(self.seed, split + self.suffix, family_index, index)
+            task = self.families[family_index].sample(numpy_generator(seed, "task"), split)
+            yield VectorizedTask(task, self.instances, seed, device=self.device), seed

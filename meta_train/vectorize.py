@@ -1,5 +1,6 @@
 """Many instances of a task as one function of one matrix of parameters."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -42,6 +43,7 @@ class VectorizedTask:
     ) -> None:
         self.outer = task if outer is None else outer
         self.task, self.instances, self.device = task, instances, torch.device(device)
+        self.siblings, self.rows = instances, slice(None)  # instances that batches are drawn for, and ours of them
         with fixed_global_state(seed):
             modules = [LossModule(task, task.module()) for _ in range(instances)]
         stacked_parameters, stacked_buffers = stack_module_state(modules)
@@ -63,13 +65,32 @@ class VectorizedTask:
         """Number of coordinates of one instance, N."""
         return self.initial_parameters.shape[1]
 
+    def part(self, rows: slice) -> "VectorizedTask":
+        """The instances ``rows`` alone. Batches are drawn for all and cut, so that each sees what it sees here."""
+        part = copy.copy(self)
+        for name in vars(self).keys() & {"_losses", "_particle_losses", "_grad_and_value", "_particle_grad_and_value"}:
+            delattr(part, name)  # they would keep this task alive
+        part.instances, part.rows = len(range(self.instances)[rows]), rows
+        part.buffers = {name: tensor[rows].clone() for name, tensor in self.buffers.items()}
+        part.scale = self.scale if self.scale is None or len(self.scale) == 1 else self.scale[rows].clone()
+        part.initial_parameters = self.initial_parameters[rows].clone()
+        return part
+
+    @functools.cached_property
+    def draws_random_numbers(self) -> bool:
+        """Whether the loss itself does, as dropout does: then instances see other numbers when they are fewer."""
+        with fixed_global_state(0, self.device), torch.no_grad():
+            before = _global_state(self.device)
+            self.losses(self.initial_parameters, self.batch(torch.Generator().manual_seed(0)))
+            return not torch.equal(before, _global_state(self.device))
+
     def batch(self, generator: torch.Generator) -> Batch:
         """Fresh data for one inner step of every instance."""
-        return self._moved(self.task.batch(self.instances, generator))
+        return self._ours(self.task.batch(self.siblings, generator))
 
     def outer_batch(self, generator: torch.Generator) -> Batch:
         """Fresh data on which the meta-loss alone is taken."""
-        return self._moved(self.outer.batch(self.instances, generator))
+        return self._ours(self.outer.batch(self.siblings, generator))
 
     def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
         """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``; or of particles, as below."""
@@ -116,8 +137,9 @@ class VectorizedTask:
     def _particle_grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
         return vmap(self._grad_and_value, in_dims=(0, None, None), randomness="same")
 
-    def _moved(self, batch: Batch) -> Batch:
-        return tree_map(lambda tensor: tensor.to(self.device), batch)
+    def _ours(self, batch: Batch) -> Batch:
+        whole = self.instances == self.siblings
+        return tree_map(lambda tensor: (tensor if whole else tensor[self.rows]).to(self.device), batch)
 
     def _of_instances(self, parameters: Tensor) -> Tensor:
         """Used parameters of particles ``(P, b, N)`` by instance, ``(P * b / B, B, N)``."""
@@ -131,6 +153,10 @@ class VectorizedTask:
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
         loss: Tensor = functional_call(self.skeleton, {**named, **buffers}, (batch,))
         return loss
+
+
+def _global_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 class LossModule(nn.Module):

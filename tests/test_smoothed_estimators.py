@@ -335,14 +335,16 @@ def test_estimate_is_its_formula_particle_by_particle(
     count = INSTANCES if groups is None else groups
     random, again = generator(2), generator(2)
     trajectory = estimator.start(rule, task, inner, random)
-    noise = estimator.perturbations(rule, task, again) if build is ESSingle else torch.zeros(())
+    noise = (
+        estimator.perturbations(rule, estimator.pieces(task.instances), again) if build is ESSingle else torch.zeros(())
+    )
     total: Tensor | float = 0.0
     states = [inner] * (4 * count)
     for _ in range(2):
         estimate = estimator.window(rule, task, trajectory, STEPS, random)
         trajectory = estimate.state
         if build is not ESSingle:
-            noise = estimator.perturbations(rule, task, again)
+            noise = estimator.perturbations(rule, estimator.pieces(task.instances), again)
         total = total + noise if build is PES else noise
         meta_losses, ends = looped(rule, task, states, antithetic(rule, noise), again, count, meta_loss)
         size = INSTANCES // count
@@ -374,7 +376,7 @@ def test_reparameterization_is_the_mean_of_bptt_at_the_perturbed_weights(
     inner = start(rule, task, generator(1))
     estimate = estimator.window(rule, task, estimator.start(rule, task, inner, generator()), STEPS, generator(2))
     again = generator(2)
-    noise = estimator.perturbations(rule, task, again)
+    noise = estimator.perturbations(rule, estimator.pieces(task.instances), again)
     batches = again.get_state()
     grads = []
     here = parameters_to_vector(rule.parameters()).detach().clone()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from learned_optim.meta_train import progress as progress_module
 from learned_optim.meta_train.estimators import Estimate, Trajectory
+from learned_optim.meta_train.pool import is_finite
 from learned_optim.meta_train.progress import run_with_progress
-from learned_optim.meta_train.trainer import Trainer, is_finite
+from learned_optim.meta_train.trainer import Trainer
 from learned_optim.meta_train.unroll import InnerState
 from small_runs import configuration, plain, run, weights
 

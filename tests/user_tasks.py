@@ -1,6 +1,7 @@
 """Task families as a user writes them outside the package: configurations name them ``user_tasks:Class``."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,6 +210,27 @@ class FailingFamily(TaskFamily):
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         return Failing(lambda: nn.Linear(INPUTS, 1))
+
+
+class Deadly(Regression):
+    """Linear regression that kills its process at one of its batches."""
+
+    batches = 0
+
+    def batch(self, instances: int, generator: torch.Generator) -> Batch:
+        Deadly.batches += 1
+        first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first_life and os.environ["RANK"] == "1" and Deadly.batches == int(os.environ["DIE_AT"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(instances, generator)
+
+
+@dataclass(frozen=True)
+class DeadlyFamily(TaskFamily):
+    """The second process of a run by torchrun dies at the batch with the number in DIE_AT, once."""
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        return Deadly(lambda: nn.Linear(INPUTS, 1))
 
 
 class NotAFamily:

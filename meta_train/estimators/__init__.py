@@ -1,6 +1,6 @@
 """Gradient estimators: from a window of inner training to a meta-gradient, one file each."""
 
-from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
+from learned_optim.meta_train.estimators.base import Combination, Estimate, Estimator, Part, Trajectory
 from learned_optim.meta_train.estimators.combined import Combined
 from learned_optim.meta_train.estimators.es import ES
 from learned_optim.meta_train.estimators.es_single import ESSingle
@@ -17,11 +17,13 @@ __all__ = [
     "ES",
     "ESTIMATORS",
     "PES",
+    "Combination",
     "Combined",
     "ESSingle",
     "Estimate",
     "Estimator",
     "MetaGradient",
+    "Part",
     "Reparameterization",
     "Trajectory",
     "TruncatedBPTT",

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import InnerState
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
@@ -42,6 +43,32 @@ class Estimate(NamedTuple):
     """What an estimator has to say beyond that: of :attr:`Estimator.reports`, those that could be told."""
 
 
+class Part(NamedTuple):
+    """What a process's share of a window yields. Its entries are float64, and additive over the shares."""
+
+    gradient: Tensor
+    """What it adds to the window's meta-gradient, flat ``(M,)``; empty if that follows from ``sums``."""
+    sums: Tensor
+    """What :meth:`Estimator.combine` makes the window's meta-gradient from; empty if there is no need to."""
+    meta_loss: Tensor
+    """What it adds to the meta-loss, 0-d."""
+    losses: Tensor
+    """As in :class:`Estimate`, of its own trainings."""
+    inner: InnerState
+    """Of its own trainings, after the window."""
+
+
+class Combination(NamedTuple):
+    """What all processes make from the sums over the shares of a window."""
+
+    grads: tuple[Tensor, ...]
+    """As in :class:`Estimate`."""
+    memory: dict[str, Tensor]
+    """Of the :class:`Trajectory` after the window."""
+    report: dict[str, Tensor]
+    """As in :class:`Estimate`."""
+
+
 class Estimator(ABC):
     """A way to estimate the gradient of the meta-loss with respect to the rule's weights, window by window.
 
@@ -65,7 +92,8 @@ class Estimator(ABC):
             inner: where they stand: at their starting points (:func:`learned_optim.meta_train.unroll.start`) or later.
             generator: source of what is drawn once for an inner training.
         """
-        return Trajectory(inner, {})
+        pieces = self.pieces(task.instances)
+        return Trajectory(self.spread(inner, pieces), self.memory(rule, pieces, generator))
 
     @abstractmethod
     def window(
@@ -81,6 +109,54 @@ class Estimator(ABC):
             generator: source of all random numbers, perturbations included.
         """
 
+    # Windows whose pieces are divided among processes
+
+    def pieces(self, instances: int) -> int:
+        """Into how many equal parts a window of so many instances can be divided."""
+        return instances
+
+    def spread(self, inner: InnerState, pieces: int) -> InnerState:
+        """What of a :class:`Trajectory` follows from the state of the instances in so many pieces alone."""
+        return inner
+
+    def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The memory at the start of an inner training in so many pieces; all processes keep it alike."""
+        return {}
+
+    def lengths(self, meta_parameters: int, pieces: int) -> tuple[int, int]:
+        """Lengths of :attr:`Part.gradient`, of which one travels a meta-step, and :attr:`Part.sums`, one a window."""
+        return meta_parameters, 0
+
+    def part(
+        self,
+        rule: UpdateRule,
+        task: VectorizedTask,
+        state: Trajectory,
+        steps: int,
+        generator: torch.Generator,
+        share: Share,
+    ) -> Part:
+        """What :meth:`window` does, for the share's part of task and state (the memory is the whole window's).
+
+        This one is for gradients that are means over the instances.
+        """
+        estimate = self.window(rule, task, state, steps, generator)
+        return mean_part(estimate.grads, estimate.meta_loss, estimate.losses, estimate.state.inner, share)
+
+    def combine(
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator, sums: Tensor
+    ) -> Combination:
+        """The meta-gradient from the :attr:`Part.sums` of all shares; only if there are any.
+
+        Args:
+            rule: as in :meth:`part`.
+            pieces: of the window.
+            memory: before the window.
+            generator: in the state in which :meth:`part` was given it.
+            sums: added up over the shares.
+        """
+        raise NotImplementedError(f"{self.name} sums gradients up")
+
     def state_dict(self) -> dict[str, Tensor]:
         """What the estimator has learned so far, by name; copies are not made."""
         return {}
@@ -93,3 +169,9 @@ class Estimator(ABC):
         """
         if tensors:
             raise ValueError(f"{self.name} keeps no state of its own, got {', '.join(tensors)}")
+
+
+def mean_part(grads: tuple[Tensor, ...], meta_loss: Tensor, losses: Tensor, inner: InnerState, share: Share) -> Part:
+    """A :class:`Part` from means over the share's instances."""
+    gradient = share.fraction * torch.cat([grad.flatten() for grad in grads]).double()
+    return Part(gradient, gradient.new_empty(0), share.fraction * meta_loss.double(), losses, inner)

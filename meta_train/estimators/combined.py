@@ -23,17 +23,50 @@ parents.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Trajectory
+from learned_optim.meta_train.estimators.base import Combination, Estimate, Trajectory
 from learned_optim.meta_train.estimators.perturbation import first_copy
-from learned_optim.meta_train.estimators.reparameterization import Reparameterization
+from learned_optim.meta_train.estimators.reparameterization import PairGradients, Reparameterization
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.particles import as_meta_grads
+from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
+
+
+class PairMoments(NamedTuple):
+    """Moments over the K pairs of a window, ``(M,)`` each, of the two estimates."""
+
+    es_mean: Tensor
+    rp_mean: Tensor
+    es: Tensor
+    """Variance of ES."""
+    rp: Tensor
+    """Variance of the reparameterization gradient."""
+    covariance: Tensor
+
+    @classmethod
+    def of_samples(cls, es: Tensor, rp: Tensor) -> "PairMoments":
+        """From the pairs' estimates, ``(K, M)`` each."""
+        products = (es - es.mean(0)) * (rp - rp.mean(0))
+        return cls(es.mean(0), rp.mean(0), es.var(0), rp.var(0), products.sum(0) / (len(products) - 1))
+
+    @classmethod
+    def of_sums(cls, es: Tensor, rp: Tensor, squares: Tensor, products: Tensor) -> "PairMoments":
+        """From the samples of ES ``(K, M)`` and sums over pairs ``(M,)``: of RP, its squares, and ES times RP.
+
+        In float64 differences of such sums are more exact than the samples.
+        """
+        pairs, rp_mean, es_sum = len(es), rp / len(es), es.double().sum(0)
+        variance = (squares - rp * rp_mean) / (pairs - 1)
+        covariance = (products - es_sum * rp_mean) / (pairs - 1)
+        of_rp = (tensor.to(es) for tensor in (rp_mean, variance.clamp(min=0), covariance))
+        rp_mean, variance, covariance = of_rp
+        return cls(es.mean(0), rp_mean, es.var(0), variance, covariance)
 
 
 class Combined(Reparameterization):
@@ -90,23 +123,39 @@ class Combined(Reparameterization):
         Raises:
             ValueError: there is but one pair, which has no variance.
         """
-        if self.pairs * self.groups_of(task) < 2:
+        groups = self.pieces(task.instances)
+        if self.pairs * groups < 2:
             raise ValueError("the combination needs two pairs or more for variances; raise pairs, groups or instances")
         result = self.pair_gradients(rule, task, state, steps, generator)
         es_samples = self.slopes(result.meta_losses)[:, None] * result.noise
-        weight = self._es_weight(es_samples, result.grads)
-        es, rp = es_samples.mean(0), result.grads.mean(0)
+        grads, memory, report = self._combined(rule, PairMoments.of_samples(es_samples, result.grads), len(es_samples))
+        inner, losses = first_copy(result.window, groups)
+        return Estimate(grads, result.meta_losses.mean(), losses, Trajectory(inner, memory), report)
+
+    def lengths(self, meta_parameters: int, pieces: int) -> tuple[int, int]:
+        """See :meth:`Estimator.lengths`: K slopes, and three sums over the pairs for each meta-parameter."""
+        return 0, self.pairs * pieces + 3 * meta_parameters
+
+    def combine(
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator, sums: Tensor
+    ) -> Combination:
+        """See :meth:`Estimator.combine`; takes the window into the running averages."""
+        noise = self.perturbations(rule, pieces, generator)
+        slopes, of_rp = sums[: len(noise)], sums[len(noise) :].chunk(3)
+        es_samples = slopes.to(noise)[:, None] * noise
+        return self._combined(rule, PairMoments.of_sums(es_samples, *of_rp), len(noise))
+
+    def _sums(self, result: PairGradients, share: Share) -> Tensor:
+        slopes = self.slopes(result.meta_losses)
+        es, rp = (slopes[:, None] * result.noise).double(), result.grads.double()
+        return torch.cat([share.among_pairs(slopes), rp.sum(0), rp.square().sum(0), (es * rp).sum(0)])
+
+    def _combined(self, rule: UpdateRule, moments: PairMoments, pairs: int) -> Combination:
+        weight = self._weight(moments)
+        es, rp = moments.es_mean, moments.rp_mean
         combination = torch.where(weight == 1, es, weight * es + (1 - weight) * rp)  # where: rp may not be finite
-        inner, losses = first_copy(result.window, self.groups_of(task))
-        samples = {"es_variance": es_samples, "rp_variance": result.grads}
-        variances = {name: values.var(0).sum() / len(values) for name, values in samples.items()}
-        return Estimate(
-            grads=as_meta_grads(rule, combination),
-            meta_loss=result.meta_losses.mean(),
-            losses=losses,
-            state=Trajectory(inner, {}),
-            report={"es_weight": weight, **variances},
-        )
+        variances = {"es_variance": moments.es.sum() / pairs, "rp_variance": moments.rp.sum() / pairs}
+        return Combination(as_meta_grads(rule, combination), {}, {"es_weight": weight, **variances})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Running averages over pairs, ``(M,)``: variances ``"es"`` and ``"rp"``, ``"covariance"``; empty at first."""
@@ -119,13 +168,12 @@ class Combined(Reparameterization):
         self.moments = dict(tensors)
 
     def _es_weight(self, es_samples: Tensor, rp_samples: Tensor) -> Tensor:
-        """The weight ``(M,)`` for this window; takes its variances into the running averages."""
-        products = (es_samples - es_samples.mean(0)) * (rp_samples - rp_samples.mean(0))
-        current = {
-            "es": es_samples.var(0),
-            "rp": rp_samples.var(0),
-            "covariance": products.sum(0) / (len(products) - 1),
-        }
+        """:meth:`_weight` from the pairs' estimates, ``(K, M)`` each."""
+        return self._weight(PairMoments.of_samples(es_samples, rp_samples))
+
+    def _weight(self, moments: PairMoments) -> Tensor:
+        """The weight of ES ``(M,)`` for this window; takes its variances into the running averages."""
+        current = {"es": moments.es, "rp": moments.rp, "covariance": moments.covariance}
         finite = current["rp"].isfinite()
         known = self.moments or current
         if self.variance_decay > 0:

@@ -13,43 +13,24 @@ ES, as VeLO was trained with.
 """
 
 import torch
+from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Trajectory
-from learned_optim.meta_train.estimators.perturbation import (
-    PerturbationEstimator,
-    as_particles,
-    first_copy,
-    variance_of_mean,
-)
-from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
 from learned_optim.rules import UpdateRule
 
 
-class ES(PerturbationEstimator):
+class ES(EvolutionStrategy):
     """Antithetic evolution strategies. The next window starts from where the first particles have come to.
 
     Args: see :class:`PerturbationEstimator`.
     """
 
     name = "es"
-    reports = ("variance",)
+    persistent = False
 
-    @torch.no_grad()
-    def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
-    ) -> Estimate:
-        """See :meth:`Estimator.window`."""
-        groups = self.groups_of(task)
-        noise = self.perturbations(rule, task, generator)
-        particles = as_particles(state.inner, groups, 2 * self.pairs)
-        meta_losses, window = self.particle_window(rule, noise, task, particles, steps, generator)
-        slopes = self.slopes(meta_losses)
-        inner, losses = first_copy(window, groups)
-        return Estimate(
-            grads=as_meta_grads(rule, slopes @ noise / len(noise)),
-            meta_loss=meta_losses.mean(),
-            losses=losses,
-            state=Trajectory(inner, {}),
-            report=variance_of_mean(slopes, noise),
-        )
+    def directions(
+        self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator
+    ) -> Directions:
+        """See :meth:`EvolutionStrategy.directions`: drawn afresh."""
+        noise = self.perturbations(rule, groups, generator)
+        return Directions(noise, noise, {})

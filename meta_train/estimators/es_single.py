@@ -11,45 +11,30 @@ direction, so that a meta-optimizer which steps at every window sees correlated 
 """
 
 import torch
+from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Trajectory
-from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, as_particles, variance_of_mean
-from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.unroll import InnerState
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
 from learned_optim.rules import UpdateRule
 
 PERTURBATION = "perturbation"
 
 
-class ESSingle(PerturbationEstimator):
+class ESSingle(EvolutionStrategy):
     """Evolution strategies with one perturbation a particle and inner training.
 
     Args: see :class:`PerturbationEstimator`.
     """
 
     name = "es-single"
-    reports = ("variance",)
+    persistent = True
 
-    def start(
-        self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
-    ) -> Trajectory:
-        """See :meth:`Estimator.start`: all particles at the same point, with the perturbations ``(K, M)`` to keep."""
-        noise = self.perturbations(rule, task, generator)
-        return Trajectory(as_particles(inner, self.groups_of(task), 2 * self.pairs), {PERTURBATION: noise})
+    def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """See :meth:`Estimator.memory`: the perturbations ``(K, M)`` to keep."""
+        return {PERTURBATION: self.perturbations(rule, pieces, generator)}
 
-    @torch.no_grad()
-    def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
-    ) -> Estimate:
-        """See :meth:`Estimator.window`."""
-        noise = state.memory[PERTURBATION]
-        meta_losses, window = self.particle_window(rule, noise, task, state.inner, steps, generator)
-        slopes = self.slopes(meta_losses)
-        return Estimate(
-            grads=as_meta_grads(rule, slopes @ noise / len(noise)),
-            meta_loss=meta_losses.mean(),
-            losses=window.losses,
-            state=Trajectory(window.state, state.memory),
-            report=variance_of_mean(slopes, noise),
-        )
+    def directions(
+        self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator
+    ) -> Directions:
+        """See :meth:`EvolutionStrategy.directions`: those of the start."""
+        noise = memory[PERTURBATION]
+        return Directions(noise, noise, memory)

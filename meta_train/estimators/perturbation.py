@@ -47,21 +47,21 @@ class PerturbationEstimator(Estimator):
             raise ValueError(f"pairs and groups must be at least 1, got {pairs} and {groups}")
         self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, MetaLoss.of(meta_loss)
 
-    def groups_of(self, task: VectorizedTask) -> int:
-        """G for this task.
+    def pieces(self, instances: int) -> int:
+        """G for this many instances.
 
         Raises:
-            ValueError: the instances cannot be divided so.
+            ValueError: they cannot be divided so.
         """
-        groups = task.instances if self.groups is None else self.groups
-        if task.instances % groups:
-            raise ValueError(f"groups must divide the {task.instances} instances, got {groups}")
+        groups = instances if self.groups is None else self.groups
+        if instances % groups:
+            raise ValueError(f"groups must divide the {instances} instances, got {groups}")
         return groups
 
-    def perturbations(self, rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> Tensor:
+    def perturbations(self, rule: UpdateRule, groups: int, generator: torch.Generator) -> Tensor:
         """Fresh ``(K, M)``, normal with deviation sigma; drawn where the generator lives."""
         weights = flat_meta_parameters(rule)
-        shape = (self.pairs * self.groups_of(task), len(weights))
+        shape = (self.pairs * groups, len(weights))
         noise = torch.randn(shape, generator=generator, dtype=weights.dtype, device=generator.device)
         return self.sigma * noise.to(weights.device)
 

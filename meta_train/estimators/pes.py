@@ -13,48 +13,33 @@ training, so the members of a pool of inner trainings should stand at different 
 """
 
 import torch
+from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Trajectory
-from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, as_particles, variance_of_mean
-from learned_optim.meta_train.particles import as_meta_grads, flat_meta_parameters
-from learned_optim.meta_train.unroll import InnerState
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
+from learned_optim.meta_train.particles import flat_meta_parameters
 from learned_optim.rules import UpdateRule
 
 PERTURBATION_SUM = "perturbation_sum"
 
 
-class PES(PerturbationEstimator):
+class PES(EvolutionStrategy):
     """Persistent evolution strategies.
 
     Args: see :class:`PerturbationEstimator`.
     """
 
     name = "pes"
-    reports = ("variance",)
+    persistent = True
 
-    def start(
-        self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
-    ) -> Trajectory:
-        """See :meth:`Estimator.start`: all particles at the same point; sums ``(K, M)`` of zeros."""
-        groups = self.groups_of(task)
+    def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """See :meth:`Estimator.memory`: sums ``(K, M)`` of zeros."""
         weights = flat_meta_parameters(rule)
-        nothing_yet = weights.new_zeros(self.pairs * groups, len(weights))
-        return Trajectory(as_particles(inner, groups, 2 * self.pairs), {PERTURBATION_SUM: nothing_yet})
+        return {PERTURBATION_SUM: weights.new_zeros(self.pairs * pieces, len(weights))}
 
-    @torch.no_grad()
-    def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
-    ) -> Estimate:
-        """See :meth:`Estimator.window`."""
-        noise = self.perturbations(rule, task, generator)
-        total = state.memory[PERTURBATION_SUM] + noise
-        meta_losses, window = self.particle_window(rule, noise, task, state.inner, steps, generator)
-        slopes = self.slopes(meta_losses)
-        return Estimate(
-            grads=as_meta_grads(rule, slopes @ total / len(total)),
-            meta_loss=meta_losses.mean(),
-            losses=window.losses,
-            state=Trajectory(window.state, {PERTURBATION_SUM: total}),
-            report=variance_of_mean(slopes, total),
-        )
+    def directions(
+        self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator
+    ) -> Directions:
+        """See :meth:`EvolutionStrategy.directions`: drawn afresh, credited with all since the start."""
+        noise = self.perturbations(rule, groups, generator)
+        total = memory[PERTURBATION_SUM] + noise
+        return Directions(noise, total, {PERTURBATION_SUM: total})

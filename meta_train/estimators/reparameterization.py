@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Trajectory
+from learned_optim.meta_train.estimators.base import Combination, Estimate, Part, Trajectory
 from learned_optim.meta_train.estimators.perturbation import (
     PerturbationEstimator,
     antithetic,
@@ -23,6 +23,7 @@ from learned_optim.meta_train.estimators.perturbation import (
 from learned_optim.meta_train.estimators.truncated_bptt import backpropagate, check_replay
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.particles import ParticleRule, as_meta_grads
+from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import Unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
@@ -32,7 +33,7 @@ class PairGradients(NamedTuple):
     """Backpropagation through one window of K antithetic pairs."""
 
     grads: Tensor
-    """Mean gradient of each pair, ``(K, M)``."""
+    """Mean gradient of each pair, ``(K, M)``; of a share of the window, of its own pairs, here and below."""
     meta_losses: Tensor
     """Of each particle, ``(2 K,)``."""
     noise: Tensor
@@ -77,7 +78,7 @@ class Reparameterization(PerturbationEstimator):
     ) -> Estimate:
         """See :meth:`Estimator.window`."""
         result = self.pair_gradients(rule, task, state, steps, generator)
-        inner, losses = first_copy(result.window, self.groups_of(task))
+        inner, losses = first_copy(result.window, self.pieces(task.instances))
         several = len(result.grads) > 1
         return Estimate(
             grads=as_meta_grads(rule, result.grads.mean(0)),
@@ -87,13 +88,55 @@ class Reparameterization(PerturbationEstimator):
             report={"variance": result.grads.var(0).sum() / len(result.grads)} if several else {},
         )
 
+    def lengths(self, meta_parameters: int, pieces: int) -> tuple[int, int]:
+        """See :meth:`Estimator.lengths`: a sum over the pairs, and one for the report."""
+        return 0, meta_parameters + 1
+
+    def part(
+        self,
+        rule: UpdateRule,
+        task: VectorizedTask,
+        state: Trajectory,
+        steps: int,
+        generator: torch.Generator,
+        share: Share,
+    ) -> Part:
+        """See :meth:`Estimator.part`: sums over its own pairs."""
+        result = self.pair_gradients(rule, task, state, steps, generator, share)
+        return self._part(result, self._sums(result, share), share)
+
+    def combine(
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator, sums: Tensor
+    ) -> Combination:
+        """See :meth:`Estimator.combine`."""
+        pairs = self.pairs * pieces
+        mean, squares = sums[:-1] / pairs, sums[-1]
+        variance = (squares - pairs * mean.square().sum()) / (pairs * max(1, pairs - 1))
+        return Combination(as_meta_grads(rule, mean), {}, {"variance": variance} if pairs > 1 else {})
+
+    def _sums(self, result: PairGradients, share: Share) -> Tensor:
+        grads = result.grads.double()
+        return torch.cat([grads.sum(0), grads.square().sum()[None]])
+
+    def _part(self, result: PairGradients, sums: Tensor, share: Share) -> Part:
+        inner, losses = first_copy(result.window, share.count)
+        meta_loss = share.fraction * result.meta_losses.double().mean()
+        return Part(sums.new_empty(0), sums, meta_loss, losses, inner)
+
     def pair_gradients(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+        self,
+        rule: UpdateRule,
+        task: VectorizedTask,
+        state: Trajectory,
+        steps: int,
+        generator: torch.Generator,
+        share: Share | None = None,
     ) -> PairGradients:
-        """Gradients of the pairs one by one, before any mean."""
+        """Gradients of the pairs one by one, before any mean; of the share's, if the window is divided."""
+        share = Share.whole(self.pieces(task.instances)) if share is None else share
         with torch.no_grad():
-            noise = self.perturbations(rule, task, generator)
-            particles = as_particles(state.inner, self.groups_of(task), 2 * self.pairs)
+            noise = share.of_pairs(self.perturbations(rule, share.pieces, generator))
+            particles = as_particles(state.inner, share.count, 2 * self.pairs)
         meta_parameters = antithetic(rule, noise).requires_grad_()
         (grads,), meta_losses, window = backpropagate(
             lambda: ParticleRule(rule, meta_parameters),
@@ -106,6 +149,7 @@ class Reparameterization(PerturbationEstimator):
             self.meta_loss.outer_batches,
             self.second_derivatives,
             self.replay_coordinates,
+            share.team,
         )
         above, below = grads.chunk(2)
         return PairGradients((above + below) / 2, meta_losses, noise, window)

@@ -19,12 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
+from learned_optim.meta_train.distributed import World
+from learned_optim.meta_train.estimators.base import Estimate, Estimator, Part, Trajectory, mean_part
 from learned_optim.meta_train.fused import fused_equivalent
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
+from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
+
+ALONE = World()
 
 
 class MetaGradient(NamedTuple):
@@ -50,6 +54,7 @@ def truncated_bptt(
     meta_loss: MetaLoss | MetaLossName = "mean",
     second_derivatives: bool = False,
     replay_coordinates: int | None = None,
+    team: World = ALONE,
 ) -> MetaGradient:
     """Gradient of the meta-loss over ``steps`` inner steps from ``state``, with respect to the rule's weights.
 
@@ -63,6 +68,7 @@ def truncated_bptt(
         second_derivatives: differentiate through the inner gradients too (no shortcut then: slower).
         replay_coordinates: take the meta-gradient through this many coordinates at most, drawn from all ``B * N`` by
             :func:`sample_coordinates`; None takes all. Unbiased, but not available with second derivatives.
+        team: processes that take neighbouring instances of the same window.
 
     Raises:
         ValueError: ``replay_coordinates`` is combined with ``second_derivatives``.
@@ -80,6 +86,7 @@ def truncated_bptt(
         meta_loss.outer_batches,
         second_derivatives,
         replay_coordinates,
+        team,
     )
     return MetaGradient(meta_grads, value, window.losses, window.state)
 
@@ -101,18 +108,19 @@ def backpropagate(
     outer_batches: int,
     second_derivatives: bool,
     replay_coordinates: int | None,
+    team: World = ALONE,
 ) -> tuple[tuple[Tensor, ...], Tensor, Unroll]:
     """Gradients of the meta-loss of a window, the meta-loss and the window, all detached.
 
     Of a :class:`ParticleRule` with its state, it differentiates the sum of the particles' meta-losses: the gradient
     with respect to the meta-parameters ``(P, M)`` has one row a particle. ``build`` makes the rule from the
-    meta-parameters; it is called in grad mode.
+    meta-parameters; it is called in grad mode. The processes of ``team`` take neighbouring instances, or particles.
     """
     differentiate = _through_the_unroll if second_derivatives else _by_replay
     with torch.enable_grad():
         rule = build()
     grads, value, window = differentiate(
-        rule, meta_parameters, task, state, steps, generator, meta_loss, outer_batches, replay_coordinates
+        rule, meta_parameters, task, state, steps, generator, meta_loss, outer_batches, replay_coordinates, team
     )
     filled = tuple(
         torch.zeros_like(parameter) if grad is None else grad
@@ -132,6 +140,7 @@ def _by_replay(
     meta_loss: Reduction,
     outer_batches: int,
     replay_coordinates: int | None,
+    team: World,
 ) -> tuple[tuple[Tensor | None, ...], Tensor, Unroll]:
     with torch.no_grad():
         window = unroll(rule, task, state, steps, generator, outer_batches=outer_batches, record_grads=True)
@@ -145,9 +154,14 @@ def _by_replay(
     grads_to_go = [grad.flatten(-2) for grad in _grads_to_go(window.counted_grads, weights)]
     rule_state = {entry: tensor.flatten(-2) for entry, tensor in state.rule_state.items()}
     coordinates = grads[0].shape[-1]
-    if replay_coordinates is not None and replay_coordinates < coordinates:
-        rows = torch.cat([to_go.view(-1, coordinates) for to_go in grads_to_go]) if grads[0].dim() > 1 else grads_to_go
-        chosen, factors = sample_coordinates(rows, replay_coordinates, generator)
+    particles = grads[0].dim() > 1  # then every process of the team has all coordinates, of some particles
+    in_all = coordinates if particles else task.siblings * task.coordinates
+    if replay_coordinates is not None and replay_coordinates < in_all:
+        rows = torch.cat([to_go.view(-1, coordinates) for to_go in grads_to_go]) if particles else grads_to_go
+        teams = {"same": team} if particles else {"others": team}
+        if task.instances < task.siblings and not particles:  # weighed as in the mean over all instances
+            rows = [row * (task.instances / task.siblings) for row in rows]
+        chosen, factors = sample_coordinates(rows, replay_coordinates, generator, **teams)
         grads = [grad[..., chosen] for grad in grads]
         grads_to_go = [to_go[..., chosen] * factors for to_go in grads_to_go]
         rule_state = {entry: tensor[..., chosen] for entry, tensor in rule_state.items()}
@@ -174,26 +188,45 @@ def _grads_to_go(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
 
 
 def sample_coordinates(
-    grads_to_go: Tensor | Sequence[Tensor], count: int, generator: torch.Generator
+    grads_to_go: Tensor | Sequence[Tensor],
+    count: int,
+    generator: torch.Generator,
+    *,
+    same: World = ALONE,
+    others: World = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Draw coordinates with replacement, in proportion to the norm of their gradient-to-go ``(steps, coordinates)``.
 
     That norm bounds what a coordinate can contribute to the meta-gradient. A few coordinates, such as a network's
     output layer, contribute most of it; drawn uniformly, they would be missed most of the time.
 
+    Args:
+        grads_to_go: of the coordinates.
+        count: draws.
+        generator: source of the draws.
+        same: processes that have further rows of the same coordinates.
+        others: processes that have further coordinates, in the order of their ranks; all are drawn from together.
+
     Returns:
-        Indices ``(count,)`` and the factors ``(count,)`` on their contributions that make the sum unbiased.
+        Indices ``(count,)`` and the factors ``(count,)`` on their contributions that make the sum unbiased; with
+        ``others``, those that fell on this process.
     """
     squares = torch.zeros_like(grads_to_go[0])
     for row in grads_to_go:  # row by row: torch.linalg.vector_norm over the first dimension is far slower
         squares.addcmul_(row, row)
-    norms = squares.sqrt_().double().cpu()
-    if not 0 < float(norms.sum()) < torch.inf:  # nothing to go by: all contributions vanish, or are not finite
-        norms = torch.ones_like(norms)
+    norms = same.sum(squares).sqrt_().double().cpu()
     # Inverts the distribution function: torch.multinomial adds up in float32, and misses the tail of many coordinates.
     distribution = norms.cumsum(0)
-    total = distribution[-1]
+    sums = others.gather(distribution[-1])
+    if not 0 < float(sums.sum()) < torch.inf:  # nothing to go by: all contributions vanish, or are not finite
+        norms = torch.ones_like(norms)
+        distribution = norms.cumsum(0)
+        sums = others.gather(distribution[-1])
+    ends = sums.cumsum(0)
+    total = ends[-1]
     draws = total * torch.rand(count, dtype=torch.float64, generator=generator)
+    process = torch.searchsorted(ends, draws, right=True).clamp(max=len(ends) - 1)
+    draws = draws[process == others.rank] - (ends - sums)[others.rank]
     chosen = torch.searchsorted(distribution, draws, right=True).clamp(max=len(norms) - 1)
     factors = (total / (count * norms[chosen])).to(squares)
     return chosen.to(squares.device), factors
@@ -209,6 +242,7 @@ def _through_the_unroll(
     meta_loss: Reduction,
     outer_batches: int,
     replay_coordinates: int | None,
+    team: World,
 ) -> tuple[tuple[Tensor | None, ...], Tensor, Unroll]:
     with torch.enable_grad():
         window = unroll(rule, task, state, steps, generator, outer_batches=outer_batches, second_derivatives=True)
@@ -248,7 +282,31 @@ class TruncatedBPTT(Estimator):
         self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
     ) -> Estimate:
         """See :meth:`Estimator.window`."""
-        grads, meta_loss, losses, inner = truncated_bptt(
+        grads, meta_loss, losses, inner = self._gradient(rule, task, state, steps, generator, ALONE)
+        return Estimate(grads, meta_loss, losses, Trajectory(inner, {}), {})
+
+    def part(
+        self,
+        rule: UpdateRule,
+        task: VectorizedTask,
+        state: Trajectory,
+        steps: int,
+        generator: torch.Generator,
+        share: Share,
+    ) -> Part:
+        """See :meth:`Estimator.part`."""
+        return mean_part(*self._gradient(rule, task, state, steps, generator, share.team), share)
+
+    def _gradient(
+        self,
+        rule: UpdateRule,
+        task: VectorizedTask,
+        state: Trajectory,
+        steps: int,
+        generator: torch.Generator,
+        team: World,
+    ) -> MetaGradient:
+        return truncated_bptt(
             rule,
             task,
             state.inner,
@@ -257,5 +315,5 @@ class TruncatedBPTT(Estimator):
             meta_loss=self.meta_loss,
             second_derivatives=self.second_derivatives,
             replay_coordinates=self.replay_coordinates,
+            team=team,
         )
-        return Estimate(grads, meta_loss, losses, Trajectory(inner, {}), {})
