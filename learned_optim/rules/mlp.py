@@ -44,8 +44,8 @@ class MLP(UpdateRule):
     - Averages are bias-corrected, and the output layer starts at zero: the untrained rule is Adam with both decays 0.9
       and learning rate ``rate``. The paper's starts at random weights.
 
-    State: 40 bytes a parameter. *When not to use it:* shipped weights serve small convolutional networks, the kind they
-    were meta-trained on; for training models use the default rule.
+    State: 40 bytes a parameter. *When not to use it:* no weights are shipped. Those of the experiment in
+    ``docs/meta-training.md`` serve one small convolutional network; for training models use the default rule.
 
     Args:
         hidden_size: units of the hidden layer (paper: 32).
