@@ -6,7 +6,7 @@ from pathlib import Path
 from learned_optim.checkpoint import save_rule
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.command import compare
-from learned_optim.meta_train.benchmark.report import best_baseline
+from learned_optim.meta_train.benchmark.report import best_baseline, ratio_text
 from learned_optim.meta_train.benchmark.suites import load_suite
 from learned_optim.meta_train.config import load_config
 from learned_optim.meta_train.progress import run_with_progress
@@ -31,6 +31,6 @@ def run_demo(folder: Path) -> None:
     adam = best_baseline(results[problem.name])
     for result in results[problem.name]:
         if result.is_rule:
-            ratio = result.final[0] / adam.final[0]
-            print(f"{result.optimizer}: final loss {ratio:.2f} times that of Adam at its best rate")
+            ratio = ratio_text(result.final[0] / adam.final[0])
+            print(f"{result.optimizer}: final loss {ratio} times that of Adam at its best rate")
     print(f"plot: {folder / 'comparison.png'}   (took {time.monotonic() - began:.0f} s)")

@@ -1,10 +1,12 @@
 """From losses to figures, on curves whose speed-ups are known."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from learned_optim.meta_train.benchmark.report import ratio_text
 from learned_optim.meta_train.benchmark.scores import (
     DIVERGED,
     FASTEST,
@@ -140,3 +142,8 @@ def test_stored_curve_is_short_and_averages_what_it_leaves_out(steps: int) -> No
     assert mean[0] == pytest.approx(losses[0].mean())
     assert mean[-1] == pytest.approx(losses[at[-2] + 1 :].mean())
     assert bool((low <= mean).all() and (mean <= high).all())
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(1.0, "1.00"), (0.123, "0.12"), (0.00254, "0.0025"), (math.inf, "inf")])
+def test_small_ratios_are_not_shown_as_zero(ratio: float, text: str) -> None:
+    assert ratio_text(ratio) == text

@@ -58,7 +58,7 @@ def problem_table(results: Sequence[Result]) -> str:
         final, low, high = result.final
         ratio, speed = _ratio(final, best), problem_speedups(result, reference)[0]
         rows.append(
-            (result.optimizer, rate, f"{final:.4g}", f"{low:.4g} ... {high:.4g}", f"{ratio:.2f}", f"{speed:.2f}")
+            (result.optimizer, rate, f"{final:.4g}", f"{low:.4g} ... {high:.4g}", ratio_text(ratio), f"{speed:.2f}")
         )
     notes = [
         f"{EDGE_MARK} {result.optimizer}: the best rate lies at the {result.edge} edge of those tried, "
@@ -67,6 +67,11 @@ def problem_table(results: Sequence[Result]) -> str:
         if result.edge
     ]
     return "\n".join([_aligned(rows), *notes])
+
+
+def ratio_text(ratio: float) -> str:
+    """With two decimals; below 0.1 with two digits."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def summary_table(scored: Sequence[Score], unit: str = "steps") -> str:
