@@ -55,8 +55,9 @@ def _run_in(world: Any, options: argparse.Namespace) -> None:
         if (folder / "checkpoint.safetensors").exists():
             say(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
         raise
-    if trainer.curriculum is not None and trainer.curriculum.finished:
-        horizon = trainer.curriculum.horizon
+    curriculum = getattr(trainer, "curriculum", None)  # a few-shot run has none
+    if curriculum is not None and curriculum.finished:
+        horizon = curriculum.horizon
         say(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
     if (folder / "best.safetensors").exists():
         say(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
@@ -69,9 +70,9 @@ def _nothing(*values: object, **options: object) -> None:
 
 
 def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
-    """The run's folder, and a ``Trainer`` at its start or, to be resumed, at its checkpoint."""
-    from learned_optim.meta_train.config import differences, load_config
-    from learned_optim.meta_train.trainer import Trainer
+    """The run's folder, and its trainer at the start or, to be resumed, at the checkpoint."""
+    from learned_optim.meta_train.config import differences
+    from learned_optim.meta_train.sessions import begin, go_on, load_any_config
 
     if options.resume is None:
         if options.config is None:
@@ -81,13 +82,13 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
         if exists and not world.restarted:
             raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
         if not exists:
-            return folder, Trainer(load_config(options.config, options.set), folder, world.device, world=world)
+            return folder, begin(load_any_config(options.config, options.set), folder, world)
     else:
         folder = _run_to_resume(options)
-    trainer = Trainer.resume(folder, world.device, world)
+    trainer = go_on(folder, world)
     if options.config is not None:
-        given = load_config(options.config, options.set, resuming=True)
-        if different := differences(trainer.config, given):
+        given = load_any_config(options.config, options.set, resuming=True)
+        if different := differences(trainer.run_config, given):
             raise CommandError(
                 f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
                 f"continue that as it began with --resume {folder}, or start a new run with --output"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learned_optim.meta_train.run_record import Recorded
 from learned_optim.meta_train.settings import Config, TaskConfig
 from learned_optim.meta_train.strict import ConfigError, checked
 from learned_optim.meta_train.tasks.lookup import gather_options
@@ -19,7 +20,9 @@ __all__ = [
     "differences",
     "flat",
     "load_config",
+    "load_tables",
     "shipped_configs",
+    "shipped_few_shot_configs",
 ]
 
 
@@ -31,6 +34,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
     Raises:
         ConfigError: file missing or not TOML, unknown key, wrong type, or a value out of range.
     """
+    return config_from_tables(load_tables(source, overrides), str(source), resuming=resuming)
+
+
+def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested tables of a configuration of whatever kind; arguments and errors as of :func:`load_config`."""
     path = _locate(source)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +46,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(tables, override)
-    return config_from_tables(tables, str(source), resuming=resuming)
+    return tables
 
 
 def config_from_tables(tables: Mapping[str, Any], source: str = "configuration", *, resuming: bool = False) -> Config:
@@ -67,7 +75,7 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     return config
 
 
-def differences(first: Config, second: Config) -> list[str]:
+def differences(first: Recorded, second: Recorded) -> list[str]:
     """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count."""
     tables = [flat({**json.loads(config.to_json()), "description": ""}) for config in (first, second)]
     values = {name: [table.get(name) for table in tables] for name in tables[0] | tables[1]}
@@ -92,8 +100,13 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.toml"))}
 
 
+def shipped_few_shot_configs() -> dict[str, Path]:
+    """Those of few-shot runs."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "few_shot" / "configs").glob("*.toml"))}
+
+
 def _locate(source: str | Path) -> Path:
-    shipped = shipped_configs()
+    shipped = shipped_configs() | shipped_few_shot_configs()
     if str(source) in shipped:
         return shipped[str(source)]
     path = Path(source)

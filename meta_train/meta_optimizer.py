@@ -8,20 +8,20 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from learned_optim.meta_train.settings import MetaOptimizerConfig
-from learned_optim.rules import UpdateRule
 
 
 class MetaOptimizer:
-    """Steps a rule's meta-parameters.
+    """Steps meta-parameters: those of a rule, or what a few-shot algorithm learns.
 
     Args:
-        rule: its parameters are stepped.
+        module: its parameters that require a gradient are stepped.
         settings: which optimizer, schedule and clipping.
         steps: meta-steps of the whole run.
     """
 
-    def __init__(self, rule: UpdateRule, settings: MetaOptimizerConfig, steps: int) -> None:
-        self.parameters, self.settings, self.steps = list(rule.parameters()), settings, steps
+    def __init__(self, module: torch.nn.Module, settings: MetaOptimizerConfig, steps: int) -> None:
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.settings, self.steps = settings, steps
         self.optimizer = build_optimizer(self.parameters, settings)
 
     def step(self, grads: Sequence[Tensor], meta_step: int) -> None:
@@ -50,6 +50,8 @@ class MetaOptimizer:
         end = settings.final_fraction
         if settings.schedule == "cosine":
             return settings.lr * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * fraction)))
+        if settings.schedule == "linear":
+            return settings.lr * (end + (1 - end) * (1 - fraction))
         return settings.lr * (end**fraction if settings.schedule == "exponential" else 1.0)
 
     def tensors(self) -> dict[str, Tensor]:

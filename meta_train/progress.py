@@ -3,13 +3,14 @@
 import contextlib
 import math
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
-from learned_optim.meta_train.trainer import Trainer
+from learned_optim.meta_train.loop import MetaTraining
 
 
-def run_with_progress(trainer: Trainer) -> None:
+def run_with_progress(trainer: MetaTraining[Any]) -> None:
     """Run ``trainer`` to its end: a live bar with the remaining time on a terminal, else a line for each validation.
 
     Of several processes the leader shows it.
@@ -17,7 +18,7 @@ def run_with_progress(trainer: Trainer) -> None:
     live = sys.stderr.isatty() and trainer.world.leads
     with (
         tqdm(
-            total=trainer.config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
+            total=trainer.run_config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
         ) as bar,
         contextlib.closing(trainer.run()) as run,  # an interrupted run is saved here, not when memory is tidied up
     ):

@@ -6,19 +6,26 @@ import platform
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.benchmark import provenance
-from learned_optim.meta_train.settings import Config
 
 FILE = "run.json"
 
 
-def record_session(folder: Path, config: Config, meta_step: int, device: torch.device) -> None:
+class Recorded(Protocol):
+    """A configuration."""
+
+    def to_json(self) -> str:
+        """All of it."""
+        ...
+
+
+def record_session(folder: Path, config: Recorded, meta_step: int, device: torch.device) -> None:
     """Note that a run is begun, or gone on with after ``meta_step`` meta-steps.
 
     ``run.json`` holds the configuration, seed included, and for every session: date, command line, versions, commit of

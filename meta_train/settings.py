@@ -204,12 +204,12 @@ class MetaOptimizerConfig(Strict):
     """Of AdamW and SGD."""
     momentum: Decay = 0.0
     """Of SGD."""
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
     """Of the rate, after the warm-up and up to the last meta-step."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Meta-steps over which the rate rises linearly to ``lr``."""
     final_fraction: Probability = 0.0
-    """Where cosine and exponential decay end, relative to ``lr``."""
+    """Where the decay ends, relative to ``lr``."""
     clip_value: Positive | None = None
     """Upper bound of each entry of the meta-gradient, in absolute value (Metz et al. 2019: 0.1)."""
     clip_norm: Positive | None = None
@@ -222,7 +222,7 @@ class MetaOptimizerConfig(Strict):
         shared = ("lr", "schedule", "warmup", "final_fraction", "clip_value", "clip_norm", "average")
         refuse_changed(self, (*own, *shared), f"meta-optimizer {self.name!r}")
         if self.schedule == "constant" and self.final_fraction > 0:
-            raise ValueError('final_fraction needs schedule = "cosine" or "exponential"')
+            raise ValueError('final_fraction needs schedule = "cosine", "linear" or "exponential"')
         if self.schedule == "exponential" and self.final_fraction == 0:
             raise ValueError('schedule = "exponential" needs a final_fraction above 0, for example 0.01')
 

@@ -1,7 +1,7 @@
 """Inner training under a rule: the one loop that evaluation and all gradient estimators share."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,21 @@ AS_META_TRAINED = Settings(lr=1.0, weight_decay=0.0, maximize=False)
 
 ApplyRule = Callable[[Tensor, RuleState, Tensor], tuple[Tensor, RuleState]]
 """``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters."""
+
+
+class InnerOptimizer(Protocol):
+    """What trains a task: a rule, or a differentiable version of a usual optimizer."""
+
+    def init_state(
+        self, coordinates: tuple[int, ...], *, device: torch.device | str = ..., dtype: torch.dtype = ...
+    ) -> RuleState:
+        """The state before the first step, as :meth:`UpdateRule.init_state`."""
+        ...
+
+    @property
+    def __call__(self) -> ApplyRule:
+        """``(grad, state, step) -> (update, state)``."""
+        ...
 
 
 class InnerState(NamedTuple):
@@ -52,10 +67,15 @@ class Unroll(NamedTuple):
     """If recorded: gradients of ``counted`` with respect to the parameters there, ``steps`` of ``([P,] B, N)``."""
 
 
-def start(rule: UpdateRule, task: VectorizedTask, generator: torch.Generator) -> InnerState:
-    """The state before the first inner step; draws one batch for the first gradient."""
+def start(
+    rule: InnerOptimizer, task: VectorizedTask, generator: torch.Generator, *, second_derivatives: bool = False
+) -> InnerState:
+    """The state before the first inner step; draws one batch for the first gradient.
+
+    ``second_derivatives`` lets gradients flow through it to the starting point: see :func:`unroll`.
+    """
     parameters = task.initial_parameters
-    loss, grad = task.losses_and_grads(parameters, task.batch(generator))
+    loss, grad = task.losses_and_grads(parameters, task.batch(generator), differentiable=second_derivatives)
     rule_state = rule.init_state(tuple(parameters.shape), device=parameters.device, dtype=parameters.dtype)
     return InnerState(parameters, grad, rule_state, torch.zeros((), device=parameters.device), loss)
 

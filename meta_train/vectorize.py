@@ -148,10 +148,13 @@ class VectorizedTask:
     def _used(self, parameters: Tensor) -> Tensor:
         return parameters if self.scale is None else parameters * self.scale
 
-    def _instance_loss(self, parameters: Tensor, buffers: dict[str, Tensor], batch: Batch) -> Tensor:
+    def named(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Parameters of one instance ``(N,)`` as tensors of :attr:`skeleton`, by name."""
         parts = parameters.split([shape.numel() for shape in self.shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        loss: Tensor = functional_call(self.skeleton, {**named, **buffers}, (batch,))
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def _instance_loss(self, parameters: Tensor, buffers: dict[str, Tensor], batch: Batch) -> Tensor:
+        loss: Tensor = functional_call(self.skeleton, {**self.named(parameters), **buffers}, (batch,))
         return loss
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from learned_optim import load_rule
 from learned_optim.checkpoint import read_provenance, save_rule
 from learned_optim.cli import main
-from learned_optim.meta_train import trainer as trainer_module
+from learned_optim.meta_train import loop
 from learned_optim.meta_train.config import config_from_tables, load_config
 from learned_optim.meta_train.run_checkpoint import read_checkpoint
 from learned_optim.meta_train.run_log import RunLog
@@ -143,7 +143,7 @@ class TestResume:
         run(Trainer(config, tmp_path / "whole"))
 
         folder = tmp_path / "failed"
-        monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", -1.0)  # one at every step
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)  # one at every step
         monkeypatch.setattr(Failing, "batches", 0)
         monkeypatch.setattr(Failing, "fail_at", 21)
         trainer = Trainer(config, folder)
@@ -235,8 +235,8 @@ HOLD_AT = 35  # the batch at which the process is held: in the middle of a windo
 CHECKPOINT_EVERY_STEP = """
 import sys
 from learned_optim.cli import main
-from learned_optim.meta_train import trainer
-trainer.CHECKPOINT_SECONDS = -1.0
+from learned_optim.meta_train import loop
+loop.CHECKPOINT_SECONDS = -1.0
 sys.exit(main())
 """
 
@@ -387,7 +387,7 @@ class TestCheckpoint:
 
     def test_is_written_now_and_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter(range(0, 10_000, 25))  # seconds: a step takes 25 of the 60 between checkpoints
-        monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         saved = []
         for progress in Trainer(plain(steps=7), tmp_path).run():
             path = tmp_path / "checkpoint.safetensors"

@@ -240,8 +240,8 @@ instances = 2
 CHECKPOINT_EVERY_STEP = """
 import sys
 from learned_optim.cli import main
-from learned_optim.meta_train import trainer
-trainer.CHECKPOINT_SECONDS = 0.0
+from learned_optim.meta_train import loop
+loop.CHECKPOINT_SECONDS = 0.0
 if __name__ == "__main__":
     sys.exit(main())
 """

@@ -1,0 +1,82 @@
+"""What a few-shot task is: a learner, and episodes with examples to learn from and examples to be judged by."""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from learned_optim.meta_train.tasks import Batch, Split, Task
+
+Examples = tuple[Tensor, Tensor]
+"""Inputs ``(B, n, ...)`` and targets ``(B, n, ...)`` of B tasks."""
+
+
+class Episodes(NamedTuple):
+    """B tasks, drawn together."""
+
+    support: Examples
+    """What the learner is adapted on."""
+    query: Examples
+    """What it is judged by."""
+    classes: Tensor | None = None
+    """Number, among all classes of the split, that each label stands for, ``(B, ways)``; None: no classification."""
+
+    def to(self, device: torch.device) -> "Episodes":
+        """The same on ``device``."""
+        moved: Episodes = tree_map(lambda part: None if part is None else part.to(device), self)
+        return moved
+
+
+class FewShotTask(Task):
+    """A distribution over small tasks that one learner is adapted to. Sub-classes are frozen dataclasses.
+
+    The learner is :meth:`module`. Batch norm in it must do without running statistics: they are part of no task.
+    """
+
+    evaluation_queries: int
+    """Query examples of an episode (of a class, in classification) in evaluations."""
+
+    @property
+    def ways(self) -> int | None:
+        """Number of classes of an episode; None: regression."""
+        return None
+
+    @property
+    @abstractmethod
+    def features(self) -> int:
+        """Size of what :meth:`embedding` returns for an example."""
+
+    @property
+    def outputs(self) -> int:
+        """Size of a prediction."""
+        return 1 if self.ways is None else self.ways
+
+    @abstractmethod
+    def embedding(self) -> nn.Sequential:
+        """The learner without its last layer, freshly initialised."""
+
+    def module(self) -> nn.Module:
+        """The learner: the embedding and a linear layer."""
+        return nn.Sequential(*self.embedding(), nn.Linear(self.features, self.outputs))
+
+    @abstractmethod
+    def episodes(
+        self, count: int, generator: torch.Generator, split: Split = "train", queries: int | None = None
+    ) -> Episodes:
+        """Draw ``count`` tasks. ``queries``: as :attr:`evaluation_queries`; None: as in meta-training."""
+
+    def batch(self, instances: int, generator: torch.Generator) -> Batch:
+        """The examples of as many tasks to learn from."""
+        return self.episodes(instances, generator).support
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss of one learner on its examples."""
+        inputs, targets = batch
+        return self.criterion(module(inputs), targets)
+
+    def criterion(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of ``(n, ways)`` and labels ``(n,)``, or mean squared error."""
+        return F.mse_loss(predictions, targets) if self.ways is None else F.cross_entropy(predictions, targets)

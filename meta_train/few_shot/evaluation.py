@@ -1,0 +1,84 @@
+"""How well learners are adapted to new tasks: loss and accuracy on queries, episode by episode."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from learned_optim.meta_train.few_shot.algorithms import Algorithm
+from learned_optim.meta_train.few_shot.learner import Learner
+from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, torch_generator
+from learned_optim.meta_train.tasks import Split
+
+TOGETHER = 50  # episodes in one pass: enough to keep a core busy, and images of so many fit anywhere
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy on the queries of some episodes, after 0, 1, ... inner steps."""
+
+    losses: Tensor
+    """``(episodes, steps + 1)``, float64; a single column for algorithms without inner steps."""
+    accuracies: Tensor | None
+    """The same, 0..1; None: regression."""
+    transductive: bool
+    """Whether batch norm took its statistics from all queries of an episode together (in a learner that has any)."""
+    batch_norm: bool
+    """Whether the learner has batch norm."""
+
+    @property
+    def statistics(self) -> str:
+        """Where batch norm took its statistics from, for tables."""
+        if not self.batch_norm:
+            return "no batch norm"
+        return "transductive" if self.transductive else "not transductive"
+
+
+def mean_and_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over episodes of ``(episodes, ...)``, and half the width of its 95% confidence interval."""
+    return values.mean(0), 1.96 * values.std(0) / len(values) ** 0.5
+
+
+@torch.no_grad()
+def evaluate(
+    algorithm: Algorithm,
+    learner: Learner,
+    episodes: int,
+    steps: int,
+    *,
+    seed: int = 0,
+    split: Split = "test",
+    transductive: bool = True,
+) -> Evaluation:
+    """Adapt to ``episodes`` tasks and judge the learners after every inner step.
+
+    Args:
+        algorithm: is not changed.
+        learner: the module.
+        episodes: number of tasks; the same ones at every call with the same seed.
+        steps: inner steps.
+        seed: determines the tasks.
+        split: part of the data.
+        transductive: see :class:`Evaluation`.
+    """
+    task = learner.few_shot
+    losses, accuracies = [], []
+    for number, begin in enumerate(range(0, episodes, TOGETHER)):
+        generator = torch_generator(seed, f"few-shot {split}", number)
+        count = min(TOGETHER, episodes - begin)
+        drawn = task.episodes(count, generator, split, task.evaluation_queries).to(learner.device)
+        inputs, targets = drawn.query
+        with fixed_global_state(derive_seed(seed, "few-shot dropout", number), learner.device):
+            adapted = algorithm.adapt(learner, drawn.support, steps, generator)
+            predictions = [learners.predict(inputs, transductive=transductive) for learners in adapted]
+        losses.append(torch.stack([vmap(task.criterion)(each, targets) for each in predictions], 1))
+        if task.ways is not None:
+            right = [(each.argmax(-1) == targets).double().mean(1) for each in predictions]
+            accuracies.append(torch.stack(right, 1))
+    return Evaluation(
+        torch.cat(losses).double().cpu(),
+        torch.cat(accuracies).cpu() if accuracies else None,
+        transductive,
+        learner.couples_examples,
+    )

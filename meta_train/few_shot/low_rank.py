@@ -1,0 +1,141 @@
+r"""Gradient descent on perceptrons without forming the adapted weights.
+
+The gradient of a linear layer's weights on n examples is a product of two thin matrices, :math:`D^\top A`, of the
+gradients at its outputs and of its inputs. So after steps with the rate :math:`\alpha` on examples :math:`1, 2, \dots`
+the adapted layer maps inputs :math:`X` to
+
+.. math:: X (W - \alpha \textstyle\sum_k D_k^\top A_k)^\top = X W^\top - \alpha \sum_k (X A_k^\top) D_k ,
+
+with one product by the shared :math:`W` for all tasks together. The weights of B tasks, most of the memory and of the
+time of MAML on a perceptron, never exist. The result is the same, and differentiable to any order.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from learned_optim.meta_train.few_shot.episodes import Examples
+from learned_optim.meta_train.few_shot.inner import SGD
+from learned_optim.meta_train.few_shot.learner import Learner
+
+ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU, nn.SiLU, nn.Softplus)
+
+
+@dataclass
+class AdaptedLinear:
+    """A linear layer's own weights, and by what they differ from them in each of B tasks."""
+
+    weight: Tensor
+    """``(outputs, inputs)``, shared."""
+    bias: Tensor
+    """``(B, 1, outputs)``"""
+    terms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Of each step: inputs ``(B, n, inputs)`` and ``-rate`` times the gradients at the outputs ``(B, n, outputs)``."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """``(B, m, inputs)`` to ``(B, m, outputs)``."""
+        outputs = inputs @ self.weight.t() + self.bias
+        for seen, step in self.terms:
+            outputs = outputs + (inputs @ seen.transpose(1, 2)) @ step
+        return outputs
+
+
+@dataclass
+class AdaptedNorm:
+    """A batch norm's affine parameters in each of B tasks, ``(B, 1, features)``."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """``(B, m, features)``, normalised over m."""
+        variance, mean = torch.var_mean(inputs, 1, correction=0, keepdim=True)
+        return (inputs - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+class LowRankSGD:
+    """B perceptrons that gradient descent adapts from a shared starting point.
+
+    Args:
+        learner: whose module :func:`is_perceptron`.
+        initial: the starting point ``(N,)``; may require a gradient.
+        lr: rate.
+        count: B.
+    """
+
+    def __init__(self, learner: Learner, initial: Tensor, lr: float, count: int) -> None:
+        self.learner, self.lr = learner, lr
+        named = learner.named(initial)
+        self.layers: list[AdaptedLinear | AdaptedNorm | nn.Module] = []
+        for name, module in learner.skeleton.module.named_children():
+            if isinstance(module, nn.Linear | nn.BatchNorm1d):
+                weight, bias = named[f"module.{name}.weight"], named[f"module.{name}.bias"]
+                bias = bias.expand(count, 1, -1)
+                if isinstance(module, nn.Linear):
+                    self.layers.append(AdaptedLinear(weight, bias))
+                else:
+                    self.layers.append(AdaptedNorm(weight.expand(count, 1, -1), bias, module.eps))
+            elif not isinstance(module, nn.Flatten):
+                self.layers.append(module)
+
+    def losses(self, batch: Examples) -> Tensor:
+        """Losses ``(B,)`` of the learners as they are."""
+        return self._pass(batch)[0]
+
+    def step(self, batch: Examples, *, second_derivatives: bool) -> Tensor:
+        """Take one inner step; returns the losses ``(B,)`` before it."""
+        losses, inputs, outputs = self._pass(batch)
+        linears = [layer for layer in self.layers if isinstance(layer, AdaptedLinear)]
+        norms = [layer for layer in self.layers if isinstance(layer, AdaptedNorm)]
+        wanted = [*outputs, *(norm.weight for norm in norms), *(norm.bias for norm in norms)]
+        grads = torch.autograd.grad(losses.sum(), wanted, create_graph=second_derivatives)
+        steps = [-self.lr * grad for grad in grads]
+        for linear, seen, step in zip(linears, inputs, steps[: len(linears)], strict=True):
+            linear.terms.append((seen if second_derivatives else seen.detach(), step))
+            linear.bias = linear.bias + step.sum(1, keepdim=True)
+        of_norms = steps[len(linears) :]
+        for norm, weight, bias in zip(norms, of_norms[: len(norms)], of_norms[len(norms) :], strict=True):
+            norm.weight, norm.bias = norm.weight + weight, norm.bias + bias
+        return losses
+
+    def _pass(self, batch: Examples) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Losses, and of each linear layer what goes in and what comes out."""
+        signal, targets = batch[0].flatten(2), batch[1]
+        inputs, outputs = [], []
+        for layer in self.layers:
+            if isinstance(layer, AdaptedLinear):
+                inputs.append(signal)
+            signal = layer(signal)
+            if isinstance(layer, AdaptedLinear):
+                outputs.append(signal)
+        return vmap(self.learner.few_shot.criterion)(signal, targets), inputs, outputs
+
+
+def is_perceptron(module: nn.Module) -> bool:
+    """Whether a module is a sequence of linear layers, batch norms and functions of single values."""
+
+    def known(layer: nn.Module) -> bool:
+        if isinstance(layer, nn.Linear):
+            return layer.bias is not None
+        if isinstance(layer, nn.BatchNorm1d):
+            return layer.affine
+        return isinstance(layer, (nn.Flatten, *ELEMENTWISE))
+
+    return isinstance(module, nn.Sequential) and all(known(layer) for layer in module)
+
+
+def pays(learner: Learner, inner: object, rank: int) -> bool:
+    """Whether learner and inner optimizer allow for :class:`LowRankSGD`, and it saves more than half of the work.
+
+    ``rank``: examples of all inner steps together.
+    """
+    module = learner.skeleton.module
+    if type(inner) is not SGD or not isinstance(module, nn.Module) or not is_perceptron(module):
+        return False
+    shapes = [layer.weight.shape for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return 2 * sum(rank * (rows + columns) for rows, columns in shapes) < sum(
+        rows * columns for rows, columns in shapes
+    )

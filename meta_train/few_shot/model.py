@@ -1,0 +1,139 @@
+"""A meta-trained few-shot learner for use: load it, adapt it to a task, predict."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from learned_optim.files import write_atomically
+from learned_optim.meta_train.few_shot.algorithms import Adapted, Algorithm
+from learned_optim.meta_train.few_shot.algorithms.gradient import AdaptedParameters
+from learned_optim.meta_train.few_shot.learner import Learner
+from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
+
+FORMAT = "learned-optim-few-shot"
+VERSION = 1
+
+
+class FewShotModel:
+    """A learner and what was learned for adapting it.
+
+    ::
+
+        model = FewShotModel.load("runs/maml-omniglot/best.safetensors")
+        adapted = model.adapt(images, labels)  # (n, 1, 28, 28) and (n,)
+        logits = adapted.predict(more_images)
+
+    Args:
+        config: says which learner and which algorithm.
+        algorithm: with what it has learned.
+        provenance: how it came about.
+    """
+
+    def __init__(
+        self, config: FewShotConfig, algorithm: Algorithm, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        self.config, self.algorithm, self.provenance = config, algorithm, dict(provenance or {})
+        self.learner = Learner(config.task.build(), config.seed)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FewShotModel":
+        """Read what a run has written: ``best.safetensors`` or ``latest.safetensors``.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is damaged, or holds no few-shot learner.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole .safetensors file: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} holds no few-shot learner; learned-optim meta-train writes one from a configuration"
+            )
+        if metadata.get("version") != str(VERSION):
+            found = metadata.get("version")
+            raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
+        config = few_shot_config(json.loads(metadata["config"]), str(path), resuming=True)
+        initial = Learner(config.task.build(), config.seed).fresh_parameters
+        algorithm = config.algorithm.build(initial, config.seed, fresh=True)
+        try:
+            algorithm.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: weights do not fit its configuration: {error}") from error
+        return cls(config, algorithm.requires_grad_(False), json.loads(metadata["provenance"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write a file that :meth:`load` reads."""
+        save_few_shot(self.algorithm, self.config, Path(path), self.provenance)
+
+    def adapt(self, inputs: Tensor, targets: Tensor, steps: int | None = None, *, seed: int = 0) -> "AdaptedModel":
+        """The learner adapted to one task.
+
+        Args:
+            inputs: examples ``(n, ...)``.
+            targets: their values ``(n, 1)``, or labels ``(n,)`` from 0 to ``ways - 1``.
+            steps: inner steps; None: as in the run's validation.
+            seed: of the order of minibatches, where the algorithm takes these.
+
+        Raises:
+            ValueError: not as many targets as inputs, or a label out of range.
+        """
+        if len(inputs) != len(targets):
+            raise ValueError(f"each input needs a target, got {len(inputs)} and {len(targets)}")
+        ways = self.learner.few_shot.ways
+        if ways is not None and not 0 <= int(targets.min()) <= int(targets.max()) < ways:
+            raise ValueError(f"labels must run from 0 to {ways - 1}, got {int(targets.min())} to {int(targets.max())}")
+        steps = self.config.validation_steps if steps is None else steps
+        generator = torch.Generator().manual_seed(seed)
+        *_, adapted = self.algorithm.adapt(self.learner, (inputs[None], targets[None]), steps, generator)
+        return AdaptedModel(adapted)
+
+
+class AdaptedModel:
+    """A learner that has been adapted to one task."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        self.adapted = adapted
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, *, transductive: bool = False) -> Tensor:
+        """Predictions ``(n, outputs)`` for ``inputs`` ``(n, ...)``: values, or logits of the classes.
+
+        ``transductive``: whether batch norm may take its statistics from all inputs together; if not, a prediction does
+        not depend on what else is predicted.
+        """
+        return self.adapted.predict(inputs[None], transductive=transductive)[0]
+
+    def module(self) -> nn.Module:
+        """The adapted learner as an ordinary module.
+
+        Raises:
+            TypeError: the algorithm adapts no parameters.
+        """
+        if not isinstance(self.adapted, AdaptedParameters):
+            raise TypeError("this algorithm compares examples and adapts no parameters: use predict()")
+        return self.adapted.learner.module_with(self.adapted.parameters[0])
+
+
+def save_few_shot(algorithm: Algorithm, config: FewShotConfig, path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write a learner's algorithm and configuration to ``path``, whole or not at all."""
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": config.to_json(),
+        "provenance": json.dumps(dict(provenance), allow_nan=False),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in algorithm.state_dict().items()}
+    write_atomically(path, save(tensors, metadata))
