@@ -75,8 +75,14 @@ class FewShotTask(Task):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean loss of one learner on its examples."""
         inputs, targets = batch
-        return self.criterion(module(inputs), targets)
+        return self.losses(module(inputs)[None], targets[None])[0]
 
-    def criterion(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of ``(n, ways)`` and labels ``(n,)``, or mean squared error."""
-        return F.mse_loss(predictions, targets) if self.ways is None else F.cross_entropy(predictions, targets)
+    def losses(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of B learners, ``(B,)``.
+
+        Cross-entropy in nats of ``(B, n, ways)`` and labels ``(B, n)``, or squared error of ``(B, n, outputs)``.
+        """
+        if self.ways is None:
+            return (predictions - targets).square().flatten(1).mean(1)
+        each = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="none")
+        return each.view(targets.shape).mean(1)

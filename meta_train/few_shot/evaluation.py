@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from learned_optim.meta_train.few_shot.algorithms import Algorithm
 from learned_optim.meta_train.few_shot.learner import Learner
@@ -72,7 +71,7 @@ def evaluate(
         with fixed_global_state(derive_seed(seed, "few-shot dropout", number), learner.device):
             adapted = algorithm.adapt(learner, drawn.support, steps, generator)
             predictions = [learners.predict(inputs, transductive=transductive) for learners in adapted]
-        losses.append(torch.stack([vmap(task.criterion)(each, targets) for each in predictions], 1))
+        losses.append(torch.stack([task.losses(each, targets) for each in predictions], 1))
         if task.ways is not None:
             right = [(each.argmax(-1) == targets).double().mean(1) for each in predictions]
             accuracies.append(torch.stack(right, 1))

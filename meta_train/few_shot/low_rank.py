@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from learned_optim.meta_train.few_shot.episodes import Examples
 from learned_optim.meta_train.few_shot.inner import SGD
@@ -52,8 +51,9 @@ class AdaptedNorm:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """``(B, m, features)``, normalised over m."""
-        variance, mean = torch.var_mean(inputs, 1, correction=0, keepdim=True)
-        return (inputs - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+        centred = inputs - inputs.mean(1, keepdim=True)
+        variance = centred.square().mean(1, keepdim=True)  # torch.var_mean takes four times as long over this axis
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 class LowRankSGD:
@@ -111,7 +111,7 @@ class LowRankSGD:
             signal = layer(signal)
             if isinstance(layer, AdaptedLinear):
                 outputs.append(signal)
-        return vmap(self.learner.few_shot.criterion)(signal, targets), inputs, outputs
+        return self.learner.few_shot.losses(signal, targets), inputs, outputs
 
 
 def is_perceptron(module: nn.Module) -> bool:
