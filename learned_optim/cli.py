@@ -11,6 +11,7 @@ from types import FrameType
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 from learned_optim.cli_benchmark import add_benchmark
 from learned_optim.cli_common import CommandError, need
+from learned_optim.cli_few_shot import add_few_shot
 from learned_optim.cli_meta_train import add_meta_train
 from learned_optim.cli_neural_art import add_neural_art
 from learned_optim.cli_runs import add_runs
@@ -26,6 +27,7 @@ EXAMPLES = """examples:
   learned-optim benchmark quick --rules default,runs/mine/best.safetensors
   learned-optim benchmark --model my_model.py:MyTask
   learned-optim data fetch mnist
+  learned-optim few-shot runs/maml-omniglot --episodes 600
   learned-optim neural-art --content photo.jpg --style painting.jpg --out art.png
 """
 
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_meta_train(commands)
     add_runs(commands)
+    add_few_shot(commands)
     add_neural_art(commands)
 
     add_benchmark(commands)

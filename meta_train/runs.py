@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from learned_optim.meta_train.config import flat
+from learned_optim.meta_train.few_shot.settings import FewShotConfig, FewShotTaskConfig, is_few_shot
 from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint
 from learned_optim.meta_train.run_record import read_record
 from learned_optim.meta_train.settings import Config, TaskConfig
@@ -38,9 +39,7 @@ class Run:
         return {
             "run": str(self.folder),
             "description": self.config.get("description", ""),
-            "rule": self.config["rule"]["architecture"],
-            "families": dict(Counter(task["family"] for task in self.config["tasks"])),
-            "estimator": self.config["estimator"]["name"],
+            **(self._few_shot() if self.few_shot else self._rule()),
             "meta_steps": self.progress["meta_step"],
             "of": self.config["steps"],
             "best_validation": self.progress["best_validation"],
@@ -50,13 +49,29 @@ class Run:
             "state": "finished" if self.finished else "unfinished",
         }
 
+    @property
+    def few_shot(self) -> bool:
+        """Whether a few-shot algorithm was trained, not a rule."""
+        return is_few_shot(self.config)
+
+    def _rule(self) -> dict[str, Any]:
+        return {
+            "rule": self.config["rule"]["architecture"],
+            "families": dict(Counter(task["family"] for task in self.config["tasks"])),
+            "estimator": self.config["estimator"]["name"],
+        }
+
+    def _few_shot(self) -> dict[str, Any]:
+        algorithm, family = self.config["algorithm"]["name"], self.config["task"]["family"]
+        return {"rule": algorithm, "families": {family: 1}, "estimator": algorithm}
+
     def settings(self) -> dict[str, Any]:
         """The configuration by dotted names; what an older version did not know is at its default."""
-        return default_settings() | flat(self.config)
+        return default_settings(few_shot=self.few_shot) | flat(self.config)
 
     def changed_settings(self) -> dict[str, Any]:
         """Settings that are not at their defaults, by dotted names, and those that have none."""
-        defaults = default_settings()
+        defaults = default_settings(few_shot=self.few_shot)
         return {name: value for name, value in self.settings().items() if defaults.get(name) != value}
 
     def metrics(self) -> dict[str, list[float]]:
@@ -75,10 +90,11 @@ class Run:
         return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
 
 
-def default_settings() -> dict[str, Any]:
+def default_settings(*, few_shot: bool = False) -> dict[str, Any]:
     """Settings that have a default, by dotted names."""
-    smallest = json.loads(Config(tasks=(TaskConfig("quadratic"),), steps=1).to_json())
-    return flat({name: value for name, value in smallest.items() if name not in ("tasks", "steps")})
+    few_shot_config = FewShotConfig(FewShotTaskConfig("sinusoid"), steps=1)
+    smallest = json.loads((few_shot_config if few_shot else Config((TaskConfig("quadratic"),), steps=1)).to_json())
+    return flat({name: value for name, value in smallest.items() if name not in ("task", "tasks", "steps")})
 
 
 def read_run(folder: Path) -> Run:

@@ -45,6 +45,11 @@ class FewShotTask(Task):
         return None
 
     @property
+    def training_classes(self) -> int:
+        """Number of all classes of meta-training; 0: regression."""
+        return 0
+
+    @property
     @abstractmethod
     def features(self) -> int:
         """Size of what :meth:`embedding` returns for an example."""

@@ -1,6 +1,7 @@
 """How well learners are adapted to new tasks: loss and accuracy on queries, episode by episode."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,18 @@ class Evaluation:
             return "no batch norm"
         return "transductive" if self.transductive else "not transductive"
 
+    def summary(self) -> dict[str, Any]:
+        """Means and half widths of their 95% intervals at every step; for JSON."""
+        parts = {"loss": self.losses} | ({} if self.accuracies is None else {"accuracy": self.accuracies})
+        columns = {name: mean_and_interval(values) for name, values in parts.items()}
+        rows: list[dict[str, float]] = []
+        for step in range(self.losses.shape[1]):
+            row: dict[str, float] = {"step": step}
+            for name, (mean, interval) in columns.items():
+                row |= {name: float(mean[step]), f"{name}_95": float(interval[step])}
+            rows.append(row)
+        return {"episodes": len(self.losses), "batch_norm": self.statistics, "steps": rows}
+
 
 def mean_and_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over episodes of ``(episodes, ...)``, and half the width of its 95% confidence interval."""
@@ -60,7 +73,12 @@ def evaluate(
         seed: determines the tasks.
         split: part of the data.
         transductive: see :class:`Evaluation`.
+
+    Raises:
+        ValueError: fewer than two episodes, which have no interval, or a negative number of steps.
     """
+    if episodes < 2 or steps < 0:
+        raise ValueError(f"at least 2 episodes and no negative number of steps, got {episodes} and {steps}")
     task = learner.few_shot
     losses, accuracies = [], []
     for number, begin in enumerate(range(0, episodes, TOGETHER)):

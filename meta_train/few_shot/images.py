@@ -61,10 +61,6 @@ class ImageTask(FewShotTask):
         """Angles that make new classes."""
         return 1
 
-    def total_classes(self, split: Split) -> int:
-        """Number of classes of a split, the turned ones counted."""
-        return len(self.classes(split).first) * self.rotations(split)
-
     def episodes(
         self, count: int, generator: torch.Generator, split: Split = "train", queries: int | None = None
     ) -> Episodes:

@@ -1,6 +1,7 @@
 """One module with as many sets of parameters as there are episodes, all adapted in one pass."""
 
 import copy
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -46,7 +47,9 @@ class Learner(VectorizedTask):
         fed = copy.copy(self)
         fed.batches, fed.initial_parameters = batches, parameters
         fed.instances = fed.siblings = len(parameters)
-        fed.buffers = self._buffers_for(parameters)
+        fed.buffers = {
+            name: tensor[:1].expand(len(parameters), *tensor.shape[1:]) for name, tensor in self.buffers.items()
+        }
         return fed
 
     def batch(self, generator: torch.Generator) -> Batch:
@@ -61,24 +64,40 @@ class Learner(VectorizedTask):
             parameters if differentiable else parameters.detach(), batch, differentiable=differentiable
         )
 
-    def predict(self, parameters: Tensor, inputs: Tensor, beside: Tensor | None = None) -> Tensor:
-        """Predictions ``(B, n, outputs)`` for ``inputs`` ``(B, n, ...)`` at ``parameters`` ``(B, N)``.
+    def predict(
+        self, parameters: Tensor, inputs: Tensor, beside: Tensor | None = None, *, features: bool = False
+    ) -> Tensor:
+        """Predictions ``(B, n, outputs)`` for ``inputs`` ``(B, n, ...)``.
 
         Args:
-            parameters: of the learner.
+            parameters: of each learner, ``(B, N)``, or shared by all, ``(N,)``.
             inputs: examples.
             beside: None: batch norm takes its statistics from all of ``inputs`` together, which is *transductive*: a
                 prediction knows of the other examples to be predicted. Else support inputs ``(B, m, ...)``: each
                 example is normalised together with these and with nothing else (Nichol et al. 2018, section 6.1).
+            features: return what the last layer sees instead, ``(B, n, features)``.
         """
+        module = self._embedding if features else self.skeleton.module
+
+        def of_one(parameters: Tensor, buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            named = {name.removeprefix("module."): part for name, part in (self.named(parameters) | buffers).items()}
+            predictions: Tensor = functional_call(module, named, (inputs,))
+            return predictions
+
+        dims = (None if parameters.dim() == 1 else 0, None, 0)
+        buffers = {name: tensor[0] for name, tensor in self.buffers.items()}
         if beside is None or not self.couples_examples:
-            return vmap(self._predict)(parameters, self._buffers_for(parameters), inputs)
-        together = torch.cat(
-            [beside.unsqueeze(1).expand(-1, inputs.shape[1], *beside.shape[1:]), inputs[:, :, None]], 2
-        )
-        of_each = vmap(vmap(self._predict, in_dims=(None, None, 0)))
-        predictions: Tensor = of_each(parameters, self._buffers_for(parameters), together)
+            return vmap(of_one, dims)(parameters, buffers, inputs)
+        copies = beside[:, None].expand(-1, inputs.shape[1], *beside.shape[1:])
+        together = torch.cat([copies, inputs[:, :, None]], 2)  # (B, n, m + 1, ...)
+        predictions: Tensor = vmap(vmap(of_one, (None, None, 0)), dims)(parameters, buffers, together)
         return predictions[:, :, -1]
+
+    @functools.cached_property
+    def _embedding(self) -> nn.Module:
+        module = self.skeleton.module
+        assert isinstance(module, nn.Sequential)  # as FewShotTask.module makes it
+        return module[:-1]
 
     def module_with(self, parameters: Tensor) -> nn.Module:
         """The learner as a module of its own with ``parameters`` ``(N,)``."""
@@ -88,11 +107,3 @@ class Learner(VectorizedTask):
             for name, part in self.named(parameters).items():
                 module.get_parameter(name.removeprefix("module.")).copy_(part)
         return module
-
-    def _buffers_for(self, parameters: Tensor) -> dict[str, Tensor]:
-        return {name: tensor[:1].expand(len(parameters), *tensor.shape[1:]) for name, tensor in self.buffers.items()}
-
-    def _predict(self, parameters: Tensor, buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        named = {name.removeprefix("module."): part for name, part in (self.named(parameters) | buffers).items()}
-        predictions: Tensor = functional_call(self.skeleton.module, named, (inputs,))
-        return predictions

@@ -66,13 +66,26 @@ class FewShotModel:
             found = metadata.get("version")
             raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
         config = few_shot_config(json.loads(metadata["config"]), str(path), resuming=True)
-        initial = Learner(config.task.build(), config.seed).fresh_parameters
-        algorithm = config.algorithm.build(initial, config.seed, fresh=True)
+        task = config.task.build()
+        algorithm = config.algorithm.build(task, Learner(task, config.seed).fresh_parameters, config.seed, fresh=True)
         try:
             algorithm.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"{path}: weights do not fit its configuration: {error}") from error
         return cls(config, algorithm.requires_grad_(False), json.loads(metadata["provenance"]))
+
+    @classmethod
+    def of(cls, config: FewShotConfig) -> "FewShotModel":
+        """What a configuration starts with: all there is to the untrained baselines."""
+        task = config.task.build()
+        initial = Learner(task, config.seed).fresh_parameters
+        return cls(config, config.algorithm.build(task, initial, config.seed).requires_grad_(False), {})
+
+    def to(self, device: torch.device | str) -> "FewShotModel":
+        """Move it to ``device``, where it takes its inputs from then on."""
+        self.algorithm.to(device)
+        self.learner = Learner(self.learner.few_shot, self.config.seed, device=device)
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write a file that :meth:`load` reads."""

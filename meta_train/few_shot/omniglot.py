@@ -17,6 +17,8 @@ from learned_optim.meta_train.tasks import Split
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 DRAWINGS = 20  # of each character
+CHARACTERS, VALIDATION, TEST = 1623, 100, 423
+TRAINING = CHARACTERS - VALIDATION - TEST
 SIZE = 28  # pixels a side that the drawings of 105 are averaged down to, as in the papers
 WIDTHS = (256, 128, 64, 64)
 FILTERS = 64
@@ -36,14 +38,15 @@ class Omniglot(ImageTask):
         queries: drawings of each that the meta-loss is taken on.
         network: "conv" (four strided convolutions of 64 filters) or "mlp" (the non-convolutional 256-128-64-64 of Finn
             et al. 2017); both with batch norm.
-        evaluation_queries: drawings of each class that an evaluation judges by.
+        evaluation_queries: drawings of each class that an evaluation judges by, one as in the papers. It matters where
+            batch norm is transductive: with one of each class at a time, to know the others says most.
     """
 
     ways: int = 5
     shots: int = 1
     queries: int = 1
     network: Literal["conv", "mlp"] = "conv"
-    evaluation_queries: int = 15
+    evaluation_queries: int = 1
 
     def __post_init__(self) -> None:
         self.check_sizes(DRAWINGS)
@@ -52,6 +55,11 @@ class Omniglot(ImageTask):
     def features(self) -> int:
         """Width of the last hidden layer."""
         return FILTERS if self.network == "conv" else WIDTHS[-1]
+
+    @property
+    def training_classes(self) -> int:
+        """Characters of meta-training, turned by four angles."""
+        return 4 * TRAINING
 
     def embedding(self) -> nn.Sequential:
         """The network without its last layer."""
@@ -92,8 +100,7 @@ def omniglot(split: Split, folder: Path) -> ImageClasses:
     """
     characters = [character for archive in ARCHIVES for character in _members(folder / archive)]
     order = np.random.RandomState(0).permutation(len(characters))  # unlike Generator, the same in every NumPy release
-    test = round(len(characters) * 423 / 1623)
-    validation = round(len(characters) * 100 / 1623)
+    test, validation = (round(len(characters) * part / CHARACTERS) for part in (TEST, VALIDATION))  # or of a part of it
     bounds = {"train": (0, -test - validation), "validation": (-test - validation, -test), "test": (-test, None)}
     begin, end = bounds[split]
     chosen = [characters[index] for index in order[begin:end]]

@@ -15,12 +15,18 @@ from learned_optim.meta_train.few_shot.algorithms import (
     MAML,
     Algorithm,
     Leap,
+    Matching,
     MetaLSTM,
     MetaSGD,
+    NearestNeighbour,
+    Pretraining,
+    Prototypical,
     Reptile,
+    Scratch,
 )
 from learned_optim.meta_train.few_shot.episodes import FewShotTask
 from learned_optim.meta_train.few_shot.inner import SGD, Adam
+from learned_optim.meta_train.few_shot.mini_imagenet import MiniImageNet
 from learned_optim.meta_train.few_shot.omniglot import Omniglot
 from learned_optim.meta_train.few_shot.sinusoid import Sinusoid
 from learned_optim.meta_train.settings import Count, Decay, MetaOptimizerConfig, Positive, RuleConfig
@@ -28,7 +34,11 @@ from learned_optim.meta_train.strict import ConfigError, Strict, checked, refuse
 from learned_optim.meta_train.tasks.lookup import gather_options
 from learned_optim.meta_train.unroll import InnerOptimizer
 
-FEW_SHOT_TASKS: dict[str, type[FewShotTask]] = {"sinusoid": Sinusoid, "omniglot": Omniglot}
+FEW_SHOT_TASKS: dict[str, type[FewShotTask]] = {
+    "sinusoid": Sinusoid,
+    "omniglot": Omniglot,
+    "mini-imagenet": MiniImageNet,
+}
 """Few-shot tasks by the name that stands in a configuration."""
 
 
@@ -51,7 +61,19 @@ class FewShotTaskConfig(Strict):
 class AlgorithmConfig(Strict):
     """How learners are adapted, and what is learned for that; options that the named algorithm has not are refused."""
 
-    name: Literal["maml", "fomaml", "reptile", "meta-sgd", "leap", "meta-lstm"] = "maml"
+    name: Literal[
+        "maml",
+        "fomaml",
+        "meta-sgd",
+        "reptile",
+        "leap",
+        "meta-lstm",
+        "pretraining",
+        "scratch",
+        "prototypical",
+        "matching",
+        "nearest-neighbour",
+    ] = "maml"
     steps: Count = 1
     """Inner steps in meta-training."""
     batch_size: Count | None = None
@@ -71,20 +93,41 @@ class AlgorithmConfig(Strict):
 
     def __post_init__(self) -> None:
         inner = ("optimizer", "lr", "betas", "rule", "train_rule")
-        own = {"meta-sgd": ("lr",), "meta-lstm": (), "reptile": (*inner, "combination")}.get(self.name, inner)
-        refuse_changed(self, ("steps", "batch_size", *own), f"algorithm {self.name!r}")
+        own = {
+            "meta-sgd": ("steps", "batch_size", "lr"),
+            "meta-lstm": ("steps", "batch_size"),
+            "reptile": ("steps", "batch_size", *inner, "combination"),
+            "pretraining": ("steps", *inner),
+            "prototypical": (),
+            "matching": (),
+            "nearest-neighbour": (),
+        }
+        refuse_changed(self, own.get(self.name, ("steps", "batch_size", *inner)), f"algorithm {self.name!r}")
         if (self.optimizer == "rule") != (self.rule is not None):
             raise ValueError('optimizer = "rule" and rule = NAME belong together; give both or neither')
         if self.train_rule and (self.rule is None or self.name not in ("maml", "fomaml")):
             raise ValueError("train_rule needs algorithm maml or fomaml, and a rule")
 
-    def build(self, initial: Tensor, seed: int, *, fresh: bool = False) -> Algorithm:
-        """The algorithm with a learner's first starting point ``(N,)``; ``fresh`` reads no rule's file."""
+    def build(self, task: FewShotTask, initial: Tensor, seed: int, *, fresh: bool = False) -> Algorithm:
+        """The algorithm for ``task`` with a learner's first parameters ``(N,)``; ``fresh`` reads no rule's file.
+
+        Raises:
+            ConfigError: the rule cannot be read, or the task is none for the algorithm.
+        """
+        comparisons = {"prototypical": Prototypical, "matching": Matching, "nearest-neighbour": NearestNeighbour}
+        if self.name in comparisons:
+            if task.ways is None:
+                raise ConfigError(f"algorithm {self.name!r} classifies; the task is a regression")
+            return comparisons[self.name](initial)
         if self.name == "meta-sgd":
             return MetaSGD(initial, self.lr, self.steps, self.batch_size)
         if self.name == "meta-lstm":
             return MetaLSTM(initial, self.steps, self.batch_size, seed=seed)
         inner = self._inner(seed, fresh)
+        if self.name == "scratch":
+            return Scratch(initial, inner, seed)
+        if self.name == "pretraining":
+            return Pretraining(initial, inner, self.steps, features=task.features, classes=task.training_classes)
         if self.name == "reptile":
             return Reptile(initial, inner, self.steps, self.batch_size, self.combination)
         return {"maml": MAML, "fomaml": FOMAML, "leap": Leap}[self.name](initial, inner, self.steps, self.batch_size)
@@ -153,8 +196,7 @@ def few_shot_config(
     if "task" in tables:
         tables["task"] = gather_options(tables["task"], {"family"})
     config = checked(FewShotConfig, tables, source)
-    config.task.build()
-    config.algorithm.build(torch.zeros(1), config.seed, fresh=resuming)
+    config.algorithm.build(config.task.build(), torch.zeros(1), config.seed, fresh=resuming)
     try:
         config.to_json()
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ class FewShotTrainer(MetaTraining[Algorithm]):
         resuming: read no rule's file: :meth:`resume` brings the weights.
 
     Raises:
-        ValueError: there are several processes.
+        ValueError: there are several processes, or the algorithm learns nothing.
     """
 
     module_name = "algorithm"
@@ -50,7 +50,11 @@ class FewShotTrainer(MetaTraining[Algorithm]):
             raise ValueError(f"a few-shot run takes one process, got {world.size}; start it without torchrun")
         self.config = config
         self.learner = Learner(config.task.build(), config.seed, device=device)
-        self.algorithm = config.algorithm.build(self.learner.fresh_parameters, config.seed, fresh=resuming)
+        initial = self.learner.fresh_parameters
+        self.algorithm = config.algorithm.build(self.learner.few_shot, initial, config.seed, fresh=resuming)
+        if not self.algorithm.learned():
+            name = config.algorithm.name
+            raise ValueError(f"{name!r} learns nothing across tasks; evaluate it with learned-optim few-shot")
         super().__init__(config, folder, torch.device(device), self.algorithm, world)
 
     def _step(self) -> Progress:

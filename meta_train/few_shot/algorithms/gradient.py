@@ -53,6 +53,10 @@ class GradientAlgorithm(Algorithm):
         self.initial = nn.Parameter(initial.detach().clone())
         self.inner, self.steps, self.batch_size = inner, steps, batch_size
 
+    def starting_points(self, learner: Learner, count: int) -> Tensor:
+        """Where ``count`` learners start, ``(count, N)``."""
+        return self.initial.expand(count, -1)
+
     def points(
         self, learner: Learner, batches: Iterator[Examples], count: int, steps: int, *, second_derivatives: bool = False
     ) -> Iterator[Point]:
@@ -67,7 +71,7 @@ class GradientAlgorithm(Algorithm):
             steps: inner steps.
             second_derivatives: see above.
         """
-        fed = learner.fed(self.initial.expand(count, -1), batches)
+        fed = learner.fed(self.starting_points(learner, count), batches)
         state = start(self.inner, fed, NO_RANDOMNESS, second_derivatives=second_derivatives)
         yield Point(state.parameters, state.initial_loss, state.grad)
         for _ in range(steps):

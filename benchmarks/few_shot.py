@@ -1,0 +1,213 @@
+"""Few-shot learning: how well and how fast learned starting points adapt, and what they cost.
+
+    python -m benchmarks.few_shot sinusoid       # error against gradient steps: 30 trainings, most of a minute
+    python -m benchmarks.few_shot omniglot       # accuracy on new characters: up to an hour a training
+    python -m benchmarks.few_shot combinations   # which inner gradients to add up (Nichol et al. 2018, section 6.2)
+    python -m benchmarks.few_shot cost           # time and memory of second against first order
+    python -m benchmarks.few_shot figures        # figures and tables of what the others have written
+
+``--only`` and ``--shots`` choose some trainings, which can be cut off and gone on with; every one writes its rows and
+provenance into results/few_shot/ by itself.
+"""
+
+import argparse
+import csv
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from benchmarks.few_shot_runs import (
+    OMNIGLOT,
+    SHOTS,
+    SINUSOID,
+    combination_config,
+    omniglot_config,
+    sinusoid_config,
+    trained,
+)
+from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.meta_train.few_shot.algorithms import NearestNeighbour
+from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
+from learned_optim.meta_train.few_shot.model import FewShotModel
+from learned_optim.meta_train.few_shot.settings import few_shot_config
+from learned_optim.meta_train.seeds import torch_generator
+
+RESULTS = Path(__file__).parent / "results" / "few_shot"
+EPISODES = 600  # the papers' number
+STEPS = 10
+RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)  # of fine-tuning, for the baselines that are tuned
+TUNED = ("pre-training", "scratch")
+
+Row = tuple[str | int | float, ...]
+
+
+# Sine waves
+
+
+def sinusoid(only: list[str], shots: list[int], runs: Path) -> None:
+    """Squared error on 600 new waves after 0 to 10 steps; and one wave before and after."""
+    for name in only or SINUSOID:
+        for count in shots or SHOTS:
+            config = sinusoid_config(name, count)
+            if name == "scratch":
+                model = FewShotModel.of(config)
+            else:
+                model = trained(config, runs / f"sinusoid-{slug(name)}-{count}")
+            if name in TUNED:
+                model = tuned(model)
+            evaluation = evaluate(model.algorithm, model.learner, EPISODES, STEPS)
+            mean, interval = mean_and_interval(evaluation.losses)
+            rows: list[Row] = [("algorithm", "shots", "step", "mse", "interval_95")]
+            rows += [(name, count, step, float(mean[step]), float(interval[step])) for step in range(STEPS + 1)]
+            save_rows(RESULTS, f"sinusoid-{slug(name)}-{count}", rows, details(model))
+            save_rows(RESULTS, f"waves-{slug(name)}-{count}", waves(model), details(model))
+            print(
+                f"{name}, {count} shots: {mean[0]:.3f} before, {mean[1]:.3f} after 1 step, {mean[-1]:.3f} after {STEPS}"
+            )
+
+
+def waves(model: FewShotModel) -> list[Row]:
+    """Two waves with the curves that are fitted to them: points to learn from, truth, fits after 0, 1 and 10 steps."""
+    generator = torch_generator(1, "waves")
+    drawn = model.learner.few_shot.episodes(2, generator, "test", 200)
+    inputs, order = drawn.query[0].sort(1)
+    truth = drawn.query[1].gather(1, order)
+    fits = [
+        adapted.predict(inputs) for adapted in model.algorithm.adapt(model.learner, drawn.support, STEPS, generator)
+    ]
+    rows: list[Row] = [("wave", "kind", "x", "y")]
+    curves = {"truth": truth, "step 0": fits[0], "step 1": fits[1], f"step {STEPS}": fits[STEPS]}
+    for wave in range(2):
+        points = {"support": drawn.support} | {kind: (inputs, values) for kind, values in curves.items()}
+        for kind, (x, y) in points.items():
+            rows += [(wave, kind, *pair) for pair in zip(x[wave, :, 0].tolist(), y[wave, :, 0].tolist(), strict=True)]
+    return rows
+
+
+def tuned(model: FewShotModel) -> FewShotModel:
+    """The model with the fine-tuning rate whose error after 10 steps is the lowest on validation tasks."""
+    models = [with_rate(model, lr) for lr in RATES]
+    losses = [evaluate(each.algorithm, each.learner, 200, STEPS, split="validation").losses[:, -1] for each in models]
+    return models[int(torch.stack(losses).mean(1).nan_to_num(torch.inf).argmin())]
+
+
+def with_rate(model: FewShotModel, lr: float) -> FewShotModel:
+    algorithm = dataclasses.replace(model.config.algorithm, lr=lr)
+    changed = FewShotModel.of(dataclasses.replace(model.config, algorithm=algorithm))
+    changed.algorithm.load_state_dict(model.algorithm.state_dict())
+    changed.provenance = model.provenance
+    return changed
+
+
+# Omniglot
+
+
+def omniglot(only: list[str], ways: int, shots: list[int], runs: Path) -> None:
+    """Accuracy on 600 episodes of new characters, batch norm transductive and not."""
+    for name in only or [*OMNIGLOT, "scratch", "nearest neighbour"]:
+        for count in shots or [1]:
+            if name == "nearest neighbour":
+                model = FewShotModel.of(few_shot_config(omniglot_tables("nearest-neighbour", ways, count)))
+            elif name == "scratch":
+                model = tuned(FewShotModel.of(few_shot_config(omniglot_tables("scratch", ways, count))))
+            else:
+                folder = runs / f"omniglot-{slug(name)}-{ways}-{count}"
+                model = trained(omniglot_config(name, ways, count), folder)
+            if name == "pre-training":
+                judge_omniglot(nearest_in_features(model), "pre-training, nearest neighbour", ways, count)
+                model = tuned(model)
+            judge_omniglot(model, name, ways, count)
+
+
+def judge_omniglot(model: FewShotModel, name: str, ways: int, shots: int) -> None:
+    rows: list[Row] = [("algorithm", "ways", "shots", "batch_norm", "step", "accuracy", "interval_95")]
+    for transductive in (True, False):
+        evaluation = evaluate(model.algorithm, model.learner, EPISODES, STEPS, transductive=transductive)
+        assert evaluation.accuracies is not None
+        mean, interval = mean_and_interval(evaluation.accuracies)
+        of_run = (name, ways, shots, evaluation.statistics)
+        rows += [(*of_run, step, float(mean[step]), float(interval[step])) for step in range(len(mean))]
+        print(*of_run, [round(float(value), 4) for value in mean])
+    save_rows(RESULTS, f"omniglot-{slug(name)}-{ways}-{shots}", rows, details(model))
+
+
+def omniglot_tables(algorithm: str, ways: int, shots: int) -> dict[str, object]:
+    task = {"family": "omniglot", "ways": ways, "shots": shots, "network": "mlp"}
+    return {"task": task, "steps": 1, "algorithm": {"name": algorithm}}
+
+
+def nearest_in_features(model: FewShotModel) -> FewShotModel:
+    """The nearest neighbour in the features of a pre-trained learner."""
+    initial = model.algorithm.get_parameter("initial")
+    return FewShotModel(model.config, NearestNeighbour(initial, pixels=False), model.provenance)
+
+
+# Inner gradients
+
+COMBINATIONS = {
+    "g1": (1, 0, 0, 0),
+    "g2": (0, 1, 0, 0),
+    "g1 + g2": (1, 1, 0, 0),
+    "g3": (0, 0, 1, 0),
+    "g1 + g2 + g3": (1, 1, 1, 0),
+    "g4": (0, 0, 0, 1),
+    "g1 + g2 + g3 + g4": (1, 1, 1, 1),
+}
+"""Factors of the gradients of four inner steps, each of a minibatch of its own."""
+
+
+def combinations(only: list[str], runs: Path) -> None:
+    """Accuracy during meta-training with each combination of inner gradients: 5-way 5-shot, as in the paper."""
+    for name in only or COMBINATIONS:
+        folder = runs / f"combination-{slug(name)}"
+        model = trained(combination_config(COMBINATIONS[name]), folder)
+        evaluation = evaluate(model.algorithm, model.learner, EPISODES, model.config.validation_steps)
+        assert evaluation.accuracies is not None
+        mean, interval = mean_and_interval(evaluation.accuracies[:, -1])
+        with (folder / "metrics.csv").open(newline="") as file:
+            judged = [row for row in csv.DictReader(file) if row["validation"]]
+        rows: list[Row] = [
+            ("combination", "meta_step", "accuracy"),
+            *((name, row["meta_step"], row["validation/accuracy"]) for row in judged),
+        ]
+        test = {"test_accuracy": float(mean), "interval_95": float(interval)}
+        save_rows(RESULTS, f"combination-{slug(name)}", rows, details(model) | test)
+        print(f"{name}: {float(mean):.4f} ± {float(interval):.4f}")
+
+
+def details(model: FewShotModel) -> dict[str, object]:
+    return {
+        "config": dataclasses.asdict(model.config),
+        "meta_step": model.provenance.get("meta_step"),
+        "training_seconds": model.provenance.get("seconds"),
+        "episodes": EPISODES,
+    }
+
+
+def slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["sinusoid", "omniglot", "combinations", "cost", "figures"])
+    parser.add_argument("--only", action="append", default=[], help="an algorithm or combination; may be repeated")
+    parser.add_argument("--shots", action="append", type=int, default=[], help="may be repeated")
+    parser.add_argument("--ways", type=int, default=5, help="of Omniglot (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/few_shot"), help="folder of trainings (%(default)s)")
+    options = parser.parse_args()
+    if options.part == "sinusoid":
+        sinusoid(options.only, options.shots, options.runs)
+    elif options.part == "omniglot":
+        omniglot(options.only, options.ways, options.shots, options.runs)
+    elif options.part == "combinations":
+        combinations(options.only, options.runs)
+    elif options.part == "cost":
+        cost(RESULTS)
+    else:
+        draw(RESULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The command ``learned-optim few-shot``."""
+
+import argparse
+import json
+from pathlib import Path
+
+from learned_optim.cli_common import Commands, need, usable_device
+
+
+def add_few_shot(commands: Commands) -> None:
+    """Add the sub-command with its options."""
+    few_shot = commands.add_parser("few-shot", help="evaluate a few-shot learner on new tasks")
+    few_shot.add_argument("source", help="run folder, .safetensors file, or the configuration of an untrained baseline")
+    few_shot.add_argument("--episodes", type=int, default=600, help="tasks (%(default)s)")
+    few_shot.add_argument("--steps", type=int, help="inner steps (as in the run's validation)")
+    few_shot.add_argument("--split", choices=["train", "validation", "test"], default="test", help="(%(default)s)")
+    few_shot.add_argument("--seed", type=int, default=0, help="of the tasks (%(default)s)")
+    few_shot.add_argument(
+        "--one-by-one", action="store_true", help="batch norm sees one query at a time: not transductive"
+    )
+    few_shot.add_argument("--device", default="cpu", help="where learners are adapted (%(default)s)")
+    few_shot.add_argument("--json", action="store_true", help="print JSON")
+    few_shot.set_defaults(run=_few_shot)
+
+
+def _few_shot(options: argparse.Namespace) -> None:
+    need("few-shot", "pydantic", "tqdm", "PIL")
+    from learned_optim.meta_train.config import load_tables
+    from learned_optim.meta_train.few_shot.evaluation import evaluate
+    from learned_optim.meta_train.few_shot.model import FewShotModel
+    from learned_optim.meta_train.few_shot.settings import few_shot_config
+
+    usable_device(options.device)
+    path = Path(options.source)
+    path = path / "best.safetensors" if path.is_dir() else path
+    if path.suffix == ".safetensors":
+        model = FewShotModel.load(path)
+    else:
+        model = FewShotModel.of(few_shot_config(load_tables(options.source), options.source))
+    model.to(options.device)
+    steps = model.config.validation_steps if options.steps is None else options.steps
+    evaluation = evaluate(
+        model.algorithm,
+        model.learner,
+        options.episodes,
+        steps,
+        seed=options.seed,
+        split=options.split,
+        transductive=not options.one_by_one,
+    )
+    summary = evaluation.summary()
+    if options.json:
+        print(json.dumps({"source": str(path), "split": options.split, **summary}, indent=2))
+        return
+    print(f"{options.source}: {options.episodes} {options.split} tasks, {evaluation.statistics}")
+    for row in summary["steps"]:
+        accuracy = "" if "accuracy" not in row else "  accuracy {accuracy:.2%} ± {accuracy_95:.2%}".format(**row)
+        print("step {step:3}  loss {loss:.4f} ± {loss_95:.4f}".format(**row) + accuracy)

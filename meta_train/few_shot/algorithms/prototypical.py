@@ -1,0 +1,15 @@
+"""Prototypical networks (Snell et al. 2017): a logit is minus the squared distance to the mean feature of a class."""
+
+import torch
+from torch import Tensor
+
+from learned_optim.meta_train.few_shot.algorithms.comparison import Comparison
+
+
+class Prototypical(Comparison):
+    """Nearest class mean in a learned space."""
+
+    def logits(self, support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+        """See :meth:`Comparison.logits`."""
+        means = labels.transpose(1, 2) @ support / labels.sum(1)[..., None]
+        return -torch.cdist(queries, means).square()
