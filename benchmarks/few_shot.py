@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.few_shot_cost import cost
+from benchmarks.few_shot_figures import draw
 from benchmarks.few_shot_runs import (
     OMNIGLOT,
     SHOTS,

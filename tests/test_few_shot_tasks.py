@@ -197,7 +197,7 @@ class TestMiniImageNet:
         assert learner.predict(learner.fresh_parameters, drawn.query[0]).shape == (2, 6, 3)
 
     def test_network_is_the_papers(self) -> None:
-        """Four convolutions of 32 filters: 896 + 3 * 9,248 weights, 256 of batch norm, 800 * 5 + 5 of the last layer."""
+        """Four convolutions of 32 filters: 896 + 3 * 9,248 weights, 256 of batch norm; the last layer 800 * 5 + 5."""
         assert Learner(MiniImageNet(), 0).coordinates == 896 + 3 * 9_248 + 256 + 4_005
 
     def test_too_few_classes_or_pictures_are_counted(self, task: MiniImageNet) -> None:

@@ -52,6 +52,8 @@ class ImageTask(FewShotTask):
     """Images of a class to learn from."""
     queries: int
     """Images of a class that the meta-loss is taken on."""
+    training_shots: int | None
+    """As ``shots``, in meta-training; None: the same."""
 
     @abstractmethod
     def classes(self, split: Split) -> ImageClasses:
@@ -66,21 +68,29 @@ class ImageTask(FewShotTask):
     ) -> Episodes:
         """See :meth:`FewShotTask.episodes`."""
         queries = self.queries if queries is None else queries
-        ways, of_each = self.outputs, self.shots + queries
-        images, chosen = self.classes(split).draw(ways, of_each, self.rotations(split), count, generator)
+        shots = self.training_shots if split == "train" and self.training_shots is not None else self.shots
+        ways = self.outputs
+        images, chosen = self.classes(split).draw(ways, shots + queries, self.rotations(split), count, generator)
 
         def labelled(part: Tensor) -> Examples:
             labels = torch.arange(ways).repeat_interleave(part.shape[2]).expand(count, -1)
             return part.flatten(1, 2), labels
 
-        return Episodes(labelled(images[:, :, : self.shots]), labelled(images[:, :, self.shots :]), chosen)
+        return Episodes(labelled(images[:, :, :shots]), labelled(images[:, :, shots:]), chosen)
+
+    @property
+    def images_of_a_class(self) -> int:
+        """How many are needed."""
+        training = (self.training_shots or self.shots) + self.queries
+        return max(training, self.shots + max(self.queries, self.evaluation_queries))
 
     def check_sizes(self, smallest_class: int) -> None:
         """Raise ``ValueError`` unless the options ask for at least two classes, and for images that there are."""
-        if self.outputs < 2 or self.shots < 1 or self.queries < 1 or self.evaluation_queries < 1:
-            raise ValueError("ways must be at least 2, and shots, queries and evaluation_queries at least 1")
-        needed = self.shots + max(self.queries, self.evaluation_queries)
-        if needed > smallest_class:
+        shots = self.shots if self.training_shots is None else min(self.shots, self.training_shots)
+        if self.outputs < 2 or shots < 1 or self.queries < 1 or self.evaluation_queries < 1:
+            raise ValueError("ways must be at least 2, and shots and queries at least 1")
+        if self.images_of_a_class > smallest_class:
+            needed = self.images_of_a_class
             raise ValueError(f"a class has {smallest_class} images; shots and queries ask for {needed}")
 
 

@@ -31,6 +31,7 @@ class MiniImageNet(ImageTask):
         queries: pictures of each that the meta-loss is taken on.
         size: pixels a side.
         filters: of each of the four convolutions with pooling (Finn et al. 2017 and Ravi & Larochelle: 32).
+        training_shots: as ``shots``, in meta-training (Nichol et al. 2018: more than in the test); None: the same.
         evaluation_queries: pictures of each class that an evaluation judges by.
     """
 
@@ -40,6 +41,7 @@ class MiniImageNet(ImageTask):
     queries: int = 15
     size: int = 84
     filters: int = 32
+    training_shots: int | None = None
     evaluation_queries: int = 15
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class MiniImageNet(ImageTask):
     def classes(self, split: Split) -> ImageClasses:
         """See :class:`MiniImageNet`."""
         found = pictures(self._place(split), self.size)
-        needed = self.shots + max(self.queries, self.evaluation_queries)
+        needed = self.images_of_a_class
         if int(found.counts.min()) < needed or len(found.first) < self.ways:
             raise ValueError(
                 f"{self.ways} ways of {needed} pictures need more than the {len(found.first)} {split} classes "

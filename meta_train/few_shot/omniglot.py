@@ -38,6 +38,7 @@ class Omniglot(ImageTask):
         queries: drawings of each that the meta-loss is taken on.
         network: "conv" (four strided convolutions of 64 filters) or "mlp" (the non-convolutional 256-128-64-64 of Finn
             et al. 2017); both with batch norm.
+        training_shots: as ``shots``, in meta-training (Nichol et al. 2018: more than in the test); None: the same.
         evaluation_queries: drawings of each class that an evaluation judges by, one as in the papers. It matters where
             batch norm is transductive: with one of each class at a time, to know the others says most.
     """
@@ -46,6 +47,7 @@ class Omniglot(ImageTask):
     shots: int = 1
     queries: int = 1
     network: Literal["conv", "mlp"] = "conv"
+    training_shots: int | None = None
     evaluation_queries: int = 1
 
     def __post_init__(self) -> None:

@@ -1,0 +1,142 @@
+"""Figures and tables of what benchmarks/few_shot.py has measured."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.few_shot_runs import SHOTS, SINUSOID
+from learned_optim.files import write_atomically
+from learned_optim.meta_train.plots import STYLE, save_figure
+
+COLOURS = {
+    "maml": "#c44e52",
+    "fomaml": "#dd8452",
+    "meta-sgd": "#8172b3",
+    "reptile": "#55a868",
+    "leap": "#64b5cd",
+    "meta-lstm": "#937860",
+    "maml, rule trained too": "#da8bc3",
+    "maml, default rule": "#ccb974",
+    "pre-training": "#8c8c8c",
+    "scratch": "#333333",
+}
+SHOWN_WAVES = ("maml", "meta-sgd", "reptile", "pre-training")
+FITS = {"step 0": (":", "#b8b8b8"), "step 1": ("--", "#dd8452"), "step 10": ("-", "#c44e52")}
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def draw(folder: Path) -> None:
+    """Write every figure and table that there are rows for."""
+    with mpl.rc_context(STYLE):
+        if rows := read(folder, "sinusoid-*.csv"):
+            save_figure(errors(rows), folder / "sinusoid.png")
+            save_figure(fitted(folder), folder / "waves.png")
+            write_atomically(folder / "sinusoid.md", sinusoid_table(rows))
+        if rows := read(folder, "combination-*.csv"):
+            save_figure(combinations(rows), folder / "combinations.png")
+    if rows := read(folder, "omniglot-*.csv"):
+        write_atomically(folder / "omniglot.md", omniglot_table(rows))
+
+
+def read(folder: Path, pattern: str) -> list[dict[str, str]]:
+    rows = []
+    for path in sorted(folder.glob(pattern)):
+        with path.open(newline="") as file:
+            rows += list(csv.DictReader(file))
+    return rows
+
+
+def errors(rows: Rows) -> Figure:
+    """Squared error against gradient steps, a panel for each number of shots."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(SHOTS), sharey=True)
+    for panel, shots in zip(panels, SHOTS, strict=True):
+        for name in SINUSOID:
+            own = [row for row in rows if row["algorithm"] == name and int(row["shots"]) == shots]
+            if own:
+                curve(panel, own, name)
+        panel.set(title=f"{shots} points to learn from", xlabel="gradient steps", yscale="log")
+    panels[0].set_ylabel("mean squared error on new waves")
+    handles = {
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7.5)
+    return figure
+
+
+def curve(panel: Axes, rows: Rows, name: str) -> None:
+    steps = [int(row["step"]) for row in rows]
+    mean, interval = (np.array([float(row[column]) for row in rows]) for column in ("mse", "interval_95"))
+    panel.plot(steps, mean, color=COLOURS[name], label=name)
+    panel.fill_between(steps, mean - interval, mean + interval, color=COLOURS[name], alpha=0.2, linewidth=0)
+
+
+def fitted(folder: Path, shots: int = 10) -> Figure:
+    """One wave and the curves that are fitted to ten of its points, before and after."""
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    panels = figure.subplots(1, len(SHOWN_WAVES), sharey=True)
+    for panel, name in zip(panels, SHOWN_WAVES, strict=True):
+        rows = read(folder, f"waves-{name}-{shots}.csv")
+        points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for row in rows:
+            if row["wave"] == "0":
+                points[row["kind"]].append((float(row["x"]), float(row["y"])))
+        if not points:
+            panel.set_visible(False)
+            continue
+        panel.plot(*zip(*points["truth"], strict=True), color="#4c72b0", linewidth=2.5, alpha=0.5, label="wave")
+        for kind, (line, colour) in FITS.items():
+            label = {"step 0": "before", "step 1": "after 1 step", "step 10": "after 10 steps"}[kind]
+            panel.plot(*zip(*points[kind], strict=True), line, color=colour, label=label)
+        panel.plot(*zip(*points["support"], strict=True), "k^", markersize=4, label="learned from")
+        panel.set(title=name, xlabel="x")
+    panels[0].set_ylabel("y")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def sinusoid_table(rows: Rows) -> str:
+    """Error after 1 and 10 steps."""
+    head = "| | " + " | ".join(f"{shots} points, 1 step | 10 steps" for shots in SHOTS) + " |"
+    lines = [head, "| --- |" + " --- |" * (2 * len(SHOTS))]
+    cells = {(row["algorithm"], int(row["shots"]), int(row["step"])): float(row["mse"]) for row in rows}
+    for name in SINUSOID:
+        keys = [(name, shots, step) for shots in SHOTS for step in (1, 10)]
+        values = [f"{cells[key]:.3g}" if key in cells else "not yet measured" for key in keys]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def omniglot_table(rows: Rows) -> str:
+    """Accuracy after as many steps as meta-training takes, or the best of those tried for what is tuned."""
+    lines = ["| | ways, shots | batch norm | step 1 | step 10 |", "| --- | --- | --- | --- | --- |"]
+    groups: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        key = (row["algorithm"], f"{row['ways']}, {row['shots']}", row["batch_norm"])
+        groups[key][row["step"]] = f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['interval_95']):.1f}"
+    for key, steps in groups.items():
+        first, last = (steps.get("1", "-"), steps.get("10", "-")) if len(steps) > 1 else (steps["0"], "-")
+        lines.append("| " + " | ".join([*key, first, last]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def combinations(rows: Rows) -> Figure:
+    """Accuracy during meta-training for each combination of inner gradients."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for name in dict.fromkeys(row["combination"] for row in rows):
+        own = [row for row in rows if row["combination"] == name]
+        steps, values = ([float(row[column]) for row in own] for column in ("meta_step", "accuracy"))
+        panel.plot(steps, [100 * value for value in values], "-" if "+" in name else "--", label=name)
+    panel.set(
+        xlabel="meta-step", ylabel="validation accuracy, %", title="Omniglot 5-way: inner gradients that move the start"
+    )
+    panel.legend(fontsize=7.5)
+    return figure
