@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -281,8 +282,11 @@ class Trainer:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done whole. Main thread only; else no-op."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done whole.
+
+    Does nothing outside the main thread, and while the interpreter shuts down, when no handler can be set.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.is_finalizing():
         yield
         return
     received: list[int] = []
