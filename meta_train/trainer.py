@@ -1,13 +1,14 @@
 """The meta-training loop: a pool of inner trainings, a meta-optimizer, validation, checkpoints, logs."""
 
+import atexit
 import contextlib
 import copy
 import json
 import math
 import signal
-import sys
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,11 @@ class Trainer:
         Raises:
             ProcessLostError: another process of the run has ended, or does not answer.
         """
+        steps = self._run()
+        atexit.register(close_if_alive, weakref.ref(steps))  # while the interpreter shuts down nothing can be saved
+        return steps
+
+    def _run(self) -> Generator[Progress]:
         if self.folder is not None and self.world.leads and not self.finished:
             record_session(self.folder, self.config, self.meta_step, self.device)
         log = RunLog(self.folder if self.world.leads else None, self.meta_step, self.detail_names)
@@ -280,13 +286,16 @@ class Trainer:
             self.curriculum.restore(progress["curriculum"])
 
 
+def close_if_alive(loop: weakref.ref[Generator[Progress]]) -> None:
+    """End a loop that a script has left open."""
+    if (steps := loop()) is not None:
+        steps.close()
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done whole.
-
-    Does nothing outside the main thread, and while the interpreter shuts down, when no handler can be set.
-    """
-    if threading.current_thread() is not threading.main_thread() or sys.is_finalizing():
+    """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done whole. Main thread only; else no-op."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
