@@ -1,5 +1,6 @@
 """The loop of a meta-training run: steps, checkpoints, logs, and interruptions that lose nothing."""
 
+import atexit
 import contextlib
 import copy
 import json
@@ -7,6 +8,7 @@ import math
 import signal
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -83,6 +85,11 @@ class MetaTraining(ABC, Generic[Trained]):
         Raises:
             ProcessLostError: another process of the run has ended, or does not answer.
         """
+        steps = self._run()
+        atexit.register(close_if_alive, weakref.ref(steps))  # while the interpreter shuts down nothing can be saved
+        return steps
+
+    def _run(self) -> Generator[Progress]:
         if self.folder is not None and self.world.leads and not self.finished:
             record_session(self.folder, self.run_config, self.meta_step, self.device)
         log = RunLog(self.folder if self.world.leads else None, self.meta_step, self.detail_names)
@@ -217,6 +224,12 @@ class MetaTraining(ABC, Generic[Trained]):
         self.averaged.load_state_dict(below("averaged.", tensors))
         self.best.load_state_dict(below("best.", tensors))
         self.meta_optimizer.restore(below("meta_optimizer.", tensors))
+
+
+def close_if_alive(loop: weakref.ref[Generator[Progress]]) -> None:
+    """End a loop that a script has left open."""
+    if (steps := loop()) is not None:
+        steps.close()
 
 
 @contextlib.contextmanager
