@@ -1,8 +1,9 @@
-"""The code in docs/meta-training.md and docs/neural-art.md runs as it stands, and their links lead somewhere."""
+"""The code in these pages of docs/ runs as it stands, and their links lead somewhere."""
 
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ import torch
 
 from learned_optim import cli
 from learned_optim.meta_train.config import TaskConfig, config_from_tables
+from learned_optim.meta_train.few_shot import FewShotModel
+from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, AlgorithmConfig, few_shot_config
 from learned_optim.meta_train.neural_art import NETWORKS, FeatureNetwork
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
-META_TRAINING, NEURAL_ART = ((FOLDER / name).read_text() for name in ("meta-training.md", "neural-art.md"))
+META_TRAINING, NEURAL_ART, FEW_SHOT = (
+    (FOLDER / name).read_text() for name in ("meta-training.md", "neural-art.md", "few-shot.md")
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -85,7 +90,7 @@ def test_conversion_of_torchvisions_weights_gives_a_network(tmp_path: Path, monk
     assert FeatureNetwork("squeezenet", tmp_path).activations(torch.rand(3, 32, 32))["fire5"].shape[0] == 256
 
 
-@pytest.mark.parametrize("text", [META_TRAINING, NEURAL_ART], ids=["meta-training", "neural-art"])
+@pytest.mark.parametrize("text", [META_TRAINING, NEURAL_ART, FEW_SHOT], ids=["meta-training", "neural-art", "few-shot"])
 def test_links_are_not_broken(text: str) -> None:
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -93,3 +98,24 @@ def test_links_are_not_broken(text: str) -> None:
     headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
     for anchor in re.findall(r"\]\(#([^)]+)\)", text):
         assert anchor in headings
+
+
+def test_few_shot_page_names_all_algorithms_and_tasks() -> None:
+    first_cells = " ".join(re.findall(r"^\| (.*?) \|", FEW_SHOT, flags=re.MULTILINE))
+    shown = set(re.findall(r"`([a-z-]+)`", first_cells))
+    names = AlgorithmConfig.__dataclass_fields__["name"].type
+    assert shown == {*get_args(names), *FEW_SHOT_TASKS}
+    (configuration,) = blocks(FEW_SHOT, "toml")
+    config = few_shot_config(_toml(configuration))
+    assert config.algorithm.train_rule
+
+
+def test_few_shot_page_adapts_a_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = {"family": "omniglot", "network": "mlp"}
+    model = FewShotModel.of(few_shot_config({"task": task, "steps": 1, "algorithm": {"name": "maml"}}))
+    model.save(tmp_path / "runs" / "maml" / "best.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(FEW_SHOT, "python")
+    names = {"images": torch.rand(5, 1, 28, 28), "labels": torch.arange(5), "more_images": torch.rand(3, 1, 28, 28)}
+    exec(compile(code, "docs/few-shot.md", "exec"), names)
+    assert names["logits"].shape == (3, 5)
