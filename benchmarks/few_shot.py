@@ -47,7 +47,7 @@ Row = tuple[str | int | float, ...]
 # Sine waves
 
 
-def sinusoid(only: list[str], shots: list[int], runs: Path) -> None:
+def sinusoid(only: list[str], shots: list[int], runs: Path, as_is: bool) -> None:
     """Squared error on 600 new waves after 0 to 10 steps; and one wave before and after."""
     for name in only or SINUSOID:
         for count in shots or SHOTS:
@@ -55,7 +55,7 @@ def sinusoid(only: list[str], shots: list[int], runs: Path) -> None:
             if name == "scratch":
                 model = FewShotModel.of(config)
             else:
-                model = trained(config, runs / f"sinusoid-{slug(name)}-{count}")
+                model = trained(config, runs / f"sinusoid-{slug(name)}-{count}", as_is=as_is)
             if name in TUNED:
                 model = tuned(model)
             evaluation = evaluate(model.algorithm, model.learner, EPISODES, STEPS)
@@ -105,7 +105,7 @@ def with_rate(model: FewShotModel, lr: float) -> FewShotModel:
 # Omniglot
 
 
-def omniglot(only: list[str], ways: int, shots: list[int], runs: Path) -> None:
+def omniglot(only: list[str], ways: int, shots: list[int], runs: Path, as_is: bool) -> None:
     """Accuracy on 600 episodes of new characters, batch norm transductive and not."""
     for name in only or [*OMNIGLOT, "scratch", "nearest neighbour"]:
         for count in shots or [1]:
@@ -115,7 +115,7 @@ def omniglot(only: list[str], ways: int, shots: list[int], runs: Path) -> None:
                 model = tuned(FewShotModel.of(few_shot_config(omniglot_tables("scratch", ways, count))))
             else:
                 folder = runs / f"omniglot-{slug(name)}-{ways}-{count}"
-                model = trained(omniglot_config(name, ways, count), folder)
+                model = trained(omniglot_config(name, ways, count), folder, as_is=as_is)
             if name == "pre-training":
                 judge_omniglot(nearest_in_features(model), "pre-training, nearest neighbour", ways, count)
                 model = tuned(model)
@@ -159,11 +159,11 @@ COMBINATIONS = {
 """Factors of the gradients of four inner steps, each of a minibatch of its own."""
 
 
-def combinations(only: list[str], runs: Path) -> None:
+def combinations(only: list[str], runs: Path, as_is: bool) -> None:
     """Accuracy during meta-training with each combination of inner gradients: 5-way 5-shot, as in the paper."""
     for name in only or COMBINATIONS:
         folder = runs / f"combination-{slug(name)}"
-        model = trained(combination_config(COMBINATIONS[name]), folder)
+        model = trained(combination_config(COMBINATIONS[name]), folder, as_is=as_is)
         evaluation = evaluate(model.algorithm, model.learner, EPISODES, model.config.validation_steps)
         assert evaluation.accuracies is not None
         mean, interval = mean_and_interval(evaluation.accuracies[:, -1])
@@ -198,13 +198,14 @@ def main() -> None:
     parser.add_argument("--shots", action="append", type=int, default=[], help="may be repeated")
     parser.add_argument("--ways", type=int, default=5, help="of Omniglot (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/few_shot"), help="folder of trainings (%(default)s)")
+    parser.add_argument("--as-is", action="store_true", help="judge the best weights so far, without further training")
     options = parser.parse_args()
     if options.part == "sinusoid":
-        sinusoid(options.only, options.shots, options.runs)
+        sinusoid(options.only, options.shots, options.runs, options.as_is)
     elif options.part == "omniglot":
-        omniglot(options.only, options.ways, options.shots, options.runs)
+        omniglot(options.only, options.ways, options.shots, options.runs, options.as_is)
     elif options.part == "combinations":
-        combinations(options.only, options.runs)
+        combinations(options.only, options.runs, options.as_is)
     elif options.part == "cost":
         cost(RESULTS)
     else:

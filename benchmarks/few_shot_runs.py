@@ -98,8 +98,13 @@ def combination_config(factors: Sequence[float]) -> FewShotConfig:
     return few_shot_config(tables)
 
 
-def trained(config: FewShotConfig, folder: Path) -> FewShotModel:
-    """The model of a configuration: read from ``folder``, gone on with there, or trained from the start."""
+def trained(config: FewShotConfig, folder: Path, *, as_is: bool = False) -> FewShotModel:
+    """The model of a configuration: read from ``folder``, gone on with there, or trained from the start.
+
+    ``as_is`` takes the best weights so far of a run that is under way.
+    """
+    if as_is:
+        return FewShotModel.load(folder / "best.safetensors")
     if (folder / "checkpoint.safetensors").is_file():
         trainer = FewShotTrainer.resume(folder)
     else:

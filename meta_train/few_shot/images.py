@@ -2,13 +2,34 @@
 
 import itertools
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.few_shot.episodes import Episodes, Examples, FewShotTask
 from learned_optim.meta_train.tasks import Split
+
+
+def small_picture(source: Any, size: int, mode: str) -> np.ndarray:
+    """A picture from a file or a stream, resized to ``size`` pixels a side, uint8.
+
+    Args:
+        source: what ``PIL.Image.open`` takes.
+        size: pixels of each side of the result.
+        mode: "L" for grey, ``(size, size)``, or "RGB", ``(size, size, 3)``.
+
+    Raises:
+        ImportError: pillow is not installed.
+        OSError: it cannot be read.
+    """
+    try:
+        from PIL import Image  # heavy, and other tasks do without
+    except ImportError as error:
+        raise ImportError("pictures need pillow: pip install 'learned-optim[few-shot]'") from error
+    with Image.open(source) as image:
+        return np.asarray(image.convert(mode).resize((size, size), Image.Resampling.LANCZOS))
 
 
 class ImageClasses(NamedTuple):

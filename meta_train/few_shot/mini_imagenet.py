@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from learned_optim.meta_train.data import SPLITS, DataNotFoundError, search_places
-from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional
+from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional, small_picture
 from learned_optim.meta_train.tasks import Split
 
 KINDS = {".jpg", ".jpeg", ".png"}
@@ -94,8 +94,6 @@ def pictures(folder: Path, size: int) -> ImageClasses:
         ValueError: a class has no pictures, or a picture cannot be read.
         ImportError: pillow is not installed.
     """
-    from PIL import Image, UnidentifiedImageError  # heavy, and other tasks do without
-
     images, counts = [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = sorted(place / name for name in os.listdir(place) if Path(name).suffix.lower() in KINDS)
@@ -103,11 +101,9 @@ def pictures(folder: Path, size: int) -> ImageClasses:
             raise ValueError(f"{place} holds no pictures ({', '.join(sorted(KINDS))})")
         for file in files:
             try:
-                with Image.open(file) as image:
-                    small = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
-            except (UnidentifiedImageError, OSError) as error:
+                images.append(small_picture(file, size, "RGB").transpose(2, 0, 1))
+            except OSError as error:
                 raise ValueError(f"{file} cannot be read: {error}") from error
-            images.append(np.asarray(small).transpose(2, 0, 1))
         counts.append(len(files))
     if not counts:
         raise ValueError(f"{folder} holds no folders of pictures, one for each class")

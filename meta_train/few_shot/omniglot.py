@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from learned_optim.meta_train.data import DataNotFoundError, search_places
-from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional, perceptron
+from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional, perceptron, small_picture
 from learned_optim.meta_train.tasks import Split
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
@@ -112,7 +112,8 @@ def omniglot(split: Split, folder: Path) -> ImageClasses:
             for number, (source, names) in enumerate(chosen):
                 if source == archive:
                     for drawing, name in enumerate(names):
-                        images[number * DRAWINGS + drawing, 0] = _drawing(file, name)
+                        ink = 255 - small_picture(io.BytesIO(file.read(name)), SIZE, "L")
+                        images[number * DRAWINGS + drawing, 0] = ink
     count = len(chosen)
     first = torch.arange(count) * DRAWINGS
     return ImageClasses(torch.from_numpy(images), first, torch.full((count,), DRAWINGS))
@@ -132,12 +133,3 @@ def _members(path: Path) -> list[tuple[str, list[str]]]:
     if odd is not None or not characters:
         raise ValueError(f"{path}: every character must have {DRAWINGS} drawings; {odd or 'there are no characters'}")
     return [(path.name, drawings) for drawings in characters.values()]
-
-
-def _drawing(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """A drawing as ink, ``(28, 28)`` in 0..255."""
-    from PIL import Image  # heavy, and other tasks do without
-
-    with Image.open(io.BytesIO(archive.read(name))) as image:
-        small = image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    return 255 - np.asarray(small)
