@@ -138,9 +138,9 @@ class TestOmniglot:
         assert torch.equal(first.support[0], second.support[0])
         assert not torch.equal(first.support[0], other.support[0])
 
-    @pytest.mark.parametrize(("network", "size"), [("mlp", 246_725), ("conv", 112_261)])
+    @pytest.mark.parametrize(("network", "size"), [("mlp", 246_597 + 2 * 512), ("conv", 111_936 + 325)])
     def test_networks_are_those_of_the_paper(self, network: str, size: int) -> None:
-        """Without reading any image: 784-256-128-64-64-5; four convolutions of 64 filters."""
+        """Without reading any image: 784-256-128-64-64-5 and batch norm; four convolutions of 64 filters."""
         task = Omniglot(network=network)  # type: ignore[arg-type]
         learner = Learner(task, 0)
         assert learner.coordinates == size

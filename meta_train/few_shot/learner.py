@@ -78,9 +78,14 @@ class Learner(VectorizedTask):
             features: return what the last layer sees instead, ``(B, n, features)``.
         """
         module = self._embedding if features else self.skeleton.module
+        assert isinstance(module, nn.Module)  # for the type checker
+        wanted = dict((*module.named_parameters(), *module.named_buffers())).keys()
 
         def of_one(parameters: Tensor, buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            named = {name.removeprefix("module."): part for name, part in (self.named(parameters) | buffers).items()}
+            all_named = {
+                name.removeprefix("module."): part for name, part in (self.named(parameters) | buffers).items()
+            }
+            named = {name: all_named[name] for name in wanted}
             predictions: Tensor = functional_call(module, named, (inputs,))
             return predictions
 

@@ -1,5 +1,6 @@
 """Omniglot: 1,623 hand-written characters, 20 drawings of each (Lake et al. 2015)."""
 
+import contextlib
 import functools
 import io
 import zipfile
@@ -102,21 +103,19 @@ def omniglot(split: Split, folder: Path) -> ImageClasses:
     """
     characters = [character for archive in ARCHIVES for character in _members(folder / archive)]
     order = np.random.RandomState(0).permutation(len(characters))  # unlike Generator, the same in every NumPy release
-    test, validation = (round(len(characters) * part / CHARACTERS) for part in (TEST, VALIDATION))  # or of a part of it
+    test, validation = (round(len(characters) * part / CHARACTERS) for part in (TEST, VALIDATION))
     bounds = {"train": (0, -test - validation), "validation": (-test - validation, -test), "test": (-test, None)}
     begin, end = bounds[split]
     chosen = [characters[index] for index in order[begin:end]]
-    images = np.empty((len(chosen) * DRAWINGS, 1, SIZE, SIZE), np.uint8)
-    for archive in ARCHIVES:
-        with zipfile.ZipFile(folder / archive) as file:
-            for number, (source, names) in enumerate(chosen):
-                if source == archive:
-                    for drawing, name in enumerate(names):
-                        ink = 255 - small_picture(io.BytesIO(file.read(name)), SIZE, "L")
-                        images[number * DRAWINGS + drawing, 0] = ink
-    count = len(chosen)
-    first = torch.arange(count) * DRAWINGS
-    return ImageClasses(torch.from_numpy(images), first, torch.full((count,), DRAWINGS))
+    with contextlib.ExitStack() as stack:
+        files = {archive: stack.enter_context(zipfile.ZipFile(folder / archive)) for archive in ARCHIVES}
+        drawings = [
+            255 - small_picture(io.BytesIO(files[archive].read(name)), SIZE, "L")  # ink is dark
+            for archive, names in chosen
+            for name in names
+        ]
+    counts = torch.full((len(chosen),), DRAWINGS)
+    return ImageClasses(torch.from_numpy(np.stack(drawings)[:, None]), counts.cumsum(0) - counts, counts)
 
 
 def _members(path: Path) -> list[tuple[str, list[str]]]:
