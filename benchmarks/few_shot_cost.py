@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from learned_optim.meta_train.benchmark import save_rows
-from learned_optim.meta_train.few_shot.algorithms import FOMAML, MAML, Algorithm, Reptile, maml
+from learned_optim.meta_train.few_shot.algorithms import FOMAML, MAML, Algorithm, Reptile
 from learned_optim.meta_train.few_shot.episodes import Episodes
 from learned_optim.meta_train.few_shot.inner import SGD
 from learned_optim.meta_train.few_shot.learner import Learner
@@ -46,7 +46,7 @@ def times(network: str, steps: int, kinds: list[str]) -> dict[str, float]:
     for _ in range(ROUNDS + 1):
         for kind in kinds:
             began = time.perf_counter()
-            meta_gradient(kind, algorithms[kind], learner, episodes)
+            meta_gradient(algorithms[kind], learner, episodes)
             seconds[kind].append(time.perf_counter() - began)
     return {kind: statistics.median(values[1:]) for kind, values in seconds.items()}  # the first round warms up
 
@@ -62,9 +62,9 @@ def _memory(network: str, steps: int, kind: str) -> float:
     learner, episodes = problem(network)
     chosen = algorithm(kind, learner, steps)
     first = Episodes(*((part[0][:1], part[1][:1]) for part in episodes[:2]))
-    meta_gradient(kind, chosen, learner, first)
+    meta_gradient(chosen, learner, first)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    meta_gradient(kind, chosen, learner, episodes)
+    meta_gradient(chosen, learner, episodes)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MEGABYTE  # kilobytes on Linux
 
 
@@ -81,15 +81,12 @@ def problem(network: str) -> tuple[Learner, Episodes]:
 
 
 def algorithm(kind: str, learner: Learner, steps: int) -> Algorithm:
-    kinds = {"maml": MAML, "fomaml": FOMAML, "reptile": Reptile}
-    return kinds[kind.partition(",")[0]](learner.fresh_parameters, SGD(0.1), steps)
+    if kind == "reptile":
+        return Reptile(learner.fresh_parameters, SGD(0.1), steps)
+    chosen = (MAML if kind.startswith("maml") else FOMAML)(learner.fresh_parameters, SGD(0.1), steps)
+    chosen.low_rank = False if "formed" in kind else None
+    return chosen
 
 
-def meta_gradient(kind: str, chosen: Algorithm, learner: Learner, episodes: Episodes) -> None:
-    pays = maml.pays
-    if "formed" in kind:
-        maml.pays = lambda *_: False
-    try:
-        chosen.meta_gradient(learner, episodes, torch.Generator().manual_seed(0))
-    finally:
-        maml.pays = pays
+def meta_gradient(chosen: Algorithm, learner: Learner, episodes: Episodes) -> None:
+    chosen.meta_gradient(learner, episodes, torch.Generator().manual_seed(0))

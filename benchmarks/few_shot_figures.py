@@ -117,7 +117,7 @@ def sinusoid_table(rows: Rows) -> str:
 def omniglot_table(rows: Rows) -> str:
     """Accuracy after as many steps as meta-training takes, or the best of those tried for what is tuned."""
     lines = ["| | ways, shots | batch norm | step 1 | step 10 |", "| --- | --- | --- | --- | --- |"]
-    groups: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    groups: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for row in rows:
         key = (row["algorithm"], f"{row['ways']}, {row['shots']}", row["batch_norm"])
         groups[key][row["step"]] = f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['interval_95']):.1f}"

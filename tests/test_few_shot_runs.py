@@ -79,8 +79,8 @@ def test_rule_is_trained_only_if_asked(train_rule: bool, moves: bool) -> None:
 
 def test_maml_learns_waves() -> None:
     """After one inner step, three quarters of the error before meta-training at most."""
-    tables = {"task": {"family": "sinusoid", "shots": 10}, "meta_optimizer": {"lr": 5e-3}}
-    trainer = FewShotTrainer(config(steps=250, episodes=10, validation={"every": 250, "episodes": 50}, **tables))
+    tables: dict[str, Any] = {"task": {"family": "sinusoid", "shots": 10}, "meta_optimizer": {"lr": 5e-3}}
+    trainer = FewShotTrainer(config(None, steps=250, episodes=10, validation={"every": 250, "episodes": 50}, **tables))
     before = trainer.evaluate(trainer.averaged).losses[:, -1].mean()
     *_, last = trainer.run()
     assert last.validation is not None

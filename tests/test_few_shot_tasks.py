@@ -18,8 +18,10 @@ from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.mini_imagenet import MiniImageNet
 from learned_optim.meta_train.few_shot.omniglot import Omniglot
 from learned_optim.meta_train.few_shot.sinusoid import Sinusoid
+from learned_optim.meta_train.tasks import Split
 from small_few_shot import write_omniglot
 
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -106,7 +108,7 @@ def small_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 class TestOmniglot:
     def test_splits_share_no_character(self, small_omniglot: Path) -> None:
         task = Omniglot(ways=2)
-        splits = {split: task.classes(split) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+        splits = {split: task.classes(split) for split in SPLITS}
         assert [len(classes.first) for classes in splits.values()] == [28, 2, 10]
         means = [classes.images.double().view(len(classes.first), -1).mean(1) for classes in splits.values()]
         assert len(torch.cat(means).unique()) == 40
@@ -189,8 +191,8 @@ class TestMiniImageNet:
 
     def test_episodes_of_a_users_own_folder(self, task: MiniImageNet) -> None:
         assert task.training_classes == 4
-        for split in ("train", "validation", "test"):
-            drawn = task.episodes(2, generator(), split)  # type: ignore[arg-type]
+        for split in SPLITS:
+            drawn = task.episodes(2, generator(), split)
             assert drawn.support[0].shape == (2, 3, 3, 32, 32)
             assert drawn.query[0].shape == (2, 6, 3, 32, 32)
         learner = Learner(task, 0)

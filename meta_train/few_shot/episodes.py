@@ -1,7 +1,7 @@
 """What a few-shot task is: a learner, and episodes with examples to learn from and examples to be judged by."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ class FewShotTask(Task):
 
     The learner is :meth:`module`. Batch norm in it must do without running statistics: they are part of no task.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt option in a configuration is an error
 
     evaluation_queries: int
     """Query examples of an episode (of a class, in classification) in evaluations."""

@@ -196,7 +196,13 @@ def few_shot_config(
     if "task" in tables:
         tables["task"] = gather_options(tables["task"], {"family"})
     config = checked(FewShotConfig, tables, source)
-    config.algorithm.build(config.task.build(), torch.zeros(1), config.seed, fresh=resuming)
+    task = config.task.build()
+    try:
+        config.algorithm.build(task, torch.zeros(1), config.seed, fresh=resuming)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{source}: algorithm: {error}") from error
     try:
         config.to_json()
     except (TypeError, ValueError) as error:

@@ -29,11 +29,14 @@ class MAML(GradientAlgorithm):
     """Model-agnostic meta-learning; see the module's formula."""
 
     second_derivatives: ClassVar[bool] = True
+    low_rank: bool | None = None
+    """Whether adapted weights are never formed; None: where that is possible and pays. The result is the same."""
 
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
         """See :meth:`Algorithm.meta_gradient`."""
         rows = episodes.support[0].shape[1] if self.batch_size is None else self.batch_size
-        if isinstance(self.inner, SGD) and pays(learner, self.inner, rows * self.steps):
+        low_rank = pays(learner, self.inner, rows * self.steps) if self.low_rank is None else self.low_rank
+        if low_rank and isinstance(self.inner, SGD):
             return self._by_low_rank(learner, episodes, self.inner.lr, generator)
         with torch.enable_grad():
             points = self.judged_points(learner, episodes, generator, second_derivatives=self.second_derivatives)
