@@ -61,7 +61,8 @@ def _memory(network: str, steps: int, kind: str) -> float:
     torch.set_num_threads(1)
     learner, episodes = problem(network)
     chosen = algorithm(kind, learner, steps)
-    first = Episodes(*((part[0][:1], part[1][:1]) for part in episodes[:2]))
+    (inputs, targets), (queries, labels) = episodes.support, episodes.query
+    first = Episodes((inputs[:1], targets[:1]), (queries[:1], labels[:1]))
     meta_gradient(chosen, learner, first)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     meta_gradient(chosen, learner, episodes)

@@ -26,6 +26,8 @@ COLOURS = {
     "pre-training": "#8c8c8c",
     "scratch": "#333333",
 }
+SHOWN_ERRORS = (0.03, 8.0)  # steps that a start was not trained for can diverge, beyond every scale
+DIVERGED = 100.0  # the mean over 600 waves: ten times that of predicting zero, and more
 SHOWN_WAVES = ("maml", "meta-sgd", "reptile", "pre-training")
 FITS = {"step 0": (":", "#b8b8b8"), "step 1": ("--", "#dd8452"), "step 10": ("-", "#c44e52")}
 
@@ -62,7 +64,7 @@ def errors(rows: Rows) -> Figure:
             own = [row for row in rows if row["algorithm"] == name and int(row["shots"]) == shots]
             if own:
                 curve(panel, own, name)
-        panel.set(title=f"{shots} points to learn from", xlabel="gradient steps", yscale="log")
+        panel.set(title=f"{shots} points to learn from", xlabel="gradient steps", yscale="log", ylim=SHOWN_ERRORS)
     panels[0].set_ylabel("mean squared error on new waves")
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
@@ -98,7 +100,7 @@ def fitted(folder: Path, shots: int = 10) -> Figure:
         panel.plot(*zip(*points["support"], strict=True), "k^", markersize=4, label="learned from")
         panel.set(title=name, xlabel="x")
     panels[0].set_ylabel("y")
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
     return figure
 
 
@@ -109,9 +111,15 @@ def sinusoid_table(rows: Rows) -> str:
     cells = {(row["algorithm"], int(row["shots"]), int(row["step"])): float(row["mse"]) for row in rows}
     for name in SINUSOID:
         keys = [(name, shots, step) for shots in SHOTS for step in (1, 10)]
-        values = [f"{cells[key]:.3g}" if key in cells else "not yet measured" for key in keys]
+        values = [written(cells.get(key)) for key in keys]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
+
+
+def written(error: float | None) -> str:
+    if error is None:
+        return "not yet measured"
+    return f"{error:.3g}" if error < DIVERGED else "diverges"
 
 
 def omniglot_table(rows: Rows) -> str:

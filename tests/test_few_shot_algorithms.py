@@ -335,7 +335,7 @@ class TestComparisons:
     @pytest.mark.parametrize("kind", [Prototypical, Matching])
     def test_meta_gradient_is_the_derivative_of_the_query_loss(self, kind: type[Algorithm]) -> None:
         learner, episodes = learner_and_episodes(Clouds(), 2)
-        algorithm = kind(learner.fresh_parameters)  # type: ignore[call-arg]
+        algorithm = kind(learner.fresh_parameters)
         assert_derivative(algorithm, learner, episodes)
 
     def test_regression_is_refused(self) -> None:
