@@ -31,6 +31,9 @@ DIVERGED = 100.0  # the mean over 600 waves: ten times that of predicting zero, 
 SHOWN_WAVES = ("maml", "meta-sgd", "reptile", "pre-training")
 FITS = {"step 0": (":", "#b8b8b8"), "step 1": ("--", "#dd8452"), "step 10": ("-", "#c44e52")}
 
+PAGE = Path(__file__).parents[1] / "docs" / "few-shot.md"
+BEGIN, END = "<!-- table of {}, written by benchmarks.few_shot figures -->\n", "<!-- end of the table -->"
+
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -40,11 +43,13 @@ def draw(folder: Path) -> None:
         if rows := read(folder, "sinusoid-*.csv"):
             save_figure(errors(rows), folder / "sinusoid.png")
             save_figure(fitted(folder), folder / "waves.png")
-            write_atomically(folder / "sinusoid.md", sinusoid_table(rows))
+            put_into_page("sine waves", sinusoid_table(rows))
         if rows := read(folder, "combination-*.csv"):
             save_figure(combinations(rows), folder / "combinations.png")
     if rows := read(folder, "omniglot-*.csv"):
-        write_atomically(folder / "omniglot.md", omniglot_table(rows))
+        put_into_page("Omniglot", omniglot_table(rows))
+    if rows := read(folder, "cost.csv"):
+        put_into_page("cost", cost_table(rows))
 
 
 def read(folder: Path, pattern: str) -> list[dict[str, str]]:
@@ -53,6 +58,15 @@ def read(folder: Path, pattern: str) -> list[dict[str, str]]:
         with path.open(newline="") as file:
             rows += list(csv.DictReader(file))
     return rows
+
+
+def put_into_page(name: str, table: str) -> None:
+    """Replace what lies between the markers in docs/few-shot.md."""
+    begin = BEGIN.format(name)
+    before, marker, rest = PAGE.read_text().partition(begin)
+    if not marker:
+        raise ValueError(f"{PAGE} has no line {begin.strip()}")
+    write_atomically(PAGE, before + begin + table + END + rest.partition(END)[2])
 
 
 def errors(rows: Rows) -> Figure:
@@ -76,8 +90,10 @@ def errors(rows: Rows) -> Figure:
 def curve(panel: Axes, rows: Rows, name: str) -> None:
     steps = [int(row["step"]) for row in rows]
     mean, interval = (np.array([float(row[column]) for row in rows]) for column in ("mse", "interval_95"))
-    panel.plot(steps, mean, color=COLOURS[name], label=name)
-    panel.fill_between(steps, mean - interval, mean + interval, color=COLOURS[name], alpha=0.2, linewidth=0)
+    known = (mean < DIVERGED) & (interval < mean)
+    panel.plot(np.array(steps)[known], mean[known], ".-", color=COLOURS[name], label=name)
+    low, high = np.where(known, mean - interval, np.nan), np.where(known, mean + interval, np.nan)
+    panel.fill_between(steps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
 
 
 def fitted(folder: Path, shots: int = 10) -> Figure:
@@ -132,6 +148,17 @@ def omniglot_table(rows: Rows) -> str:
     for key, steps in groups.items():
         first, last = (steps.get("1", "-"), steps.get("10", "-")) if len(steps) > 1 else (steps["0"], "-")
         lines.append("| " + " | ".join([*key, first, last]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cost_table(rows: Rows) -> str:
+    """Time relative to FOMAML's of the same network and number of steps, and memory."""
+    lines = ["| | inner steps | algorithm | time / fomaml | megabytes |", "| --- | --- | --- | --- | --- |"]
+    times = {(row["network"], row["inner_steps"], row["algorithm"]): float(row["milliseconds"]) for row in rows}
+    for row in rows:
+        network, steps, name = row["network"], row["inner_steps"], row["algorithm"]
+        ratio = times[network, steps, name] / times[network, steps, "fomaml"]
+        lines.append(f"| {network} | {steps} | {name} | {ratio:.2f} | {float(row['megabytes']):.0f} |")
     return "\n".join(lines) + "\n"
 
 
