@@ -6,12 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, import_from_here, need, usable_device
+from learned_optim.cli_common import CommandError, Commands, add_command, import_from_here, need, usable_device
 
 
 def add_meta_train(commands: Commands) -> None:
     """Add the sub-command with its options."""
-    meta_train = commands.add_parser("meta-train", help="meta-train a rule from a configuration, or go on with a run")
+    meta_train = add_command(
+        commands,
+        "meta-train",
+        "meta-train a rule from a configuration, or go on with a run",
+        description="Meta-train a rule. Ctrl-C saves; --resume goes on bit-exactly. Many processes: torchrun "
+        "--standalone --nproc-per-node 8 -m learned_optim.cli meta-train ...",
+        examples=[
+            "meta-train default --output runs/mine --set seed=1 --set meta_optimizer.lr=1e-3",
+            "meta-train my_rule.toml --device cuda",
+            "meta-train --resume runs/mine",
+        ],
+    )
     meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration")
     meta_train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     meta_train.add_argument("--output", type=Path, help="run folder (runs/CONFIG)")
