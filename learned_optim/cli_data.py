@@ -27,8 +27,8 @@ def add_data(commands: Commands) -> None:
         actions,
         "fetch",
         "download data sets from their official addresses",
-        description="Download data sets from their official addresses. Every file is held to its SHA-256, a download that "
-        "was cut off goes on where it ended, and what is there already is kept. Prints the folder of each.",
+        description="Download data sets from their official addresses. Every file is held to its SHA-256, a download "
+        "that was cut off goes on where it ended, and what is there already is kept. Prints the folder of each.",
         examples=[
             "data fetch mnist",
             "data fetch mnist cifar10 --output /data",

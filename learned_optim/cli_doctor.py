@@ -36,8 +36,8 @@ def add_doctor(commands: Commands) -> None:
         "doctor",
         "check the installation: versions, GPU, data, and a step of every rule",
         description="Say what is installed, which devices and data sets there are, and hold a step of every shipped "
-        "rule to its definition, on the CPU and, where there is a GPU, by the fused kernel. Exit status 1 if something is "
-        "wrong; what is only missing is no error.",
+        "rule to its definition, on the CPU and, where there is a GPU, by the fused kernel. Exit status 1 if something "
+        "is wrong; what is only missing is no error.",
         examples=["doctor", "doctor --json"],
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")

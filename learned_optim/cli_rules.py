@@ -26,7 +26,8 @@ def add_rules(commands: Commands) -> None:
         "show",
         "architecture, memory and origin of a rule; what it does, as a picture",
         description="Print a rule's card. --plot draws its response to constant, sign-flipping and noisy gradients "
-        "beside Adam's, its effective rate against the step count, and its step as a function of past and present gradients.",
+        "beside Adam's, its effective rate against the step count, and its step as a function of past and present "
+        "gradients.",
         examples=["rules show default", "rules show runs/mine/best.safetensors --plot rule.png --steps 2000"],
     )
     show.add_argument("rule", help=RULE_HELP)
@@ -128,11 +129,10 @@ def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
 
 def _plot(options: argparse.Namespace) -> None:
     need("bench", "matplotlib")
-    from learned_optim.meta_train.responses import portrait
     from learned_optim.meta_train.rule_plots import plot_rule
 
     given = {name: getattr(options, name) for name in ("steps", "scale") if getattr(options, name) is not None}
-    plot_rule(portrait(options.rule, **given), options.plot)
+    plot_rule(options.rule, options.plot, **given)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,8 @@ ADAM_RATE = 1e-3  # torch.optim.Adam's default
 MEAN_OF_NOISE = 0.3  # of the noisy gradient, in units of its deviation
 SAMPLES = 64  # of the noisy gradient
 STOP = 100  # steps after which the gradient that stops is zero
-MAGNITUDES = 10.0 ** torch.arange(-6, 7, 1.0)  # of the gradients whose size is varied
-PAST, PRESENT = torch.linspace(-2, 2, 21), torch.linspace(-3, 3, 25)
+MAGNITUDES = 10.0 ** np.arange(-6, 7)  # of the gradients whose size is varied
+PAST, PRESENT = np.linspace(-2, 2, 21), np.linspace(-3, 3, 25)
 """Axes of the map of a step: mean of the past gradients, and the present gradient; in deviations of the past ones."""
 MAP_STEPS = 100  # past gradients of the map
 MAP_SAMPLES = 8  # histories that a point of the map is the mean of, in pairs of opposite noise
@@ -29,17 +30,17 @@ Stepper = Callable[[Tensor], Tensor]
 class Curves(NamedTuple):
     """An optimizer's steps; lengths in units of the parameter, against the gradient: positive means downhill."""
 
-    constant: Tensor
+    constant: np.ndarray
     """On a gradient of 1 without end, ``(steps,)``."""
-    flipping: Tensor
+    flipping: np.ndarray
     """On gradients 1, -1, 1, ...: the part against the present gradient, ``(steps,)``."""
-    noisy: Tensor
+    noisy: np.ndarray
     """On noise around a mean: against the mean, ``(steps, samples)``."""
-    stopped: Tensor
+    stopped: np.ndarray
     """On a gradient of 1 that is 0 after ``STOP`` steps, ``(2 * STOP,)``."""
-    magnitudes: Tensor
+    magnitudes: np.ndarray
     """Root mean square of the late steps on noise of the sizes ``MAGNITUDES``, ``(sizes,)``."""
-    map: Tensor
+    map: np.ndarray
     """After noise around ``PAST`` and then the gradient ``PRESENT``, ``(past, present)``."""
 
 
@@ -59,13 +60,10 @@ class Portrait:
     rule: Curves
     adam: Curves
 
-    def effective_rates(self) -> dict[str, Tensor]:
+    def effective_rates(self) -> dict[str, np.ndarray]:
         """The rate at which Adam's step would be as long as the rule's, by the kind of gradient, ``(steps,)`` each."""
-        lengths = [
-            {"constant": curves.constant.abs(), "flipping": curves.flipping.abs(), "noisy": _root_mean_square(curves)}
-            for curves in (self.rule, self.adam)
-        ]
-        return {kind: ADAM_RATE * lengths[0][kind] / lengths[1][kind] for kind in lengths[0]}
+        rule, adam = _lengths(self.rule), _lengths(self.adam)
+        return {kind: ADAM_RATE * rule[kind] / adam[kind] for kind in rule}
 
 
 def portrait(rule: UpdateRule | str | Path, *, steps: int = 1000, scale: float = 1.0, name: str = "") -> Portrait:
@@ -126,18 +124,18 @@ def _curves(stepper: Stepper, steps: int, scale: float) -> Curves:
     stopping = ones.clone()
     stopping[STOP:] = 0
     few = noise[:, : SAMPLES // 4]
-    sized = (few[:, None] * MAGNITUDES[:, None]).flatten(1)
+    sized = (few[:, None] * torch.from_numpy(MAGNITUDES).float()[:, None]).flatten(1)
     parts = [ones, signs, MEAN_OF_NOISE + noise, stopping, sized]
     updates = -stepper(scale * torch.cat(parts, 1))
     constant, flipping, noisy, stopped, of_sizes = updates.split([part.shape[1] for part in parts], 1)
     late = of_sizes[steps // 2 : steps].unflatten(1, (len(MAGNITUDES), -1))
     return Curves(
-        constant=constant[:steps, 0],
-        flipping=(flipping * signs)[:steps, 0],
-        noisy=noisy[:steps],
-        stopped=stopped[: 2 * STOP, 0],
-        magnitudes=late.square().mean((0, 2)).sqrt(),
-        map=-_map(stepper, scale),
+        constant=constant[:steps, 0].numpy(),
+        flipping=(flipping * signs)[:steps, 0].numpy(),
+        noisy=noisy[:steps].numpy(),
+        stopped=stopped[: 2 * STOP, 0].numpy(),
+        magnitudes=late.square().mean((0, 2)).sqrt().numpy(),
+        map=-_map(stepper, scale).numpy(),
     )
 
 
@@ -146,11 +144,17 @@ def _map(stepper: Stepper, scale: float) -> Tensor:
     half = torch.randn(MAP_STEPS, MAP_SAMPLES // 2, generator=torch_generator(0, "map of responses"))
     noise = torch.cat([half, -half], 1)
     shape = len(PAST), len(PRESENT), MAP_SAMPLES
-    past = (PAST[:, None, None] + noise[:, None, None]).expand(MAP_STEPS, *shape)
-    present = PRESENT[:, None].expand(1, *shape)
+    means, lasts = torch.from_numpy(PAST).float(), torch.from_numpy(PRESENT).float()
+    past = (means[:, None, None] + noise[:, None, None]).expand(MAP_STEPS, *shape)
+    present = lasts[:, None].expand(1, *shape)
     last = stepper(scale * torch.cat([past, present]).flatten(1))[-1]
     return last.view(shape).mean(-1)
 
 
-def _root_mean_square(curves: Curves) -> Tensor:
-    return curves.noisy.square().mean(1).sqrt()
+def _lengths(curves: Curves) -> dict[str, np.ndarray]:
+    """Root mean square of the steps, by the kind of gradient, ``(steps,)`` each."""
+    return {
+        "constant": np.abs(curves.constant),
+        "flipping": np.abs(curves.flipping),
+        "noisy": np.sqrt(np.square(curves.noisy).mean(1)),
+    }

@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.plots import COLOURS, LEARNED_COLOURS, STYLE
@@ -23,7 +22,9 @@ from learned_optim.meta_train.responses import (
     STOP,
     Curves,
     Portrait,
+    portrait,
 )
+from learned_optim.rules import UpdateRule
 
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 4
@@ -40,34 +41,41 @@ class Panel(NamedTuple):
     draw: Callable[[Axes, Portrait], None]
 
 
-def plot_rule(portrait: Portrait, path: Path) -> None:
-    """Draw all panels of a portrait into ``path``, whole or not at all.
+def plot_rule(rule: UpdateRule | str | Path, path: Path, *, steps: int = 1000, scale: float = 1.0) -> None:
+    """Draw what a rule does into ``path``, whole or not at all.
+
+    Args:
+        rule: a rule, or what :func:`~learned_optim.load_rule` takes.
+        path: file to write; its name ends in one of ``FORMATS``.
+        steps: length of the responses.
+        scale: factor on all gradients.
 
     Raises:
-        ValueError: the file's name does not end in one of ``FORMATS``.
+        ValueError: another ending; and as :func:`~learned_optim.meta_train.responses.portrait` does.
     """
     if path.suffix not in FORMATS:
         raise ValueError(f"the picture's name must end in {', '.join(FORMATS)}, got {path}")
+    responses = portrait(rule, steps=steps, scale=scale)
     rows = -(-len(PANELS) // COLUMNS)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.7 * COLUMNS, 3.0 * rows), layout="constrained")
         for axes, panel in zip(figure.subplots(rows, COLUMNS).flat, PANELS, strict=True):
-            panel.draw(axes, portrait)
+            panel.draw(axes, responses)
             axes.set_title(panel.title)
-        of_size = "" if portrait.scale == 1 else f"; gradients times {portrait.scale:g}"
-        figure.suptitle(f"{portrait.name} beside Adam at {ADAM_RATE:g}{of_size}")
+        of_size = "" if scale == 1 else f"; gradients times {scale:g}"
+        figure.suptitle(f"{responses.name} beside Adam at {ADAM_RATE:g}{of_size}")
         image = io.BytesIO()
         figure.savefig(image, dpi=110, format=path.suffix[1:])
     write_atomically(path, image.getvalue())
 
 
-def binned(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def binned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps, at even distances on a logarithmic axis, and quartiles around them: ``(bins,)`` and ``(3, bins)``.
 
     Args:
         values: of each step, ``(steps,)`` or ``(steps, samples)``.
     """
-    rows = values.numpy().reshape(len(values), -1)
+    rows = values.reshape(len(values), -1)
     edges = np.unique(np.geomspace(1, len(rows) + 1, BINS + 1).round().astype(int)) - 1
     bins = [slice(begin, end) for begin, end in itertools.pairwise(edges)]
     middles = np.array([(piece.start + 1 + piece.stop) / 2 for piece in bins])
@@ -75,9 +83,9 @@ def binned(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _response(kind: str, label: str) -> Callable[[Axes, Portrait], None]:
-    def draw(axes: Axes, portrait: Portrait) -> None:
+    def draw(axes: Axes, responses: Portrait) -> None:
         _length_axis(axes)
-        for curves, colour, name in _both(portrait):
+        for curves, colour, name in _both(responses):
             steps, (low, median, high) = binned(getattr(curves, kind))
             axes.plot(steps, median, color=colour, label=name)
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -87,9 +95,9 @@ def _response(kind: str, label: str) -> Callable[[Axes, Portrait], None]:
     return draw
 
 
-def _stopped(axes: Axes, portrait: Portrait) -> None:
+def _stopped(axes: Axes, responses: Portrait) -> None:
     _length_axis(axes)
-    for curves, colour, name in _both(portrait):
+    for curves, colour, name in _both(responses):
         values = curves.stopped[STOP // 2 :]
         axes.plot(np.arange(STOP // 2 - STOP, STOP), values, color=colour, label=name)
     axes.axvline(0, color=mpl.rcParams["grid.color"], zorder=1)
@@ -103,8 +111,8 @@ def _length_axis(axes: Axes) -> None:
     axes.axhline(0, color=mpl.rcParams["grid.color"], zorder=1)
 
 
-def _effective_rates(axes: Axes, portrait: Portrait) -> None:
-    for (kind, rates), style in zip(portrait.effective_rates().items(), ("-", ":", "--"), strict=True):
+def _effective_rates(axes: Axes, responses: Portrait) -> None:
+    for (kind, rates), style in zip(responses.effective_rates().items(), ("-", ":", "--"), strict=True):
         steps, (_, median, _) = binned(rates)
         axes.plot(steps, median, style, color=RULE, label=kind)
     axes.axhline(ADAM_RATE, color=ADAM, label="Adam")
@@ -112,9 +120,9 @@ def _effective_rates(axes: Axes, portrait: Portrait) -> None:
     axes.legend(fontsize=7.5)
 
 
-def _magnitudes(axes: Axes, portrait: Portrait) -> None:
-    for curves, colour, label in _both(portrait):
-        axes.plot(portrait.scale * MAGNITUDES, curves.magnitudes, color=colour, marker=".", label=label)
+def _magnitudes(axes: Axes, responses: Portrait) -> None:
+    for curves, colour, label in _both(responses):
+        axes.plot(responses.scale * MAGNITUDES, curves.magnitudes, color=colour, marker=".", label=label)
     axes.set(xlabel="size of the gradients", ylabel="length of late steps", xscale="log", yscale="log")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 3, high * 3)  # else a line that is flat has no even ticks
@@ -122,9 +130,9 @@ def _magnitudes(axes: Axes, portrait: Portrait) -> None:
 
 
 def _map(curves_of: Callable[[Portrait], Curves]) -> Callable[[Axes, Portrait], None]:
-    def draw(axes: Axes, portrait: Portrait) -> None:
-        steps = curves_of(portrait).map
-        largest = float(steps.abs().max()) or 1.0
+    def draw(axes: Axes, responses: Portrait) -> None:
+        steps = curves_of(responses).map
+        largest = float(np.abs(steps).max()) or 1.0
         extent = (float(PRESENT[0]), float(PRESENT[-1]), float(PAST[0]), float(PAST[-1]))
         image = axes.imshow(
             steps,
@@ -136,7 +144,7 @@ def _map(curves_of: Callable[[Portrait], Curves]) -> Callable[[Axes, Portrait], 
             vmax=largest,
             interpolation="bilinear",
         )
-        if bool((steps > 0).any()) and bool((steps < 0).any()):
+        if steps.min() < 0 < steps.max():
             axes.contour(PRESENT, PAST, steps, levels=[0], colors="#333333", linewidths=0.8)
         axes.figure.colorbar(image, ax=axes)
         axes.set(xlabel="present gradient", ylabel="mean of past gradients")
@@ -145,9 +153,9 @@ def _map(curves_of: Callable[[Portrait], Curves]) -> Callable[[Axes, Portrait], 
     return draw
 
 
-def _both(portrait: Portrait) -> list[tuple[Curves, str, str]]:
+def _both(responses: Portrait) -> list[tuple[Curves, str, str]]:
     """Steps with colour and label, the rule's on top."""
-    return [(portrait.adam, ADAM, "Adam"), (portrait.rule, RULE, portrait.name)]
+    return [(responses.adam, ADAM, "Adam"), (responses.rule, RULE, responses.name)]
 
 
 PANELS = (
@@ -179,7 +187,7 @@ PANELS = (
         "map of the step",
         "The step (red: against a positive gradient) as a function of the present gradient and of the mean of noisy "
         "past ones; zero on the line. In deviations of the noise.",
-        _map(lambda portrait: portrait.rule),
+        _map(lambda responses: responses.rule),
     ),
-    Panel("map of Adam's step", "The same of Adam.", _map(lambda portrait: portrait.adam)),
+    Panel("map of Adam's step", "The same of Adam.", _map(lambda responses: responses.adam)),
 )

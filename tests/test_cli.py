@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit status, and that errors are one line that says what to do."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from learned_optim import __version__, available_rules, checkpoint, cli, save_rule
+from learned_optim.cli_common import Parser
 from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
 from learned_optim.meta_train.config import shipped_configs
 from learned_optim.meta_train.data import DATA_SETS
@@ -20,7 +22,7 @@ from learned_optim.rules import ScaleFreeLSTM
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "examples:"],
+    "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "doctor", "exit status: 0 done"],
     "demo": ["--output"],
     "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
     "neural-art": [
@@ -38,15 +40,19 @@ COMMANDS = {
         *("--list", "--rules", "--baselines", "--problems", "--seeds", "--model", "--steps", "--out", "--cache"),
         *("--device", "--time", "--json"),
     ],
-    "rules": [],
+    "rules": ["list", "show", "export"],
+    "rules list": ["--json"],
+    "rules show": ["--plot", "--steps", "--scale", "--json"],
+    "rules export": ["--force"],
     "runs": ["list", "show", "plot", "compare"],
     "runs list": ["--json"],
     "runs show": ["--json"],
-    "runs plot": ["--output"],
+    "runs plot": ["--output", "--png"],
     "runs compare": ["--output", "--json"],
     "data": ["list", "fetch"],
-    "data list": [],
-    "data fetch": ["--output"],
+    "data list": ["--json"],
+    "data fetch": ["--output", "--mirror"],
+    "doctor": ["--json"],
 }
 
 
@@ -83,11 +89,50 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert all(word in text for word in COMMANDS[command])
 
 
-def test_help_examples_can_be_parsed() -> None:
-    examples = [line.split()[1:] for line in cli.EXAMPLES.splitlines() if line.startswith("  learned-optim ")]
-    assert len(examples) >= 3
-    for arguments in examples:
-        assert cli._parser().parse_args(arguments).run
+def parsers(parser: Parser) -> Iterator[Parser]:
+    """A parser and those of the commands below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+def test_every_command_has_examples_that_can_be_parsed() -> None:
+    everything = list(parsers(cli._parser()))
+    assert {parser.prog.removeprefix("learned-optim").strip() for parser in everything} == set(COMMANDS)
+    for parser in everything:
+        assert parser.examples, parser.prog
+        for example in parser.examples:
+            assert f"learned-optim {example}".startswith(parser.prog), "the example of another command"
+            assert cli._parser().parse_args(example.split()).run
+            assert f"  learned-optim {example}\n" in parser.format_help()
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys, contextlib, io\n"
+        "from learned_optim import cli\n"
+        f"for command in {list(COMMANDS)}:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:\n"
+        "        cli.main([*command.split(), '--help'])\n"
+        "    assert text.getvalue().startswith('usage: '), command\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(process.stdout.split())
+    assert "learned_optim" in loaded
+    assert loaded & {"torch", "numpy", "matplotlib", "pydantic", "safetensors", "huggingface_hub"} == set()
+
+
+@pytest.mark.parametrize("group", ["", "data", "runs"])
+def test_command_that_lacks_an_action_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*group.split())
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert "examples:" in captured.err
+    assert captured.out == ""
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,8 +192,19 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
         (["benchmark", "quick", "--rules", "a/b.safetensors"], ["no rule file at a/b.safetensors"]),
         (["benchmark", "--model", "absent.py:Net"], ["problem 'Net': no file", "absent.py"]),
         (["benchmark", "--model", "Net"], ["unknown name 'Net'"]),
+        (["rules", "show", "defualt"], ["unknown rule 'defualt'", *available_rules()]),
+        (["rules", "show", "a/b.safetensors"], ["no rule file at a/b.safetensors"]),
+        (["rules", "show", "default", "--steps", "9"], ["--steps and --scale go with --plot FILE"]),
+        (["rules", "show", "default", "--plot", "rule.jpg"], ["must end in .png, .svg, .pdf", "rule.jpg"]),
+        (["rules", "show", "default", "--plot", "rule.png", "--steps", "0"], ["at least 10, got 0"]),
+        (["rules", "show", "default", "--plot", "rule.png", "--scale", "-1"], ["positive and finite, got -1"]),
+        (["rules", "show", "hf://nobody"], ["expected hf://OWNER/NAME"]),
+        (["rules", "export", "default", "rule.pt"], ["must end in .safetensors, got rule.pt"]),
+        (["rules", "export", "nobody", "rule.safetensors"], ["unknown rule 'nobody'"]),
         (["data", "fetch", "imagenet"], ["unknown data set 'imagenet'", *DATA_SETS]),
+        (["data", "fetch", "mnst"], ["did you mean 'mnist'?"]),
         (["data", "fetch", "digits"], ["needs no download"]),
+        (["data", "fetch", "neural_art"], ["cannot be downloaded", "docs/neural-art.md"]),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
 )
@@ -160,9 +216,21 @@ def test_error_is_one_line_that_says_what_to_do(
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_debug_shows_the_traceback() -> None:
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_debug_shows_the_traceback_wherever_it_is_written(place: int) -> None:
+    arguments = ["benchmark", "quick", "--rules", "nobody"]
     with pytest.raises(ValueError, match="unknown rule"):
-        run("--debug", "benchmark", "quick", "--rules", "nobody")
+        run(*arguments[:place], "--debug", *arguments[place:])
+
+
+def test_mistake_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[str]:
+        raise KeyError("weights")
+
+    monkeypatch.setattr(checkpoint, "available_rules", broken)
+    assert error_of(capsys, "rules") == (
+        "learned-optim: error: unexpected KeyError: 'weights'; please report what --debug shows"
+    )
 
 
 def test_missing_data_names_the_places_and_the_command(
@@ -197,17 +265,13 @@ def test_data_list_shows_every_data_set_and_its_place(
     assert run("data", "list") == 0
     lines = capsys.readouterr().out.splitlines()
     places = {above.split()[0]: below.strip() for above, below in zip(lines[::2], lines[1::2], strict=True)}
+    assert run("data", "list", "--json") == 0
+    folders = {name: entry["folder"] for name, entry in json.loads(capsys.readouterr().out).items()}
+    assert folders == {**dict.fromkeys(DATA_SETS), "cifar10": places["cifar10"]}
     assert places.keys() == DATA_SETS.keys()
     assert places["cifar10"] == str(tmp_path / "set" / "cifar10")
     assert places["mnist"] == "not here: learned-optim data fetch mnist"
     assert places["digits"] == "nothing to fetch"
-
-
-def test_rules_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("rules") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == available_rules()
-    assert all("meta-parameters. " in line and not line.endswith("meta-parameters. ") for line in lines)
 
 
 def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,8 +352,11 @@ def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there
 
 
 def test_benchmark_list_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("benchmark", "--list", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
     assert run("benchmark", "--list") == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [name for suite, problems in found.items() for name in (suite, *problems)]
     suites = [load_suite(name) for name in shipped_suites()]
     assert names == [name for suite in suites for name in (suite.name, *(problem.name for problem in suite.problems))]
 
