@@ -75,13 +75,16 @@ def _show(options: argparse.Namespace) -> None:
     if options.json:
         print_json(card)
         return
-    plain = {name: value for name, value in card.items() if name not in ("settings", "origin", "figure")}
-    rows = [[name.replace("_", " "), str(value)] for name, value in plain.items()]
-    rows[2:2] = [["settings", ", ".join(f"{name}={value}" for name, value in card["settings"].items())]]
-    rows += [[name.replace("_", " "), str(value)] for name, value in card["origin"].items()]
-    print_table(rows)
+    settings = ", ".join(f"{name}={value}" for name, value in card["settings"].items())
+    facts = {**card, "settings": settings, **card["origin"]}
+    shown = {name: value for name, value in facts.items() if name not in ("origin", "figure")}
+    print_table([[name.replace("_", " "), _text(value)] for name, value in shown.items()])
     if options.plot is not None:
         print(f"written: {options.plot}")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def rule_card(source: str) -> dict[str, Any]:
@@ -113,10 +116,11 @@ def rule_card(source: str) -> dict[str, Any]:
 
 def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
     """How a rule came about: what its file says of the run that it was meta-trained in."""
-    config = provenance.get("config", {})
+    config = provenance.get("config")
+    config = config if isinstance(config, dict) else {}  # whoever calls save_rule may put anything there
     found: dict[str, Any] = {"description": config["description"]} if config.get("description") else {}
     if "tasks" in config:
-        families = Counter(task["family"] for task in config["tasks"])
+        families = Counter(task.get("family", "unnamed") for task in config["tasks"])
         found["tasks"] = ", ".join(f"{count} {name}" for name, count in families.items())
     if "estimator" in config:
         found["estimator"] = config["estimator"]["name"]
@@ -124,7 +128,7 @@ def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
         found["seed"] = config["seed"]
     known = ("meta_steps", "best_validation", "seconds", "learned_optim", "torch")
     found |= {name: provenance[name] for name in known if name in provenance}
-    return found or {"origin": "not recorded in the file"}
+    return found or {"description": "its file does not say how it came about"}
 
 
 def _plot(options: argparse.Namespace) -> None:

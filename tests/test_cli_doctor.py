@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from learned_optim import __version__, available_rules, cli, cli_doctor
+from learned_optim.cli_common import coloured
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM
 
 
@@ -75,7 +76,7 @@ def test_colours_are_for_terminals(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    assert cli_doctor.coloured("WRONG", cli_doctor.RED) == expected
+    assert coloured("WRONG", cli_doctor.RED) == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

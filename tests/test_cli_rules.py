@@ -46,6 +46,7 @@ def test_card_tells_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -
     assert Path(card["card"]).read_text().startswith("# default")
     lines = shown(capsys, "show", "default").splitlines()
     assert ["state", "bytes", "a", "parameter", "48"] in [line.split() for line in lines]
+    assert ["seed", "0"] in [line.split() for line in lines]
     assert any(line.startswith("settings ") and "hidden_size=" in line for line in lines)
 
 
@@ -53,13 +54,13 @@ def test_card_of_a_file_without_provenance_says_so(capsys: pytest.CaptureFixture
     save_rule(ScaleFreeLSTM(2), "mine.safetensors")
     card = json.loads(shown(capsys, "show", "mine.safetensors", "--json"))
     assert card["settings"]["hidden_size"] == 2
-    assert card["origin"] == {"origin": "not recorded in the file"}
+    assert card["origin"] == {"description": "its file does not say how it came about"}
     assert "card" not in card
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_picture_of_every_architecture_is_drawn(architecture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    save_rule(ARCHITECTURES[architecture](hidden_size=2), "mine.safetensors")  # type: ignore[call-arg]
+    save_rule(ARCHITECTURES[architecture](hidden_size=2), "mine.safetensors")
     text = shown(capsys, "show", "mine.safetensors", "--plot", "pictures/rule.png", "--steps", "20", "--scale", "3")
     assert text.splitlines()[-1] == "written: pictures/rule.png"
     pixels = matplotlib_image.imread("pictures/rule.png")  # fails on a damaged file
