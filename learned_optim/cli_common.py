@@ -83,8 +83,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def coloured(text: str, colour: int) -> str:
-    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow); as it is where nobody sees them."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow, 0 none) where somebody sees it."""
+    if colour == 0 or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
 

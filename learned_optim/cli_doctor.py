@@ -26,7 +26,7 @@ PACKAGES = {
 OLDEST_TORCH = 2, 11
 TOLERANCE = 1e-5
 """Of a step's error beside the largest update: some hundred roundings of float32, of 6e-8 each. Found: 3e-7."""
-GREEN, RED, YELLOW = 32, 31, 33
+GREEN, RED, YELLOW, PLAIN = 32, 31, 33, 0
 
 
 def add_doctor(commands: Commands) -> None:
@@ -72,7 +72,7 @@ def _doctor(options: argparse.Namespace) -> None:
 def _colour(finding: str) -> int:
     if finding.startswith("WRONG"):
         return RED
-    return YELLOW if finding.startswith("not ") else GREEN
+    return YELLOW if finding.startswith("not ") else GREEN if finding.startswith("right") else PLAIN
 
 
 def _versions() -> dict[str, str]:

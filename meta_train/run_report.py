@@ -106,7 +106,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "time": duration(summary["seconds"]),
         "skipped steps": str(summary["skipped"]),
         "estimator": summary["estimator"],
-        "rule": summary["rule"],
+        "rule": summary["rule"] or "–",
         "tasks": ", ".join(families),
     }
     entries = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
@@ -133,9 +133,10 @@ def _begins(name: str, pattern: str) -> bool:
 
 
 def _rule(run: Run) -> str:
-    """What the rule of a run does; nothing if it has not been saved yet."""
-    file = next((run.folder / f"{kind}.safetensors" for kind in ("best", "latest") if _is_there(run, kind)), None)
-    if file is None:
+    """What the rule of a run does; nothing if it has none, or has not saved it yet."""
+    files = (run.folder / f"{kind}.safetensors" for kind in ("best", "latest"))
+    file = next(filter(Path.is_file, files), None)
+    if file is None or "rule" not in run.config:
         return ""
     known_portrait = portrait(file, name="rule")
 
@@ -146,10 +147,6 @@ def _rule(run: Run) -> str:
 
     text = f"{file.name} beside Adam at {ADAM_RATE:g}, on made-up gradients; learned-optim rules show draws the same."
     return _section("What the rule does", map(picture, range(len(PANELS))), text)
-
-
-def _is_there(run: Run, kind: str) -> bool:
-    return (run.folder / f"{kind}.safetensors").is_file()
 
 
 def svg(draw: Callable[[Axes], None], salt: str) -> str:

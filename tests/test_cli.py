@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "doctor", "exit status: 0 done"],
     "demo": ["--output"],
-    "meta-train": ["--set", "--output", "--resume", "--device", "--threads"],
+    "meta-train": ["--list", "--set", "--output", "--resume", "--device", "--threads"],
     "neural-art": [
         "--content",
         "--style",
@@ -349,6 +349,13 @@ def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there
     assert "the latest weights: runs/mine/latest.safetensors" in capsys.readouterr().out
     assert not Path("runs/mine/best.safetensors").exists()
     assert Path("runs/mine/latest.safetensors").exists()
+
+
+def test_list_of_configurations_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("meta-train", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped_configs())
+    assert all(len(line.split()) > 2 for line in lines)  # a description
 
 
 def test_benchmark_list_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from matplotlib import image as matplotlib_image
 
 from learned_optim import cli
 from learned_optim.meta_train.rule_plots import PANELS
+from learned_optim.meta_train.run_checkpoint import read_checkpoint, write_checkpoint
 from learned_optim.meta_train.run_plots import titles
 from learned_optim.meta_train.run_report import COLOURS, write_report
 from learned_optim.meta_train.runs import read_run
@@ -123,6 +124,19 @@ def test_run_without_a_rule_is_shown_all_the_same(folder: Path, tmp_path: Path) 
     text = (tmp_path / "run" / "report.html").read_text()
     assert "What the rule does" not in text
     assert "<b>meta-loss</b>" in text
+
+
+def test_run_of_a_few_shot_algorithm_is_shown_without_a_rule(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    checkpoint = read_checkpoint(folder)
+    kept = {name: checkpoint.config[name] for name in ("steps", "seed", "meta_optimizer", "validation")}
+    config = {**kept, "task": {"family": "sinusoid"}, "algorithm": {"name": "maml", "lr": 0.01}}
+    write_checkpoint(tmp_path / "run", checkpoint._replace(config=config, tensors={}))
+    write_report(read_run(tmp_path / "run"), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert all(f"<dd>{word}</dd>" in text for word in ("maml", "sinusoid"))
+    assert "<b>meta-loss</b>" in text
+    assert "What the rule does" not in text
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
