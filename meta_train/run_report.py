@@ -106,7 +106,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "time": duration(summary["seconds"]),
         "skipped steps": str(summary["skipped"]),
         "estimator": summary["estimator"],
-        "rule": summary["rule"] or "–",
+        "rule": summary["rule"],
         "tasks": ", ".join(families),
     }
     entries = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())

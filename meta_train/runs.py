@@ -34,15 +34,13 @@ class Run:
         return self.progress["meta_step"] >= self.config["steps"] or bool(curriculum.get("finished"))
 
     def summary(self) -> dict[str, Any]:
-        """One line of a table of runs; for JSON. A run of a few-shot algorithm has one task, and no rule."""
-        tasks = self.config["tasks"] if "tasks" in self.config else [self.config["task"]]
-        method = self.config["estimator"] if "estimator" in self.config else self.config["algorithm"]
+        """One line of a table of runs; for JSON."""
         return {
             "run": str(self.folder),
             "description": self.config.get("description", ""),
-            "rule": self.config["rule"]["architecture"] if "rule" in self.config else None,
-            "families": dict(Counter(task["family"] for task in tasks)),
-            "estimator": method["name"],
+            "rule": self.config["rule"]["architecture"],
+            "families": dict(Counter(task["family"] for task in self.config["tasks"])),
+            "estimator": self.config["estimator"]["name"],
             "meta_steps": self.progress["meta_step"],
             "of": self.config["steps"],
             "best_validation": self.progress["best_validation"],
