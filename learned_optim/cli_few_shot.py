@@ -1,15 +1,22 @@
 """The command ``learned-optim few-shot``."""
 
 import argparse
-import json
 from pathlib import Path
 
-from learned_optim.cli_common import Commands, need, usable_device
+from learned_optim.cli_common import Commands, add_command, need, print_json, usable_device
 
 
 def add_few_shot(commands: Commands) -> None:
     """Add the sub-command with its options."""
-    few_shot = commands.add_parser("few-shot", help="evaluate a few-shot learner on new tasks")
+    few_shot = add_command(
+        commands,
+        "few-shot",
+        "evaluate a few-shot learner on new tasks",
+        examples=[
+            "few-shot runs/maml --episodes 600",
+            "few-shot runs/maml/best.safetensors --steps 10 --one-by-one --json",
+        ],
+    )
     few_shot.add_argument("source", help="run folder, .safetensors file, or the configuration of an untrained baseline")
     few_shot.add_argument("--episodes", type=int, default=600, help="tasks (%(default)s)")
     few_shot.add_argument("--steps", type=int, help="inner steps (as in the run's validation)")
@@ -50,7 +57,7 @@ def _few_shot(options: argparse.Namespace) -> None:
     )
     summary = evaluation.summary()
     if options.json:
-        print(json.dumps({"source": str(path), "split": options.split, **summary}, indent=2))
+        print_json({"source": str(path), "split": options.split, **summary})
         return
     print(f"{options.source}: {options.episodes} {options.split} tasks, {evaluation.statistics}")
     for row in summary["steps"]:
