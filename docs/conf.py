@@ -1,7 +1,7 @@
 """The documentation as a site: `make docs` writes it to build/docs, without network, and every warning is an error.
 
-The pages are those of this folder, as they read in the repository. Links from them to files of the repository that are no pages
-become downloads.
+The pages are those of this folder, as they read in the repository. Links from them to files of the repository that are
+no pages become downloads.
 """
 
 import re

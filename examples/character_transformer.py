@@ -26,7 +26,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(characters, 64)
         self.places = nn.Embedding(CONTEXT, 64)
-        block = nn.TransformerEncoderLayer(64, nhead=4, dim_feedforward=256, dropout=0.0, batch_first=True, norm_first=True)
+        block = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(block, num_layers=2, enable_nested_tensor=False)
         self.output = nn.Linear(64, characters)
 

@@ -3,7 +3,8 @@
     torchrun --standalone --nproc-per-node 2 examples/fsdp2.py    # gloo on CPUs, nccl where there are GPUs
 
 The rule treats every coordinate by itself, so each process steps its own shard and nothing is exchanged for it: the
-result is that of a single process to the bit, given the same gradients. Prints the loss and how much state a process holds.
+result is that of a single process to the bit, given the same gradients. Prints the loss and how much state a process
+holds.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     pip install 'learned-optim[train]'
     python examples/meta_train_for_my_model.py
 
-The model tells two spirals apart. A rule is meta-trained on such trainings for a minute or two, saved as `spirals.safetensors`,
-and then trains new networks on new spirals, beside the default rule and Adam at its best of several rates. Prints the validation score now and
-then (final over initial loss), and the final loss of each optimizer: the mean of the last tenth of the steps, over 8 seeds.
+The model tells two spirals apart. A rule is meta-trained on such trainings for a few minutes, saved as
+`spirals.safetensors`, and then trains new networks on new spirals, beside the default rule and Adam at its best of
+several rates. Prints the validation score now and then (final over initial loss), and the final loss of each optimizer:
+the mean of the last tenth of the steps, over 8 seeds.
 
 The same from the command line, with tuned baselines, bands and figures: docs/meta-training.md.
 """
