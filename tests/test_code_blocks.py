@@ -1,7 +1,8 @@
 """Every fenced block of every document holds: Python runs, configurations are accepted, commands exist.
 
-A block that another test runs says so in a comment above it, ``<!-- run by tests/test_x.py -->``, and one that cannot run why,
-``<!-- not run: it needs eight GPUs -->``. All other Python blocks of a page are run here, in order and in one namespace.
+A block that another test runs says so in a comment above it, ``<!-- run by tests/test_x.py -->``, and one that cannot
+run says why, ``<!-- not run: it needs eight GPUs -->``. All other Python blocks of a page are run here, in order and in
+one namespace.
 """
 
 import re
@@ -116,11 +117,8 @@ def check_command(words: list[str]) -> None:
         case ["python", file, *_]:
             assert (ROOT / file).is_file(), file
         case ["pip", "install", *arguments]:
-            extras = {
-                extra
-                for argument in arguments
-                for extra in re.findall(r"[\w-]+", "".join(re.findall(r"\[.*\]", argument)))
-            }
+            listed = re.findall(r"\[(.*?)\]", " ".join(arguments))
+            extras = {extra for names in listed for extra in names.split(",")}
             assert extras <= set(pyproject()["project"]["optional-dependencies"]), extras
         case [name, *_]:
             assert name in NEEDS, name
