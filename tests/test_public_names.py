@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import itertools
 import re
 from types import ModuleType
 
@@ -105,7 +106,7 @@ def field_texts(thing: object) -> str:
 def documented_names(body: list[ast.stmt]) -> list[str]:
     """Names that are assigned or annotated, and followed by a string."""
     names = []
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         names += [target.id for target in targets if is_text and isinstance(target, ast.Name)]
