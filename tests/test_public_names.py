@@ -128,8 +128,10 @@ def test_no_module_of_the_list_has_lost_its_names() -> None:
 def test_public_name_is_not_without_docstring(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
-    assert undocumented(module) == []
-    constants = [part for part, value in parts(module).items() if not inspect.isclass(value) and not callable(value)]
+    constants = [
+        part for part, value in parts(module).items() if not (inspect.isclass(value) or inspect.isroutine(value))
+    ]
+    assert set(undocumented(module)) <= set(constants)
     for constant in constants:
         sources = [path.read_text() for path in INSTALLED.values() if f"\n{constant}" in path.read_text()]
         assert any(constant in documented_names(ast.parse(source).body) for source in sources), constant
