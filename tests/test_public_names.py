@@ -74,6 +74,10 @@ def parts(module: ModuleType) -> dict[str, object]:
     return {name: getattr(module, name) for name in module.__all__ if not name.startswith("__")}
 
 
+def is_code(thing: object) -> bool:
+    return inspect.isclass(thing) or inspect.isroutine(thing)
+
+
 def text_of(thing: object) -> str:
     """Docstring, with those of base classes: ``Args: see Base`` is an answer."""
     classes = inspect.getmro(thing) if inspect.isclass(thing) else (thing,)
