@@ -63,10 +63,11 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
             _gather_all(suite, "families")
         tables["validation"] = {**validation, "suites": suites}
     config = checked(Config, tables, source)
-    if resuming:
-        config.rule.fresh(config.seed)
-    else:
-        config.rule.build(config.seed)
+    rule = config.rule.fresh(config.seed) if resuming else config.rule.build(config.seed)
+    try:
+        config.estimator.build().check(rule)
+    except ValueError as error:
+        raise ConfigError(f"{source}: estimator: {error}") from error
     for family in config.families:
         family.build()
     try:

@@ -172,6 +172,8 @@ class EstimatorConfig(Strict):
     """Antithetic pairs of perturbations that each instance is trained with."""
     groups: Count | None = None
     """Groups of instances with perturbations of their own; None: every instance."""
+    perturbed: tuple[str, ...] | None = None
+    """Parameters of the rule that are meta-trained, the others stay as they are; None: all."""
     covariance: bool = True
     """Whether the weights of the combination heed the covariance of its parts."""
     variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -1,5 +1,6 @@
 """The meta-training loop: a pool of inner trainings, a meta-optimizer, validation, checkpoints, logs."""
 
+import atexit
 import contextlib
 import copy
 import json
@@ -7,6 +8,7 @@ import math
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +93,11 @@ class Trainer:
         Raises:
             ProcessLostError: another process of the run has ended, or does not answer.
         """
+        steps = self._run()
+        atexit.register(close_if_alive, weakref.ref(steps))  # while the interpreter shuts down nothing can be saved
+        return steps
+
+    def _run(self) -> Generator[Progress]:
         if self.folder is not None and self.world.leads and not self.finished:
             record_session(self.folder, self.config, self.meta_step, self.device)
         log = RunLog(self.folder if self.world.leads else None, self.meta_step, self.detail_names)
@@ -277,6 +284,12 @@ class Trainer:
         self.pool.restore(progress["pool"], below("pool.", tensors))
         if self.curriculum is not None:
             self.curriculum.restore(progress["curriculum"])
+
+
+def close_if_alive(loop: weakref.ref[Generator[Progress]]) -> None:
+    """End a loop that a script has left open."""
+    if (steps := loop()) is not None:
+        steps.close()
 
 
 @contextlib.contextmanager

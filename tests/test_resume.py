@@ -251,6 +251,26 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder / "whole"
 
 
+LEFT_OPEN = """
+import sys
+from pathlib import Path
+from learned_optim.meta_train.config import load_config
+from learned_optim.meta_train.trainer import Trainer
+steps = Trainer(load_config(sys.argv[1]), Path(sys.argv[2])).run()
+next(steps)
+"""
+
+
+def test_script_that_ends_in_the_middle_of_the_loop_saves_without_noise(
+    held: tuple[Path, Path], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "-c", LEFT_OPEN, str(held[0]), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=250)
+    assert done.stderr == ""
+    assert Trainer.resume(tmp_path).meta_step == 1
+
+
 @pytest.mark.timeout(600)  # longer than the two deadlines within
 class TestInterruptedProcess:
     """The real command line in a process of its own, interrupted in the middle of a window, then resumed."""

@@ -111,6 +111,9 @@ class Estimator(ABC):
 
     # Windows whose pieces are divided among processes
 
+    def check(self, rule: UpdateRule) -> None:  # noqa: B027  (most estimators take every rule)
+        """Raise ``ValueError`` for a rule that the estimator's options do not fit."""
+
     def pieces(self, instances: int) -> int:
         """Into how many equal parts a window of so many instances can be divided."""
         return instances

@@ -22,7 +22,7 @@ from learned_optim.rules import UpdateRule
 class ES(EvolutionStrategy):
     """Antithetic evolution strategies. The next window starts from where the first particles have come to.
 
-    Args: see :class:`PerturbationEstimator`.
+    Args: see :class:`EvolutionStrategy`.
     """
 
     name = "es"

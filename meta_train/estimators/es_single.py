@@ -22,7 +22,7 @@ PERTURBATION = "perturbation"
 class ESSingle(EvolutionStrategy):
     """Evolution strategies with one perturbation a particle and inner training.
 
-    Args: see :class:`PerturbationEstimator`.
+    Args: see :class:`EvolutionStrategy`.
     """
 
     name = "es-single"

@@ -5,6 +5,7 @@ credited with. Perturbations follow from a seed, so processes that share the wor
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from learned_optim.meta_train.estimators.perturbation import (
     first_copy,
     variance_of_mean,
 )
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.particles import as_meta_grads
 from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import InnerState
@@ -38,12 +40,49 @@ class Directions(NamedTuple):
 class EvolutionStrategy(PerturbationEstimator):
     """Base of these estimators.
 
-    Args: see :class:`PerturbationEstimator`.
+    Args:
+        sigma, pairs, groups, meta_loss: see :class:`PerturbationEstimator`.
+        perturbed: names of the rule's parameters that are perturbed, and thereby meta-trained; None: all. The fewer
+            they are, the lower is the variance.
+
+    Raises:
+        ValueError: a number is out of range, or no name given.
     """
 
     reports = ("variance",)
     persistent: ClassVar[bool]
     """Whether every particle goes on from where it stands; if not, all start from where the first ones have come to."""
+
+    def __init__(
+        self,
+        sigma: float = 0.01,
+        pairs: int = 1,
+        groups: int | None = None,
+        meta_loss: MetaLoss | MetaLossName = "mean",
+        *,
+        perturbed: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(sigma, pairs, groups, meta_loss)
+        if perturbed is not None and not perturbed:
+            raise ValueError("perturbed names at least one parameter of the rule")
+        self.perturbed = None if perturbed is None else tuple(perturbed)
+
+    def check(self, rule: UpdateRule) -> None:
+        """See :meth:`Estimator.check`: all names in ``perturbed`` are those of parameters."""
+        names = [name for name, _ in rule.named_parameters()]
+        if absent := [name for name in self.perturbed or () if name not in names]:
+            raise ValueError(f"perturbed: the rule has no parameter {absent[0]!r}; it has {', '.join(names)}")
+
+    def perturbations(self, rule: UpdateRule, groups: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`PerturbationEstimator.perturbations`: zero for what is not perturbed."""
+        noise = super().perturbations(rule, groups, generator)
+        if self.perturbed is None:
+            return noise
+        kept = [
+            torch.full((weights.numel(),), name in self.perturbed, device=noise.device)
+            for name, weights in rule.named_parameters()
+        ]
+        return noise * torch.cat(kept)
 
     @abstractmethod
     def directions(

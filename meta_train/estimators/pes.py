@@ -25,7 +25,7 @@ PERTURBATION_SUM = "perturbation_sum"
 class PES(EvolutionStrategy):
     """Persistent evolution strategies.
 
-    Args: see :class:`PerturbationEstimator`.
+    Args: see :class:`EvolutionStrategy`.
     """
 
     name = "pes"
