@@ -29,7 +29,6 @@ html_copy_source = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures are in the source; docstrings give shapes and units
 napoleon_use_rtype = False
-suppress_warnings = ["myst.strikethrough"]
 
 FILES = {
     "index": "README.md",

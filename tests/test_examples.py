@@ -115,7 +115,8 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient: the extra 'dev'")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     notebook = nbformat.read(FOLDER / "quickstart.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": tmp_path}}).execute()
+    patience = {"timeout": 240, "startup_timeout": 240}  # seconds, for a busy machine
+    nbclient.NotebookClient(notebook, **patience, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     printed = "".join(output.text for output in outputs if output.output_type == "stream")

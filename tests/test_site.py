@@ -58,3 +58,15 @@ def test_cards_of_the_weights_are_not_left_out() -> None:
     cards = CONF["cards"]()
     for path in (ROOT / CONF["CARDS"]).glob("*.md"):
         assert f"## {path.stem}\n" in cards, path.name
+
+
+def test_diagram_is_the_one_that_its_script_draws(tmp_path: Path) -> None:
+    matplotlib: Any = pytest.importorskip("matplotlib", reason="needs matplotlib: the extra 'demo'")
+    matplotlib.use("agg")
+    committed = (ROOT / "docs" / "how_it_works.svg").read_text()
+    if f"Matplotlib v{matplotlib.__version__}," not in committed:
+        pytest.skip("another matplotlib draws other bytes")
+    drawn: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "diagram.py"))
+    drawn["main"].__globals__["PATH"] = tmp_path / "drawn.svg"
+    drawn["main"]()
+    assert (tmp_path / "drawn.svg").read_text() == committed
