@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 README = " ".join((ROOT / "README.md").read_text().split())
-PINNED = {
-    canonicalize_name(name): Version(version)
+PINNED: dict[str, Version] = {
+    str(canonicalize_name(name)): Version(version)
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
 }
 TORCH = next(Requirement(each) for each in PROJECT["dependencies"] if each.startswith("torch"))
