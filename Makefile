@@ -36,7 +36,7 @@ docs: $(VENV)/.installed-dev ## build the site of the documentation in build/doc
 
 dist: $(VENV)/.installed-dev ## build wheel and sdist in dist/, and check what a package index would show of them
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --quiet --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove caches and build products; keeps .venv and runs/

@@ -63,13 +63,13 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
             _gather_all(suite, "families")
         tables["validation"] = {**validation, "suites": suites}
     config = checked(Config, tables, source)
+    for family in config.families:  # before the rule: the file of a user's family may enter an architecture
+        family.build()
     rule = config.rule.fresh(config.seed) if resuming else config.rule.build(config.seed)
     try:
         config.estimator.build().check(rule)
     except ValueError as error:
         raise ConfigError(f"{source}: estimator: {error}") from error
-    for family in config.families:
-        family.build()
     try:
         config.to_json()
     except (TypeError, ValueError) as error:  # dates and times; infinity and NaN
