@@ -1,6 +1,6 @@
-"""The README's tables of results and its claim, written from the committed results and from nothing else.
+"""Tables of results in the documents and the README's claim, written from the committed results and from nothing else.
 
-    python -m benchmarks.readme_tables            # rewrites what lies between the markers in README.md
+    python -m benchmarks.readme_tables            # rewrites what lies between the markers in the documents
     python -m benchmarks.readme_tables --check    # status 1 if that would change anything
 
 A rule's figure is bold where it is below that of every baseline tuned. A star marks a rate at an edge of those tried.
@@ -11,12 +11,11 @@ import csv
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.l2l_2016 import EXPERIMENTS
 from learned_optim.meta_train.evaluation import BASELINES, RATES
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- {} table, written by benchmarks/readme_tables.py -->", "<!-- end of the table -->"
 
@@ -32,25 +31,6 @@ HELD_OUT = {
 }
 """Problem -> title, of the first table."""
 
-
-class PaperProblem(NamedTuple):
-    """A row of the second table."""
-
-    title: str
-    rule: str
-    """Shipped rule that was meta-trained on it."""
-    paper: str
-    """Ratio of the final losses of the 2016 paper's rule and its best tuned baseline."""
-
-
-PAPER = {
-    "quadratic": PaperProblem("10-d quadratic, 100 steps", "lstm-l2l-quadratic", "0.79"),
-    "mnist": PaperProblem("MNIST 784-20-10 sigmoid, 100 steps", "lstm-l2l-mnist", "0.76"),
-    "mnist-200": PaperProblem("the same, 200 steps", "lstm-l2l-mnist", "0.81"),
-    "mnist-40-units": PaperProblem("40 units", "lstm-l2l-mnist", "0.65"),
-    "mnist-2-layers": PaperProblem("2 layers of 20 units", "lstm-l2l-mnist", "0.46"),
-    "mnist-relu": PaperProblem("ReLU (the paper's rule fails)", "lstm-l2l-mnist", "7.0"),
-}
 
 Row = Mapping[str, str]
 Results = Mapping[tuple[str, str], Row]
@@ -127,7 +107,7 @@ def held_out_table(results: Results) -> str:
             rule_cell(results, problem, "default"),
             *baseline_cells(results, problem, baselines),
             f"{loss(results, problem, 'default') / loss(results, problem, 'Adam'):.2f}",
-            f"{loss(results, problem, 'default') / best_baseline(results, problem):.2f}",
+            ratio_cell(results, problem, "default"),
         ]
         for problem, title in HELD_OUT.items()
     ]
@@ -136,21 +116,17 @@ def held_out_table(results: Results) -> str:
 
 
 def paper_table(results: Results) -> str:
-    """The rules of the 2016 paper, each on its problem; problems without results are left out."""
-    run = {name: problem for name, problem in PAPER.items() if (name, problem.rule) in results}
-    baselines = baselines_of(results, run)
-    rows = [
-        [
-            problem.title,
-            rule_cell(results, name, problem.rule),
-            rule_cell(results, name, "default"),
-            *baseline_cells(results, name, baselines),
-            f"{loss(results, name, problem.rule) / best_baseline(results, name):.2f}",
-            problem.paper,
-        ]
-        for name, problem in run.items()
-    ]
-    return table(["problem", "lstm-l2l", "default rule", *baselines, "lstm-l2l / best tuned", "paper"], rows)
+    """The paper's rule on each experiment beside its best baseline; experiments without results are left out."""
+    rows = []
+    for problem, title, rule, paper in experiments_run(results):
+        names = [name for name in BASELINES if (problem, name) in results]
+        best = min(names, key=lambda name: loss(results, problem, name))
+        row = [title, rule_cell(results, problem, rule), rule_cell(results, problem, "default")]
+        row += [f"{best} {number(results[problem, best]['final_loss'])}"]
+        rows.append([*row, *(ratio_cell(results, problem, name) for name in (rule, "default")), paper])
+    return table(
+        ["problem", "lstm-l2l", "default rule", "best tuned", "lstm-l2l / best", "default / best", "paper"], rows
+    )
 
 
 def claim(results: Results) -> str:
@@ -163,35 +139,68 @@ def claim(results: Results) -> str:
     )
 
 
-TABLES: Mapping[str, Callable[[Results], str]] = {"claim": claim, "held-out": held_out_table, "paper": paper_table}
-"""By the name that stands in the marker before the table."""
+def reproduction_table(results: Results) -> str:
+    """All baselines with their rates, and the band of the paper's rule."""
+    run = list(experiments_run(results))
+    baselines = baselines_of(results, [problem for problem, *_ in run])
+    rows = []
+    for problem, title, rule, _ in run:
+        row = results[problem, rule]
+        band = f"{number(row['band_low'])} to {number(row['band_high'])}"
+        rows.append([title, row["seeds"], rule_cell(results, problem, rule), band])
+        rows[-1] += baseline_cells(results, problem, baselines)
+    return table(["problem", "seeds", "lstm-l2l", "95% band", *baselines], rows)
 
 
-def updated(readme: str, results: Results) -> str:
-    """The README with fresh tables."""
-    for name, build in TABLES.items():
+def experiments_run(results: Results) -> Iterable[tuple[str, str, str, str]]:
+    """Problem, title, rule and the paper's ratio of those experiments whose rule has been run."""
+    for problem, experiment in EXPERIMENTS.items():
+        if (problem, experiment.rule) in results:
+            yield problem, experiment.title, experiment.rule, experiment.paper
+
+
+def ratio_cell(results: Results, problem: str, rule: str) -> str:
+    """Final loss over that of the best tuned baseline."""
+    return f"{loss(results, problem, rule) / best_baseline(results, problem):.2f}"
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
+    "README.md": {"claim": claim, "held-out": held_out_table, "paper": paper_table},
+    "docs/reproduction.md": {"reproduction": reproduction_table},
+}
+"""By document, and by the name that stands in the marker before the table."""
+
+
+def updated(document: str, text: str, results: Results) -> str:
+    """The text of a document with fresh tables."""
+    for name, build in TABLES[document].items():
         begin = BEGIN.format(name)
-        before, found, rest = readme.partition(begin)
+        before, found, rest = text.partition(begin)
         _, ended, after = rest.partition(END)
         if not (found and ended):
-            raise ValueError(f"README.md must hold {begin!r} and, after it, {END!r}")
-        readme = f"{before}{begin}\n{build(results)}\n{END}{after}"
-    return readme
+            raise ValueError(f"{document} must hold {begin!r} and, after it, {END!r}")
+        text = f"{before}{begin}\n{build(results)}\n{END}{after}"
+    return text
 
 
 def main() -> int:
     """Write or check; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if the README is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a document is out of date")
     check = parser.parse_args().check
-    readme = README.read_text()
-    new = updated(readme, read_results())
-    if new == readme:
-        return 0
-    if check:
-        print("README.md does not show the committed results: run python -m benchmarks.readme_tables", file=sys.stderr)
+    results, stale = read_results(), []
+    for document in TABLES:
+        path = ROOT / document
+        old = path.read_text(encoding="utf-8")
+        if (new := updated(document, old, results)) != old:
+            stale.append(document)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if check and stale:
+        print(
+            f"not as the committed results: {', '.join(stale)}; run python -m benchmarks.readme_tables", file=sys.stderr
+        )
         return 1
-    README.write_text(new)
     return 0
 
 

@@ -58,6 +58,7 @@ def test_cards_of_the_weights_are_not_left_out() -> None:
     cards = CONF["cards"]()
     for path in (ROOT / CONF["CARDS"]).glob("*.md"):
         assert f"## {path.stem}\n" in cards, path.name
+        assert f"(../{CONF['CARDS']}/{path.name})" in (ROOT / "docs" / "rules.md").read_text(), path.name
 
 
 def test_diagram_is_the_one_that_its_script_draws(tmp_path: Path) -> None:
