@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from learned_optim import hub
 from learned_optim.files import write_atomically
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
@@ -34,11 +35,14 @@ def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] 
 
     Args:
         rule: the rule, on any device.
-        path: file to write, by custom ``NAME.safetensors``.
+        path: file to write, by custom ``NAME.safetensors``; or a place on the Hugging Face hub,
+            ``hf://OWNER/NAME[@REVISION][/FILE]``, whose repository is made if it does not exist.
         provenance: anything JSON can hold: tasks, configuration, seed, cost, results.
 
     Raises:
         ValueError: the provenance holds a number that is infinite or NaN, which JSON does not know.
+        ImportError: a place on the hub without huggingface_hub.
+        OSError: the file cannot be written.
     """
     metadata = {
         "format": FORMAT,
@@ -48,14 +52,19 @@ def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] 
         "provenance": json.dumps(dict(provenance or {}), allow_nan=False),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
-    write_atomically(Path(path), save(tensors, metadata))
+    content = save(tensors, metadata)
+    if hub.is_address(path):
+        hub.upload(path, content, rule.name)
+    else:
+        write_atomically(Path(path), content)
 
 
 def load_rule(source: str | Path) -> UpdateRule:
-    """Load a rule: a shipped one by name, or a file by path.
+    """Load a rule: a shipped one by name, a file by path, or one from the Hugging Face hub.
 
     Args:
-        source: one of :func:`available_rules`, or the path of a ``.safetensors`` file.
+        source: one of :func:`available_rules`, the path of a ``.safetensors`` file, or
+            ``hf://OWNER/NAME[@REVISION][/FILE]``; the file is ``rule.safetensors`` if none is named.
 
     Returns:
         The rule on the CPU, its weights in float32 and not requiring gradients.
@@ -64,8 +73,10 @@ def load_rule(source: str | Path) -> UpdateRule:
         ValueError: unknown name, or a file that holds no rule of this package (foreign, truncated, from a newer
             version, weights that do not fit the architecture).
         FileNotFoundError: no file at the path.
+        ImportError: a place on the hub without huggingface_hub.
+        OSError: the hub has no such file, or cannot be reached.
     """
-    path = _locate(source)
+    path = locate(source)
     with _opened(path) as (file, metadata):
         architecture = metadata.get("architecture", "")
         if architecture not in ARCHITECTURES:
@@ -86,12 +97,15 @@ def load_rule(source: str | Path) -> UpdateRule:
 
 def read_provenance(source: str | Path) -> dict[str, Any]:
     """How a stored rule came about, as given to :func:`save_rule`; raises like :func:`load_rule`."""
-    with _opened(_locate(source)) as (_, metadata):
+    with _opened(locate(source)) as (_, metadata):
         provenance: dict[str, Any] = json.loads(metadata.get("provenance", "{}"))
     return provenance
 
 
-def _locate(source: str | Path) -> Path:
+def locate(source: str | Path) -> Path:
+    """The file of a rule, fetched from the hub if it is there; raises like :func:`load_rule`."""
+    if hub.is_address(source):
+        return hub.download(source)
     if isinstance(source, str) and source in available_rules():
         return SHIPPED / f"{source}{SUFFIX}"
     path = Path(source)

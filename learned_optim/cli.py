@@ -10,24 +10,31 @@ from types import FrameType
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 from learned_optim.cli_benchmark import add_benchmark
-from learned_optim.cli_common import CommandError, need
+from learned_optim.cli_common import CommandError, Commands, Parser, add_command, add_group, need
+from learned_optim.cli_data import add_data
+from learned_optim.cli_doctor import add_doctor
 from learned_optim.cli_meta_train import add_meta_train
 from learned_optim.cli_neural_art import add_neural_art
+from learned_optim.cli_rules import add_rules
 from learned_optim.cli_runs import add_runs
 
+FAILED = 1
 INTERRUPTED = 130  # what shells report after Ctrl-C
+EXPECTED = (CommandError, ValueError, OSError, RuntimeError, ImportError)
+"""Errors whose message says what to do; any other is a mistake of ours."""
 
-EXAMPLES = """examples:
-  learned-optim demo
-  learned-optim meta-train default --output runs/mine --set meta_optimizer.lr=1e-3
-  learned-optim meta-train --resume runs/mine
-  torchrun --standalone --nproc-per-node 8 -m learned_optim.cli meta-train default --output runs/mine
-  learned-optim runs compare runs/mine runs/other
-  learned-optim benchmark quick --rules default,runs/mine/best.safetensors
-  learned-optim benchmark --model my_model.py:MyTask
-  learned-optim data fetch mnist
-  learned-optim neural-art --content photo.jpg --style painting.jpg --out art.png
-"""
+EXAMPLES = (
+    "doctor",
+    "demo",
+    "data fetch mnist",
+    "meta-train default --output runs/mine",
+    "meta-train --resume runs/mine",
+    "runs plot runs/mine",
+    "rules show runs/mine/best.safetensors --plot rule.png",
+    "benchmark quick --rules default,runs/mine/best.safetensors",
+    "neural-art --content photo.jpg --style painting.jpg --out art.png",
+)
+EXIT_STATUS = "\nexit status: 0 done, 1 error (one line says what to do), 2 wrong usage, 130 interrupted"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,51 +50,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (CommandError, ValueError, OSError, RuntimeError, ImportError) as error:
-        if options.debug:
+        return FAILED
+    except Exception as error:
+        if "debug" in options:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, EXPECTED):
+            message = f"unexpected {type(error).__name__}: {message}; please report what --debug shows"
         print(f"learned-optim: error: {message}", file=sys.stderr)
-        return 1
+        return FAILED
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    """The command line."""
+    root = Parser(
         prog="learned-optim",
-        description="Optimizers that are learned, not hand-designed.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Optimizers that are learned, not hand-designed. COMMAND --help says more.",
+        examples=EXAMPLES,
+        epilog=EXIT_STATUS,
     )
-    parser.add_argument("--version", action="version", version=f"learned-optim {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="meta-train a small rule and compare it with tuned Adam, in three minutes")
-    demo.add_argument(
-        "--output", type=Path, default=Path("demo"), help="folder for weights, CSV and plot (%(default)s)"
-    )
-    demo.set_defaults(run=_demo)
-
+    root.add_argument("--version", action="version", version=f"learned-optim {__version__}")
+    commands = add_group(root, "COMMAND")
+    _add_demo(commands)
     add_meta_train(commands)
     add_runs(commands)
-    add_neural_art(commands)
-
+    add_rules(commands)
     add_benchmark(commands)
+    add_neural_art(commands)
+    add_data(commands)
+    add_doctor(commands)
+    return root
 
-    rules = commands.add_parser("rules", help="list the shipped rules")
-    rules.set_defaults(run=_rules)
 
-    data = commands.add_parser("data", help="list or download data sets")
-    actions = data.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="data sets and where they were found")
-    listing.set_defaults(run=_data_list)
-    fetch = actions.add_parser("fetch", help="download a data set from its official address")
-    fetch.add_argument("name")
-    fetch.add_argument("--output", type=Path, help="folder (the user's cache)")
-    fetch.set_defaults(run=_data_fetch)
-    return parser
+def _add_demo(commands: Commands) -> None:
+    demo = add_command(
+        commands,
+        "demo",
+        "meta-train a small rule and compare it with tuned Adam, in three minutes",
+        description="Meta-train a small rule for a minute on scikit-learn's digits, then compare it and the default "
+        "rule with tuned Adam. Nothing is downloaded.",
+        examples=["demo", "demo --output results/demo"],
+    )
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo"),
+        metavar="FOLDER",
+        help="folder for weights, CSV and plot (%(default)s)",
+    )
+    demo.set_defaults(run=_demo)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -95,33 +107,6 @@ def _demo(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.demo import run_demo
 
     run_demo(options.output)
-
-
-def _rules(options: argparse.Namespace) -> None:
-    from learned_optim.checkpoint import available_rules, load_rule, read_provenance
-
-    for name in available_rules():
-        rule = load_rule(name)
-        parameters = sum(parameter.numel() for parameter in rule.parameters())
-        description = read_provenance(name).get("config", {}).get("description", "")
-        print(f"{name:22}{rule.name}, {parameters:,} meta-parameters. {description}")
-
-
-def _data_list(options: argparse.Namespace) -> None:
-    from learned_optim.meta_train.data import DATA_SETS, DataNotFoundError, find
-
-    for name, data_set in DATA_SETS.items():
-        try:
-            place = str(find(name)) if data_set.layouts else "nothing to fetch"
-        except DataNotFoundError:
-            place = f"not here: learned-optim data fetch {name}"
-        print(f"{name:15}{data_set.description}\n{'':15}{place}")
-
-
-def _data_fetch(options: argparse.Namespace) -> None:
-    from learned_optim.meta_train.fetch import fetch
-
-    print(fetch(options.name, options.output))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

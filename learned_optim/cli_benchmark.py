@@ -4,16 +4,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from learned_optim.cli_common import Commands, import_from_here, need, usable_device
+from learned_optim.cli_common import Commands, add_command, import_from_here, need, print_json, usable_device
 
 
 def add_benchmark(commands: Commands) -> None:
     """Add the sub-command with its options."""
-    benchmark = commands.add_parser(
+    benchmark = add_command(
+        commands,
         "benchmark",
-        help="compare rules with tuned Adam, SGD and others, on a suite of problems or your own model",
+        "compare rules with tuned Adam, SGD and others, on a suite of problems or your own model",
         description="Baselines are tuned on seeds of their own; every run is stored, so that an interrupted "
         "benchmark goes on where it was, and another rule costs only its own runs.",
+        examples=[
+            "benchmark --list",
+            "benchmark quick --rules default,runs/mine/best.safetensors",
+            "benchmark --model my_model.py:MyTask --steps 500",
+        ],
     )
     benchmark.add_argument("suite", nargs="?", help="name (see --list), or a TOML file")
     benchmark.add_argument("--list", action="store_true", help="list the suites and their problems")
@@ -34,7 +40,7 @@ def add_benchmark(commands: Commands) -> None:
     benchmark.add_argument("--cache", type=Path, help="folder where runs are stored (in the user's cache)")
     benchmark.add_argument("--device", default="cpu", help="where trainings run (%(default)s)")
     benchmark.add_argument("--time", action="store_true", help="measure seconds a step too; needs a quiet machine")
-    benchmark.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    benchmark.add_argument("--json", action="store_true", help="print one JSON document instead of tables or a list")
     benchmark.set_defaults(run=run_benchmark)
 
 
@@ -43,9 +49,14 @@ def run_benchmark(options: argparse.Namespace) -> None:
     need("bench", "pydantic", "sklearn", "matplotlib", "tqdm")
     from learned_optim.meta_train.benchmark.cache import Cache, default_folder
     from learned_optim.meta_train.benchmark.command import chosen_suite, compare, listing
+    from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
 
     if options.list:
-        print(listing())
+        if options.json:
+            suites = {name: load_suite(name) for name in shipped_suites()}
+            print_json({name: {problem.name: problem.label for problem in suites[name].problems} for name in suites})
+        else:
+            print(listing())
         return
     import_from_here()
     usable_device(options.device)

@@ -1,17 +1,92 @@
 """What the commands of ``learned-optim`` share."""
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What ``add_subparsers`` returns."""
+USAGE = 2
+"""Exit status of a command line that cannot be understood."""
 
 
 class CommandError(Exception):
     """Something the user can put right; shown on one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help ends with examples, and that takes ``--debug`` in every place.
+
+    Args:
+        examples: command lines, without the program's name.
+        epilog: what follows them.
+        **settings: of ``ArgumentParser``.
+    """
+
+    def __init__(self, examples: Sequence[str] = (), epilog: str = "", **settings: Any) -> None:
+        lines = ["examples:", *(f"  learned-optim {example}" for example in examples)]
+        epilog = "\n".join([*lines, *([epilog] if epilog else [])]) if examples else epilog
+        super().__init__(**settings, epilog=epilog, formatter_class=_Formatter)
+        self.examples = examples
+        self.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Breaks the lines of descriptions, but not those of examples."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14  # argparse forgets that the names of commands are indented further
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+"""What ``add_subparsers`` returns."""
+
+
+def add_command(
+    commands: Commands, name: str, help: str, *, examples: Sequence[str], description: str | None = None
+) -> Parser:
+    """Add a command; its help is its description too, unless there is a longer one."""
+    return commands.add_parser(
+        name, help=help, description=description or f"{help[0].upper()}{help[1:]}.", examples=examples
+    )
+
+
+def add_group(parser: Parser, metavar: str, run: Callable[[argparse.Namespace], None] | None = None) -> Commands:
+    """Commands below a parser. Without one, ``run`` is called; where that is None, the help is shown: wrong usage."""
+
+    def show_help(options: argparse.Namespace) -> NoReturn:
+        parser.print_help(sys.stderr)
+        raise SystemExit(USAGE)
+
+    parser.set_defaults(run=run or show_help)
+    return parser.add_subparsers(metavar=metavar)
+
+
+def print_json(value: Any) -> None:
+    """Print a value for a script."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def coloured(text: str, colour: int) -> str:
+    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow, 0 none) where somebody sees it."""
+    if colour == 0 or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def need(extra: str, *modules: str) -> None:

@@ -6,13 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, import_from_here, need, usable_device
+from learned_optim.cli_common import (
+    CommandError,
+    Commands,
+    add_command,
+    import_from_here,
+    need,
+    print_table,
+    usable_device,
+)
 
 
 def add_meta_train(commands: Commands) -> None:
     """Add the sub-command with its options."""
-    meta_train = commands.add_parser("meta-train", help="meta-train a rule from a configuration, or go on with a run")
-    meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration")
+    meta_train = add_command(
+        commands,
+        "meta-train",
+        "meta-train a rule from a configuration, or go on with a run",
+        description="Meta-train a rule. Ctrl-C saves; --resume goes on bit-exactly. Many processes: torchrun "
+        "--standalone --nproc-per-node 8 -m learned_optim.cli meta-train ...",
+        examples=[
+            "meta-train --list",
+            "meta-train default --output runs/mine --set seed=1 --set meta_optimizer.lr=1e-3",
+            "meta-train my_rule.toml --device cuda",
+            "meta-train --resume runs/mine",
+        ],
+    )
+    meta_train.add_argument("config", nargs="?", help="TOML file, or name of a shipped configuration (see --list)")
+    meta_train.add_argument("--list", action="store_true", help="list the shipped configurations")
     meta_train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     meta_train.add_argument("--output", type=Path, help="run folder (runs/CONFIG)")
     meta_train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue the run in this folder")
@@ -23,6 +44,9 @@ def add_meta_train(commands: Commands) -> None:
 
 def _meta_train(options: argparse.Namespace) -> None:
     need("train", "pydantic", "tqdm", "tensorboard")
+    if options.list:
+        _list()
+        return
     import torch
 
     from learned_optim.meta_train.distributed import ProcessLostError, joined
@@ -39,6 +63,15 @@ def _meta_train(options: argparse.Namespace) -> None:
             f"{error}; its own message tells why. Go on from the last checkpoint with the same command and --resume, "
             "or let torchrun do so: --max-restarts"
         ) from error
+
+
+def _list() -> None:
+    import tomllib
+
+    from learned_optim.meta_train.config import shipped_configs
+
+    configs = {name: tomllib.loads(path.read_text(encoding="utf-8")) for name, path in shipped_configs().items()}
+    print_table([[name, config.get("description", "")] for name, config in configs.items()])
 
 
 def _run_in(world: Any, options: argparse.Namespace) -> None:

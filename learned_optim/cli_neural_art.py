@@ -3,12 +3,20 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli_common import Commands, need, usable_device
+from learned_optim.cli_common import Commands, add_command, need, usable_device
 
 
 def add_neural_art(commands: Commands) -> None:
     """Add the sub-command with its options."""
-    art = commands.add_parser("neural-art", help="paint a photograph in the style of a painting")
+    art = add_command(
+        commands,
+        "neural-art",
+        "paint a photograph in the style of a painting",
+        examples=[
+            "neural-art --content photo.jpg --style painting.jpg --out art.png",
+            "neural-art --content photo.jpg --style painting.jpg --out art.png --size 512 --optimizer lbfgs",
+        ],
+    )
     art.add_argument("--content", type=Path, required=True, metavar="PICTURE", help="the photograph")
     art.add_argument("--style", type=Path, required=True, metavar="PICTURE", help="the painting")
     art.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="what to write, .png or .jpg")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, need
+from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
 
 COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "time", "state")
 VALUE_WIDTH = 60  # of settings in a table; longer values are cut
@@ -15,21 +15,44 @@ VALUE_WIDTH = 60  # of settings in a table; longer values are cut
 
 def add_runs(commands: Commands) -> None:
     """Add the sub-command with its actions."""
-    runs = commands.add_parser("runs", help="list, show, plot and compare meta-training runs")
-    actions = runs.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="one line a run")
+    runs = add_command(
+        commands,
+        "runs",
+        "list, show, plot and compare meta-training runs",
+        examples=["runs list", "runs show runs/mine", "runs plot runs/mine", "runs compare runs/mine runs/other"],
+    )
+    actions = add_group(runs, "ACTION")
+    listing = add_command(actions, "list", "one line a run", examples=["runs list", "runs list runs/mine other --json"])
     listing.add_argument("folder", nargs="*", type=Path, default=[Path("runs")], help="runs, or folders of runs (runs)")
     listing.set_defaults(run=_list)
-    show = actions.add_parser("show", help="settings that are not the defaults, outcome, and how the run came about")
+    show = add_command(
+        actions,
+        "show",
+        "settings that are not the defaults, outcome, and how the run came about",
+        examples=["runs show runs/mine", "runs show runs/mine --json"],
+    )
     show.add_argument("folder", type=Path, help="of a run")
     show.set_defaults(run=_show)
-    plot = actions.add_parser("plot", help="draw everything that was logged, a figure for each run")
-    plot.add_argument("folder", nargs="+", type=Path, help="of runs")
-    plot.add_argument("--output", type=Path, help="PNG file, for a single run (FOLDER/metrics.png)")
+    plot = add_command(
+        actions,
+        "plot",
+        "draw what was logged and what the rule does: a page for each run",
+        description="Write a page that needs no network and no other file: curves, what the estimator reports, how the "
+        "rule responds to gradients, settings and sessions. Or, as PNG, the curves alone.",
+        examples=["runs plot runs/mine", "runs plot runs/mine --output curves.png", "runs plot runs/* --png"],
+    )
+    plot.add_argument("folder", nargs="+", type=Path, help="of runs, or that hold runs")
+    plot.add_argument("--output", type=Path, metavar="FILE", help=".html or .png, for one run (FOLDER/report.html)")
+    plot.add_argument("--png", action="store_true", help="write FOLDER/metrics.png instead of a page")
     plot.set_defaults(run=_plot)
-    compare = actions.add_parser("compare", help="settings in which runs differ, and their curves in one figure")
-    compare.add_argument("folder", nargs="+", type=Path, help="of runs")
-    compare.add_argument("--output", type=Path, default=Path("runs.png"), help="PNG file (%(default)s)")
+    compare = add_command(
+        actions,
+        "compare",
+        "settings in which runs differ, and their curves in one figure",
+        examples=["runs compare runs/mine runs/other", "runs compare runs --output comparison.png"],
+    )
+    compare.add_argument("folder", nargs="+", type=Path, help="of runs, or that hold runs")
+    compare.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE", help="PNG (%(default)s)")
     compare.set_defaults(run=_compare)
     for action in (listing, show, compare):
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -41,18 +64,17 @@ def _list(options: argparse.Namespace) -> None:
 
     summaries = [run.summary() for run in find_runs(options.folder)]
     if options.json:
-        print(json.dumps(summaries, indent=2))
+        print_json(summaries)
         return
-    rows = [COLUMNS, *(tuple(_row(summary)) for summary in summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([COLUMNS, *map(_row, summaries)])
 
 
 def _row(summary: Mapping[str, Any]) -> list[str]:
+    from learned_optim.meta_train.runs import duration
+
     families = (name if count == 1 else f"{count} {name}" for name, count in summary["families"].items())
     steps = f"{summary['meta_steps']}/{summary['of']}"
-    best, seconds = _number(summary["best_validation"]), _duration(summary["seconds"])
+    best, seconds = _number(summary["best_validation"]), duration(summary["seconds"])
     return [summary["run"], ", ".join(families), summary["estimator"], steps, best, seconds, summary["state"]]
 
 
@@ -65,7 +87,7 @@ def _show(options: argparse.Namespace) -> None:
     metrics = {name: values[-1] for name, values in run.metrics().items() if values}
     latest = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if options.json:
-        print(json.dumps({**summary, "settings": settings, "latest": latest, "sessions": run.sessions}, indent=2))
+        print_json({**summary, "settings": settings, "latest": latest, "sessions": run.sessions})
         return
     parts = {"": summary, "settings that are not the defaults": settings, "latest metrics": latest}
     parts |= {f"session from meta-step {session['meta_step']}": session for session in run.sessions}
@@ -79,14 +101,20 @@ def _show(options: argparse.Namespace) -> None:
 def _plot(options: argparse.Namespace) -> None:
     need("demo", "pydantic", "matplotlib")
     from learned_optim.meta_train.run_plots import plot_run
+    from learned_optim.meta_train.run_report import write_report
     from learned_optim.meta_train.runs import find_runs
 
+    if options.output is not None and options.output.suffix not in (".html", ".png"):
+        raise CommandError(f"--output must end in .html or .png, got {options.output}")
+    if options.png and options.output is not None and options.output.suffix != ".png":
+        raise CommandError(f"--png writes a .png, --output is {options.output}")
     runs = find_runs(options.folder)
     if options.output is not None and len(runs) > 1:
         raise CommandError(f"--output takes a single run, got {len(runs)}; see also: learned-optim runs compare")
     for run in runs:
-        path = options.output or run.folder / "metrics.png"
-        plot_run(run, path)
+        path = options.output or run.folder / ("metrics.png" if options.png else "report.html")
+        write = plot_run if path.suffix == ".png" else write_report
+        write(run, path)
         print(f"written: {path}")
 
 
@@ -102,7 +130,7 @@ def _compare(options: argparse.Namespace) -> None:
     plot_comparison_of_runs(runs, options.output)
     if options.json:
         summaries = [run.summary() for run in runs]
-        print(json.dumps({"runs": summaries, "settings": settings, "figure": str(options.output)}, indent=2))
+        print_json({"runs": summaries, "settings": settings, "figure": str(options.output)})
         return
     names = short_names([run.folder for run in runs])
     outcomes = {name: [run.summary()[name] for run in runs] for name in ("meta_steps", "best_validation", "seconds")}
@@ -125,8 +153,3 @@ def _text(value: Any, width: int = VALUE_WIDTH) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,5 +1,6 @@
 """Small image data sets: find them, and load them in fixed splits."""
 
+import difflib
 import functools
 import gzip
 import math
@@ -44,8 +45,9 @@ class DataSet:
         licence: licence and citation.
         note: why nothing may be meta-trained on it, or nothing; configurations then refuse it.
         layouts: alternative sets of files, relative to the folder, of which one must be there.
-        downloads: name and SHA-256 of each file that has to be fetched; archives become the first layout.
+        downloads: name and SHA-256 of each file that has to be fetched; a ``.tar.gz`` becomes the first layout.
         mirrors: addresses that hold them, in the order in which they are tried.
+        by_hand: where there is no address to download from, how to come by the files.
     """
 
     name: str
@@ -55,6 +57,7 @@ class DataSet:
     layouts: tuple[tuple[str, ...], ...] = ()
     downloads: Mapping[str, str] = field(default_factory=dict)
     mirrors: tuple[str, ...] = ()
+    by_hand: str = ""
 
 
 _MNIST_FILES = (
@@ -98,7 +101,10 @@ DATA_SETS: Mapping[str, DataSet] = {
                 "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
                 "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
             },
-            mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+            mirrors=(
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            ),
         ),
         DataSet(
             name="mnist",
@@ -114,6 +120,32 @@ DATA_SETS: Mapping[str, DataSet] = {
             mirrors=(
                 "https://ossci-datasets.s3.amazonaws.com/mnist/",
                 "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            ),
+        ),
+        DataSet(
+            name="neural_art",
+            description="convolutional networks for neural art, trained on ImageNet; any one of three will do",
+            licence="see docs/neural-art.md; ImageNet's terms allow research and education",
+            layouts=(
+                ("features/vgg19_conv1_1-conv3_4.npz",),
+                ("features/vgg19_distilled16x_conv1_1-conv4_1.npz",),
+                ("features/squeezenet1_1.npz",),
+            ),
+            by_hand="nobody publishes its files in this form; the project's docs/neural-art.md makes one of them, "
+            "features/squeezenet1_1.npz, from https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+        ),
+        DataSet(
+            name="omniglot",
+            description="32,460 drawings, 105x105, of 1,623 characters of 50 alphabets (15 MiB)",
+            licence="MIT, Copyright 2015 Brenden Lake; cite Lake, Salakhutdinov and Tenenbaum, Science 350, 2015",
+            layouts=(("images_background.zip", "images_evaluation.zip"),),
+            downloads={
+                "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+                "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+            },
+            mirrors=(
+                "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
+                "https://github.com/brendenlake/omniglot/raw/master/python/",
             ),
         ),
     )
@@ -138,9 +170,10 @@ def find(name: str, path: str | Path | None = None) -> Path:
     for folder in folders:
         if any(not missing_files(layout, folder) for layout in data_set.layouts):
             return folder
+    remedy = f"{data_set.by_hand};" if data_set.by_hand else f"run 'learned-optim data fetch {name}'"
     raise DataNotFoundError(
         f"data set {name!r} not found; looked in: {', '.join(_describe(data_set, folder) for folder in folders)}; "
-        f"run 'learned-optim data fetch {name}' or set LEARNED_OPTIM_DATA to a folder that holds {name}/"
+        f"{remedy} or set LEARNED_OPTIM_DATA to a folder that holds {name}/"
     )
 
 
@@ -158,7 +191,9 @@ def cache_folder() -> Path:
 def data_set_named(name: str) -> DataSet:
     """The entry of :data:`DATA_SETS`; raises ``ValueError`` if there is none."""
     if name not in DATA_SETS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(DATA_SETS))}")
+        close = difflib.get_close_matches(name, DATA_SETS, n=1)
+        suggestion = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"unknown data set {name!r}{suggestion}; known: {', '.join(sorted(DATA_SETS))}")
     return DATA_SETS[name]
 
 
@@ -198,7 +233,8 @@ def load(name: str, split: str, path: str | Path | None = None) -> Images:
         path: a folder that holds ``name/``, searched first, see :func:`find`.
 
     Raises:
-        ValueError: the name or the split is unknown, or a file is damaged or not what its name says.
+        ValueError: the name or the split is unknown, the data set has no such splits, or a file is damaged or not what
+            its name says.
         DataNotFoundError: see :func:`find`.
         ImportError: ``digits`` without scikit-learn.
     """
@@ -207,9 +243,12 @@ def load(name: str, split: str, path: str | Path | None = None) -> Images:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not data_set.layouts:
         return _digits()[split]
+    if name not in _READERS:
+        raise ValueError(
+            f"data set {name!r} has no classes to tell apart; those that do: {', '.join(_READERS)}, digits"
+        )
     folder = find(name, path).resolve()
-    read = _cifar10 if name == "cifar10" else _mnist
-    return read(name, folder, split == "test")[split]
+    return _READERS[name](name, folder, split == "test")[split]
 
 
 def pooled(images: Tensor, size: int) -> Tensor:
@@ -319,6 +358,9 @@ def _cifar10_subset(name: str, folder: Path, test: bool) -> dict[str, Images]:
         raise _damaged(name, path, f"holds {found} instead of {count} of each in uint8")
     images, labels = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), _checked_labels(name, path, labels)
     return _divided(images, labels, test=count) if test else _divided(images, labels, train=8_000, validation=2_000)
+
+
+_READERS = {"mnist": _mnist, "fashion-mnist": _mnist, "cifar10": _cifar10}
 
 
 @functools.cache

@@ -48,6 +48,8 @@ def fetch(
         FetchError: no address gave the file whole and unchanged.
     """
     data_set = data_set_named(name)
+    if data_set.by_hand:
+        raise ValueError(f"data set {name!r} cannot be downloaded: {data_set.by_hand}")
     if not data_set.downloads:
         raise ValueError(f"data set {name!r} needs no download: {data_set.description}")
     folder = (cache_folder() if destination is None else Path(destination).expanduser()) / name

@@ -16,6 +16,17 @@ from learned_optim.meta_train.runs import Run
 
 COLUMNS = 3
 LABELS = {"meta_loss": "meta-loss", "validation": "validation score", "grad_norm": "norm of the meta-gradient"}
+TITLES = {
+    **LABELS,
+    "inner_loss": "inner loss at the end of the windows",
+    "skipped": "meta-steps skipped",
+    "meta_optimizer/lr": "rate of the meta-optimizer",
+    "unroll/truncation": "length of the windows",
+    "estimator/variance": "variance of the meta-gradient",
+    "estimator/es_weight": "weight of ES",
+    "estimator/es_variance": "variance of ES",
+    "estimator/rp_variance": "variance of reparameterization",
+}
 PLAIN = ("meta_optimizer/", "unroll/", "curriculum/horizon")  # known exactly at every step: nothing to smooth
 Metrics = Mapping[str, Sequence[float]]
 
@@ -56,7 +67,7 @@ def _draw(runs: Mapping[str, Metrics], panels: Sequence[str], path: Path) -> Non
         for panel, name in zip(axes, panels, strict=False):
             for run, metrics in runs.items():
                 draw_curve(panel, metrics, name, run)
-            panel.set(title=LABELS.get(name, name), xlabel="meta-step")
+            panel.set(title=titles(name), xlabel="meta-step")
         for panel in axes[len(panels) :]:
             panel.set_visible(False)
         if len(runs) > 1:
@@ -84,6 +95,11 @@ def draw_curve(panel: Axes, metrics: Metrics, name: str, label: str) -> None:
     low, median, high = np.array([np.quantile(values[piece], [0.25, 0.5, 0.75]) for piece in pieces]).T
     (line,) = panel.plot(middles, median, label=label, zorder=3)
     panel.fill_between(middles, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def titles(name: str) -> str:
+    """What a metric is called where it is drawn."""
+    return TITLES.get(name, name)
 
 
 def known(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:

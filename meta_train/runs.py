@@ -116,3 +116,9 @@ def different_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for table in tables for name in table)
     values = {name: [table.get(name) for table in tables] for name in names}
     return {name: row for name, row in sorted(values.items()) if any(value != row[0] for value in row)}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``hours:minutes:seconds``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

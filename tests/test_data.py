@@ -101,7 +101,8 @@ def test_an_incomplete_folder_is_passed_over_and_its_missing_file_named(nowhere:
 
 @pytest.mark.parametrize("call", [data.find, fetch, lambda name: data.load(name, "train")])
 def test_an_unknown_name_lists_the_names(call: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match="unknown data set 'minst'; known: cifar10, digits, fashion-mnist, mnist"):
+    known = "cifar10, digits, fashion-mnist, mnist, neural_art, omniglot"
+    with pytest.raises(ValueError, match=rf"unknown data set 'minst' \(did you mean 'mnist'\?\); known: {known}"):
         call("minst")
 
 

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import io
 import os
+import re
+import signal
 import socket
 import sys
 import tarfile
@@ -12,10 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
+from learned_optim import cli
 from learned_optim.meta_train import data
 from learned_optim.meta_train.fetch import FetchError, fetch
 
@@ -283,3 +287,86 @@ def test_a_link_in_an_archive_is_not_followed(
     with pytest.raises(FetchError, match=r"lacks .*test_batch\.bin"):
         fetch("cifar10", tmp_path, mirrors=[server.address])
     assert list(contents(tmp_path / "cifar10")) == ["cifar-10-binary.tar.gz"]
+
+
+class TestCommand:
+    """``learned-optim data fetch``."""
+
+    @pytest.fixture(autouse=True)
+    def _signals(self) -> Iterator[None]:
+        previous = signal.getsignal(signal.SIGTERM)
+        yield
+        signal.signal(signal.SIGTERM, previous)
+
+    def fetch(self, server: Server, folder: Path, *names: str) -> int:
+        return cli.main(["data", "fetch", *names, "--output", str(folder), "--mirror", server.address])
+
+    def error(self, capsys: pytest.CaptureFixture[str]) -> str:
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("learned-optim: error: ")
+        return line
+
+    def test_prints_the_folder_of_each_data_set(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        characters = {name: name.encode() for name in data.DATA_SETS["omniglot"].downloads}
+        publish(monkeypatch, "omniglot", characters)
+        server.files |= characters
+        assert self.fetch(server, tmp_path, "mnist", "omniglot") == 0
+        assert capsys.readouterr() == (f"{tmp_path / 'mnist'}\n{tmp_path / 'omniglot'}\n", "")
+        assert contents(tmp_path / "omniglot") == characters  # zip archives stay as they are
+        assert data.find("omniglot", tmp_path) == tmp_path / "omniglot"
+
+    def test_tells_a_misspelt_name_before_anything_is_downloaded(
+        self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.fetch(server, tmp_path, "mnist", "omniglott") == 1
+        assert "unknown data set 'omniglott' (did you mean 'omniglot'?)" in self.error(capsys)
+        assert server.requests == []
+
+    def test_goes_on_after_a_cut(self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        server.cut = 2_000
+        assert self.fetch(server, tmp_path, "mnist") == 1
+        assert "closed after 2000 of 5000 bytes" in self.error(capsys)
+        assert self.fetch(server, tmp_path, "mnist") == 0
+        assert server.requests[1] == (FIRST, "bytes=2000-")
+
+    def test_goes_on_after_ctrl_c(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def interrupted(response: BinaryIO) -> Iterator[bytes]:
+            yield response.read(1_000)
+            signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("learned_optim.meta_train.fetch._chunks", interrupted)
+            assert self.fetch(server, tmp_path, "mnist") == 130
+        assert capsys.readouterr().err == "learned-optim: interrupted\n"
+        assert contents(tmp_path / "mnist") == {f"{FIRST}.part": server.files[FIRST][:1_000]}
+        assert self.fetch(server, tmp_path, "mnist") == 0
+        assert contents(tmp_path / "mnist") == server.files
+
+    def test_refuses_another_checksum(self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        server.files[FIRST] = b"x" * 5_000
+        assert self.fetch(server, tmp_path, "mnist") == 1
+        assert f"SHA-256 is {hashlib.sha256(b'x' * 5_000).hexdigest()} instead of " in self.error(capsys)
+        assert contents(tmp_path) == {}
+
+    def test_says_that_there_is_no_network(
+        self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["data", "fetch", "mnist", "--output", str(tmp_path)]) == 1  # at its own, dead address
+        assert "check the network, or put the files by hand in " in self.error(capsys)
+        assert cli.main(["data", "fetch", "mnist", "--output", str(tmp_path), "--mirror", "nonsense"]) == 1
+        assert "nonsense" in self.error(capsys)
+
+
+@pytest.mark.parametrize("name", [name for name, data_set in data.DATA_SETS.items() if data_set.downloads])
+def test_official_addresses_are_whole(name: str) -> None:
+    data_set = data.DATA_SETS[name]
+    assert data_set.mirrors
+    assert all(re.fullmatch(r"https?://[^?#]+/", mirror) for mirror in data_set.mirrors)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", checksum) for checksum in data_set.downloads.values())
+    assert not data_set.by_hand

@@ -161,6 +161,8 @@ class TestCommand:
             assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something is drawn, in colours
             assert f"written: {path}" in capsys.readouterr().out or path == both
         assert one.stat().st_size != both.stat().st_size
+        assert cli.main(["runs", "plot", str(folder / "b"), "--png"]) == 0
+        assert (folder / "b" / "metrics.png").read_bytes() == one.read_bytes()
 
     def test_compare_prints_what_differs(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -183,6 +185,8 @@ class TestCommand:
             (["show", "absent"], "no run in absent: it has no checkpoint.safetensors"),
             (["plot", "absent"], "no folder absent"),
             (["plot", "{folder}", "--output", "figure.png"], "--output takes a single run, got 2"),
+            (["plot", "{folder}/a", "--output", "figure.jpg"], "--output must end in .html or .png, got figure.jpg"),
+            (["plot", "{folder}/a", "--png", "--output", "a.html"], "--png writes a .png, --output is a.html"),
             (["compare", "{folder}/a"], "name two runs or more"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",

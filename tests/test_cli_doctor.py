@@ -1,0 +1,85 @@
+"""The command ``doctor``: it finds what is wrong, and does not call wrong what is only missing."""
+
+import importlib.metadata
+import json
+
+import pytest
+import torch
+
+from learned_optim import __version__, available_rules, cli, cli_doctor
+from learned_optim.cli_common import coloured
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM
+
+
+def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEARNED_OPTIM_DATA", "/nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["learned-optim"] == __version__
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["data"]["mnist"] == "not here: learned-optim data fetch mnist"
+    assert found["problems"] == []
+    verdicts = found["a step of each rule"]
+    assert all(verdicts[f"{name}, cpu"].startswith("right (relative error ") for name in available_rules())
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("\nnothing is wrong\n")  # no colours: this is no terminal
+
+
+def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ScaleFreeLSTM.advance
+
+    def slightly_wrong(self: ScaleFreeLSTM, grad: torch.Tensor, state: dict[str, torch.Tensor], step: float) -> object:
+        return right(self, grad, state, step) * (1 + 1e-4)
+
+    monkeypatch.setattr(ScaleFreeLSTM, "advance", slightly_wrong)
+    assert cli.main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("learned-optim: error: default, cpu: WRONG: relative error 1.0e-04")
+    assert "nothing is wrong" not in captured.out
+
+
+def test_step_that_fails_is_reported_not_raised(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> object:
+        raise AssertionError("no such\ninstruction")
+
+    monkeypatch.setattr(LSTML2L, "advance", broken)
+    assert cli.main(["doctor", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert "lstm-l2l-mnist, cpu: WRONG: AssertionError: no such instruction" in problems
+
+
+def test_missing_and_old_packages_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package in ("triton", "safetensors"):
+            raise importlib.metadata.PackageNotFoundError
+        return "2.10.1+cu128"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = cli_doctor._versions()
+    assert found["triton"] == "not installed: pip install 'learned-optim[gpu]'"
+    assert found["safetensors"] == "WRONG: not installed"
+    assert found["torch"] == "WRONG: 2.10.1+cu128 is too old: pip install 'torch>=2.11'"
+    assert found["numpy"] == "2.10.1+cu128"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "expected"),
+    [(True, "", "\x1b[31mWRONG\x1b[0m"), (True, "1", "WRONG"), (False, "", "WRONG")],
+    ids=["terminal", "NO_COLOR", "file"],
+)
+def test_colours_are_for_terminals(
+    terminal: bool, no_color: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert coloured("WRONG", cli_doctor.RED) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fused_kernels_are_tried_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["a step of each rule"]["default, fused"].startswith("right")

@@ -1,0 +1,84 @@
+"""The command ``rules``: cards, pictures and copies."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image as matplotlib_image
+
+from learned_optim import available_rules, cli, load_rule, save_rule
+from learned_optim.checkpoint import read_provenance
+from learned_optim.rules import ARCHITECTURES, ScaleFreeLSTM
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["rules", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["list"]], ids=["rules", "rules list"])
+def test_list_names_what_is_shipped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, *arguments).splitlines()
+    assert [line.split()[0] for line in lines] == available_rules()
+    assert all("meta-parameters. " in line and not line.endswith("meta-parameters. ") for line in lines)
+
+
+def test_list_for_scripts_holds_the_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    cards = json.loads(shown(capsys, "list", "--json"))
+    assert [card["rule"] for card in cards] == available_rules()
+    assert cards[0] == json.loads(shown(capsys, "show", cards[0]["rule"], "--json"))
+
+
+def test_card_tells_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    card = json.loads(shown(capsys, "show", "default", "--json"))
+    rule = load_rule("default")
+    assert card["architecture"] == rule.name
+    assert card["meta_parameters"] == sum(parameter.numel() for parameter in rule.parameters())
+    assert card["state_bytes_a_parameter"] == 48  # as in docs/using.md
+    assert card["origin"]["description"] == read_provenance("default")["config"]["description"]
+    assert Path(card["card"]).read_text().startswith("# default")
+    lines = shown(capsys, "show", "default").splitlines()
+    assert ["state", "bytes", "a", "parameter", "48"] in [line.split() for line in lines]
+    assert ["seed", "0"] in [line.split() for line in lines]
+    assert any(line.startswith("settings ") and "hidden_size=" in line for line in lines)
+
+
+def test_card_of_a_file_without_provenance_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    save_rule(ScaleFreeLSTM(2), "mine.safetensors")
+    card = json.loads(shown(capsys, "show", "mine.safetensors", "--json"))
+    assert card["settings"]["hidden_size"] == 2
+    assert card["origin"] == {"description": "its file does not say how it came about"}
+    assert "card" not in card
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_picture_of_every_architecture_is_drawn(architecture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_rule(ARCHITECTURES[architecture](hidden_size=2), "mine.safetensors")
+    text = shown(capsys, "show", "mine.safetensors", "--plot", "pictures/rule.png", "--steps", "20", "--scale", "3")
+    assert text.splitlines()[-1] == "written: pictures/rule.png"
+    pixels = matplotlib_image.imread("pictures/rule.png")  # fails on a damaged file
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 1000  # the maps are there
+    assert [path.name for path in Path("pictures").iterdir()] == ["rule.png"]
+
+
+def test_export_writes_a_copy_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "export", "default", "copies/mine.safetensors") == "written: copies/mine.safetensors\n"
+    copy, original = (load_rule(source).state_dict() for source in ("copies/mine.safetensors", "default"))
+    assert all(torch.equal(copy[name], original[name]) for name in original)
+    assert read_provenance("copies/mine.safetensors") == read_provenance("default")
+
+
+def test_export_does_not_replace_a_file_unless_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.safetensors").write_text("dear")
+    assert cli.main(["rules", "export", "default", "mine.safetensors"]) == 1
+    assert capsys.readouterr().err == ("learned-optim: error: mine.safetensors is there already; --force replaces it\n")
+    assert Path("mine.safetensors").read_text() == "dear"
+    shown(capsys, "export", "default", "mine.safetensors", "--force")
+    assert load_rule("mine.safetensors").name == "scale-free-lstm"
