@@ -29,7 +29,10 @@ __all__ = [
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
     """Read a TOML file, or a shipped configuration by name, and apply ``key.path=value`` overrides.
 
-    ``resuming``: see :func:`config_from_tables`.
+    Args:
+        source: path of the file, or one of :func:`shipped_configs`.
+        overrides: each sets one value, such as ``unroll.pool=8``.
+        resuming: see :func:`config_from_tables`.
 
     Raises:
         ConfigError: file missing or not TOML, unknown key, wrong type, or a value out of range.
@@ -52,7 +55,13 @@ def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
 def config_from_tables(tables: Mapping[str, Any], source: str = "configuration", *, resuming: bool = False) -> Config:
     """Check nested tables, as TOML gives them, and build the configuration.
 
-    ``resuming`` leaves out what is needed only at the start of a run: the weights in ``rule.start_from``.
+    Args:
+        tables: as TOML gives them.
+        source: what errors name as the place.
+        resuming: leave out what is needed only at the start of a run: the weights in ``rule.start_from``.
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a value out of range.
     """
     tables = dict(tables)
     _gather_all(tables, "tasks")
@@ -62,13 +71,13 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
             _gather_all(suite, "families")
         tables["validation"] = {**validation, "suites": suites}
     config = checked(Config, tables, source)
+    for family in config.families:  # before the rule: the file of a user's family may enter an architecture
+        family.build()
     rule = config.rule.fresh(config.seed) if resuming else config.rule.build(config.seed)
     try:
         config.estimator.build().check(rule)
     except ValueError as error:
         raise ConfigError(f"{source}: estimator: {error}") from error
-    for family in config.families:
-        family.build()
     try:
         config.to_json()
     except (TypeError, ValueError) as error:  # dates and times; infinity and NaN
@@ -77,7 +86,10 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
 
 
 def differences(first: Recorded, second: Recorded) -> list[str]:
-    """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count."""
+    """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count.
+
+    ``first`` has the value that stands first, ``second`` the other.
+    """
     tables = [flat({**json.loads(config.to_json()), "description": ""}) for config in (first, second)]
     values = {name: [table.get(name) for table in tables] for name in tables[0] | tables[1]}
     return [
@@ -86,7 +98,10 @@ def differences(first: Recorded, second: Recorded) -> list[str]:
 
 
 def flat(table: Any, place: str = "") -> dict[str, Any]:
-    """Values of nested tables and lists of tables by dotted names: ``unroll.pool``, ``tasks[0].weight``."""
+    """Values of nested tables and lists of tables by dotted names: ``unroll.pool``, ``tasks[0].weight``.
+
+    ``place`` stands before all names: where ``table`` itself lies.
+    """
     if isinstance(table, Mapping):
         entries = [(f"{place}.{key}" if place else str(key), value) for key, value in table.items()]
     elif isinstance(table, list) and any(isinstance(entry, Mapping) for entry in table):

@@ -297,15 +297,23 @@ class Config(Strict):
     """Everything that determines a meta-training run, apart from the machine."""
 
     tasks: tuple[TaskConfig, ...]
+    """The mixture that tasks are drawn from."""
     steps: Count
     """Meta-steps."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it, and from counters."""
     description: str = ""
+    """Goes into the weights file."""
     rule: RuleConfig = RuleConfig()
+    """What is meta-trained, and from which weights."""
     unroll: UnrollConfig = UnrollConfig()
+    """Inner training: windows, horizons, how many at a time."""
     estimator: EstimatorConfig = EstimatorConfig()
+    """How a window becomes a meta-gradient."""
     meta_optimizer: MetaOptimizerConfig = MetaOptimizerConfig()
+    """How a meta-gradient becomes a meta-step."""
     validation: ValidationConfig = ValidationConfig()
+    """How the best weights are chosen."""
     curriculum: CurriculumConfig | None = None
     """Stages of growing horizons; None: ``unroll.horizon`` throughout."""
 

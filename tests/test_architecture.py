@@ -216,10 +216,6 @@ def test_public_names() -> None:
         learned_optim.LearnedOptimiser  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_version_is_the_one_released() -> None:
-    assert learned_optim.__version__ == pyproject()["project"]["version"]
-
-
 class TestChecksCanFail:
     @pytest.mark.parametrize(
         ("module", "source"),

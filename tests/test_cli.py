@@ -12,7 +12,7 @@ import pytest
 
 from learned_optim import available_rules, checkpoint, cli, save_rule
 from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
-from learned_optim.meta_train.config import shipped_configs
+from learned_optim.meta_train.config import shipped_configs, shipped_few_shot_configs
 from learned_optim.meta_train.data import DATA_SETS
 from learned_optim.meta_train.evaluation import BASELINES
 from learned_optim.meta_train.tasks.mlp import image_rows
@@ -236,7 +236,7 @@ def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there
 def test_list_of_configurations_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("meta-train", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(shipped_configs())
+    assert [line.split()[0] for line in lines] == [*shipped_configs(), *shipped_few_shot_configs()]
     assert all(len(line.split()) > 2 for line in lines)  # a description
 
 

@@ -13,8 +13,20 @@ from learned_optim.cli_common import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "": ["demo", "meta-train", "runs", "benchmark", "neural-art", "rules", "data", "doctor", "exit status: 0 done"],
+    "": [
+        "demo",
+        "meta-train",
+        "runs",
+        "benchmark",
+        "neural-art",
+        "few-shot",
+        "rules",
+        "data",
+        "doctor",
+        "exit status: 0 done",
+    ],
     "demo": ["--output"],
+    "few-shot": ["--episodes", "--steps", "--split", "--one-by-one", "--device", "--json"],
     "meta-train": ["--list", "--set", "--output", "--resume", "--device", "--threads"],
     "neural-art": [
         "--content",

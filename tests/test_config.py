@@ -415,3 +415,19 @@ class TestStartFrom:
         assert "rule.start_from: " in refusal(SMALLEST, tmp_path, overrides)
         assert "rule.start_from: no rule file" in refusal(SMALLEST, tmp_path, ["rule.start_from=a/b.safetensors"])
         assert "rule.start_from: unknown rule 'nobody'" in refusal(SMALLEST, tmp_path, ["rule.start_from=nobody"])
+
+
+def test_architecture_of_a_users_file_is_not_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/own-rule.md: the file of one's own tasks may import one's own rule."""
+    monkeypatch.setitem(ARCHITECTURES, "mine", ScaleFreeLSTM)  # so that it is taken out after the test
+    del ARCHITECTURES["mine"]
+    (tmp_path / "mine.py").write_text(
+        "from learned_optim.meta_train.tasks import QuadraticFamily\n"
+        "from learned_optim.rules import ARCHITECTURES, ScaleFreeLSTM\n"
+        "ARCHITECTURES['mine'] = type('Mine', (ScaleFreeLSTM,), {'name': 'mine'})\n"
+        "class MyFamily(QuadraticFamily):\n    pass\n"
+    )
+    config = config_from_tables(
+        {"steps": 1, "rule": {"architecture": "mine"}, "tasks": [{"family": f"{tmp_path / 'mine.py'}:MyFamily"}]}
+    )
+    assert config.rule.build(0).name == "mine"

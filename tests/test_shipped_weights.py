@@ -26,9 +26,11 @@ class TestWeights:
         refuse_what_is_for_evaluation(of_weights(name))
 
     def test_are_those_of_a_configuration_that_is_shipped(self, name: str) -> None:
-        carried, shipped = of_weights(name), load_config(name, resuming=True)
-        assert carried.tasks == shipped.tasks
-        assert carried.rule.architecture == shipped.rule.architecture
+        carried = of_weights(name)
+        shipped = [load_config(config, resuming=True) for config in shipped_configs() if config.startswith(name)]
+        assert (carried.tasks, carried.rule.architecture) in [
+            (config.tasks, config.rule.architecture) for config in shipped
+        ]
 
     def test_have_a_card_with_configuration_cost_and_choice(self, name: str) -> None:
         card = (SHIPPED / f"{name}.md").read_text(encoding="utf-8")

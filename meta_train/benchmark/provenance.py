@@ -16,7 +16,14 @@ from learned_optim.files import csv_text, write_atomically
 
 
 def save_rows(folder: Path, name: str, rows: Iterable[Sequence[object]], details: Mapping[str, Any]) -> None:
-    """Write ``name.csv``, and provenance with ``details`` as ``name.json``."""
+    """Write ``name.csv``, and provenance with ``details`` as ``name.json``.
+
+    Args:
+        folder: where both go; it is made if need be.
+        name: without suffix.
+        rows: lines of the CSV file, the first of them its header.
+        details: what else determines the rows, as JSON can hold it.
+    """
     write_atomically(folder / f"{name}.csv", csv_text(rows))
     write_atomically(folder / f"{name}.json", json.dumps({**provenance(), **details}, indent=2) + "\n")
 
