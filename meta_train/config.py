@@ -41,7 +41,13 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
 
 
 def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The nested tables of a configuration of whatever kind; arguments and errors as of :func:`load_config`."""
+    """The nested tables of a configuration of whatever kind, with ``overrides`` applied, not yet checked.
+
+    ``source`` and ``overrides`` are as of :func:`load_config`.
+
+    Raises:
+        ConfigError: file missing or not TOML, or an override that names no place.
+    """
     path = _locate(source)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
