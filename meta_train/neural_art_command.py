@@ -25,6 +25,8 @@ from learned_optim.meta_train.seeds import torch_generator
 
 RATES = {"adam": 0.1, "lbfgs": 1.0}  # of a coordinate of 0.25 pixels' range; for a learned rule 1, as meta-trained
 
+LINE_SEARCH = 25  # evaluations of the loss in one step of L-BFGS, at most
+
 
 @dataclass(frozen=True)
 class Painting:
@@ -108,7 +110,8 @@ def make_optimizer(name: str, coordinates: Tensor, lr: float | None) -> Optimize
         return Adam([coordinates], lr=RATES[name] if lr is None else lr)
     if name == "lbfgs":
         rate = RATES[name] if lr is None else lr
-        return LBFGS([coordinates], lr=rate, max_iter=1, line_search_fn="strong_wolfe")
+        # By default max_eval is 1 here, which would end every line search before it begins.
+        return LBFGS([coordinates], lr=rate, max_iter=1, max_eval=LINE_SEARCH, line_search_fn="strong_wolfe")
     return LearnedOptimizer([coordinates], name, lr=1.0 if lr is None else lr)
 
 

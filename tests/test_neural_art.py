@@ -14,6 +14,7 @@ from torch import Tensor
 from learned_optim import cli
 from learned_optim.meta_train import neural_art
 from learned_optim.meta_train.neural_art import NETWORKS, ArtLoss, FeatureNetwork, Targets, load_picture, save_picture
+from learned_optim.meta_train.neural_art_command import descend, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("neural_art")
 
@@ -206,6 +207,20 @@ class TestCommand:
         first = self.paint("--steps", "1", "--optimizer", "adam", "--lr", "1e-9", capsys=capsys)
         assert self.paint("--steps", "20", "--optimizer", optimizer, capsys=capsys) < 0.9 * first
         assert load_picture("art.png").shape == (3, 32, 39)
+
+    def test_lbfgs_takes_the_steps_that_its_line_search_finds(self) -> None:
+        """Rosenbrock's valley, to its floor: steps of length 1 alone get stuck half-way."""
+        point = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+        optimizer = make_optimizer("lbfgs", point, None)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = (1 - point[0]) ** 2 + 100 * (point[1] - point[0] ** 2) ** 2
+            loss.backward()
+            return loss.detach()
+
+        descend(optimizer, closure, 60)
+        assert closure() < 1e-6
 
     def test_seed_decides_the_noise_and_nothing_else_does(self, capsys: pytest.CaptureFixture[str]) -> None:
         pictures = []
