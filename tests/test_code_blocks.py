@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from learned_optim import cli
-from learned_optim.meta_train.config import config_from_tables, shipped_configs
+from learned_optim.meta_train.config import config_from_tables, shipped_configs, shipped_few_shot_configs
 from test_architecture import pyproject
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,8 @@ def check_command(words: list[str]) -> None:
         case ["learned-optim", *arguments]:
             options = cli._parser().parse_args(arguments)
             config = str(getattr(options, "config", None) or "default.toml")
-            assert config in shipped_configs() or config.endswith(".toml") or config == "CONFIG", config
+            shipped = shipped_configs() | shipped_few_shot_configs()
+            assert config in shipped or config.endswith(".toml") or config == "CONFIG", config
         case ["make", target, *_]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
         case ["python", "-m", module, *_]:
