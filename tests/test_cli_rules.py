@@ -46,7 +46,7 @@ def test_card_tells_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -
     assert Path(card["card"]).read_text().startswith("# default")
     lines = shown(capsys, "show", "default").splitlines()
     assert ["state", "bytes", "a", "parameter", "48"] in [line.split() for line in lines]
-    assert ["seed", "0"] in [line.split() for line in lines]
+    assert ["seed", str(read_provenance("default")["config"]["seed"])] in [line.split() for line in lines]
     assert any(line.startswith("settings ") and "hidden_size=" in line for line in lines)
 
 
