@@ -194,7 +194,7 @@ def joined(device: str) -> Iterator[World]:
     dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=SILENCE)
     try:
         world = World(rank, size, device=own)
-        with _recorded(world.signals):
+        with recorded(world.signals):
             world.restarted = bool(world.gather(_restarted()).any())  # torchrun counts for each machine
             if rank == 0:
                 store.delete_key(START)  # all have read it
@@ -218,7 +218,7 @@ def _own_gpu(local_rank: int, gpus: int) -> int:
 
 
 @contextlib.contextmanager
-def _recorded(signals: list[int]) -> Iterator[None]:
+def recorded(signals: list[int]) -> Iterator[None]:
     """Take note of Ctrl-C and SIGTERM instead of being interrupted. Main thread only; else no-op."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import signal
-import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim import __version__
-from learned_optim.meta_train.distributed import World
+from learned_optim.meta_train.distributed import World, recorded
 from learned_optim.meta_train.meta_optimizer import MetaOptimizer, norm_of
 from learned_optim.meta_train.run_checkpoint import RunCheckpoint, below, finite_or_none, write_checkpoint
 from learned_optim.meta_train.run_log import Progress, RunLog
@@ -235,17 +234,8 @@ def close_if_alive(loop: weakref.ref[Generator[Progress]]) -> None:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait for the end of the block, so that it is done whole. Main thread only; else no-op."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, lambda number, frame: received.append(number))
-    try:
+    with recorded(received):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if received:
         signal.raise_signal(received[0])

@@ -88,6 +88,13 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 # The update.
 
 
+def round_recurrent_state(reference: Any) -> None:
+    """Hidden and cell state of an oracle, if it has them, as bfloat16 keeps them."""
+    for name in {"hidden", "cell"} & vars(reference).keys():
+        state = torch.as_tensor(getattr(reference, name))
+        setattr(reference, name, state.float().bfloat16().double().numpy())
+
+
 @each(ALL_RULES)
 @pytest.mark.parametrize(
     ("dtype", "state_dtype", "tolerance"),
@@ -96,8 +103,9 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
         # is up to 1000 times its first changes, and 30 recurrent steps add their roundings. Seen: 2e-14 and 5e-6.
         pytest.param(torch.float64, None, 1e-12, id="float64"),
         pytest.param(torch.float32, torch.float32, 3e-5, id="float32"),
-        # Each of the 30 steps rounds hidden and cell state to 8 bits, an error of up to 0.2 % each. Seen: 4.2e-3.
-        pytest.param(torch.float32, torch.bfloat16, 1e-2, id="float32-recurrent-bfloat16"),
+        # The oracle rounds hidden and cell state to the same 8 bits. Where rounding errors of float32 decide between
+        # two of them, up to 0.4 % of one entry is left. Seen: 5e-6.
+        pytest.param(torch.float32, torch.bfloat16, 2e-3, id="float32-recurrent-bfloat16"),
     ],
 )
 def test_thirty_steps_do_not_depart_from_the_oracle(
@@ -115,6 +123,8 @@ def test_thirty_steps_do_not_depart_from_the_oracle(
         for index, (value, reference) in enumerate(zip(parameters, references, strict=True)):
             assert value.grad is not None
             update = reference.step(value.grad.double().numpy())
+            if state_dtype is torch.bfloat16:
+                round_recurrent_state(reference)
             expected[index] = (1 - 0.7 * 0.01) * expected[index] + 0.7 * update
         for value, reached, start in zip(parameters, expected, before, strict=True):
             change = torch.as_tensor(reached) - start
