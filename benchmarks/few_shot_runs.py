@@ -14,7 +14,7 @@ from learned_optim.meta_train.progress import run_with_progress
 
 ADAM = {"name": "adam", "lr": 1e-3, "schedule": "cosine"}
 SHOTS = (5, 10, 20)
-RULE = {"architecture": "scale-free-lstm", "start_from": "default"}
+RULE = {"architecture": "schedule-free-lstm", "start_from": "default"}
 
 # What the sinusoid runs differ in; all the rest is shared.
 SINUSOID: dict[str, dict[str, Any]] = {

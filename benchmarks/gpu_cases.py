@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from benchmarks.rivals import LSTMCellLoop, pylo_optimizers
 from learned_optim import LearnedOptimizer
+from learned_optim.rules import ScaleFreeLSTM
 
 Shape = tuple[int, ...]
 
@@ -16,6 +17,7 @@ OPTIMIZERS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
     "Adam(foreach)": lambda parameters: torch.optim.Adam(parameters, foreach=True),
     "default, fused": lambda parameters: LearnedOptimizer(parameters, fused=True),
     "default, plain": lambda parameters: LearnedOptimizer(parameters, fused=False),
+    "scale-free-lstm, fused": lambda parameters: LearnedOptimizer(parameters, ScaleFreeLSTM(), fused=True),
     "lstm-l2l, fused": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=True),
     "lstm-l2l, plain": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=False),
     "loop of nn.LSTMCell(20) x 2": LSTMCellLoop,

@@ -41,7 +41,7 @@ from learned_optim.meta_train.seeds import numpy_generator
 from learned_optim.meta_train.tasks import QuadraticFamily
 from learned_optim.meta_train.unroll import start
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gpu"
@@ -244,7 +244,7 @@ class Check:
         """Windows a second of truncated backpropagation on quadratics, by the training kernels and without them."""
         header = "rule tasks execution milliseconds_per_window windows_per_second inner_steps_per_second"
         rows: list[Row] = [tuple(header.split())]
-        rules: tuple[type[UpdateRule], ...] = (ScaleFreeLSTM, LSTML2L)
+        rules: tuple[type[UpdateRule], ...] = (ScheduleFreeLSTM, ScaleFreeLSTM, LSTML2L)
         for rule_type, count, execution in itertools.product(rules, tasks, ("plain", "fused")):
             rule = rule_type().to(self.device)
             generator = torch.Generator().manual_seed(0)  # all draws are made on the CPU
@@ -334,14 +334,15 @@ def device_provenance(device: torch.device) -> dict[str, Any]:
 
 
 def a_few_steps(device: torch.device, sizes: Sequence[int] = (1, 63, 65, 1025)) -> None:
-    """Fused steps of both rules, dtypes mixed: what a memory checker looks at."""
-    for rule in ("default", "lstm-l2l-mnist"):
+    """Fused steps of all rules with a kernel, dtypes mixed: what a memory checker looks at."""
+    rules: tuple[type[UpdateRule], ...] = (ScheduleFreeLSTM, ScaleFreeLSTM, LSTML2L)
+    for rule in rules:
         parameters = [
             torch.randn(size, device=device).to(dtype).requires_grad_()
             for size in sizes
             for dtype in (torch.float32, torch.bfloat16, torch.float16)
         ]
-        optimizer = LearnedOptimizer(parameters, rule, fused=True, weight_decay=1e-4)
+        optimizer = LearnedOptimizer(parameters, rule(), fused=True, weight_decay=1e-4)
         for _ in range(2):
             for parameter in parameters:
                 parameter.grad = torch.randn_like(parameter)

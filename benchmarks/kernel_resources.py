@@ -18,18 +18,21 @@ from learned_optim.files import csv_text, write_atomically
 from learned_optim.fused import plan_of, training_rule
 from learned_optim.kernels import launch
 from learned_optim.kernels.ahead_of_time import Resources, compile_for, compile_training
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 TABLE = Path(__file__).parents[1] / "kernels" / "resources.csv"
 COMPUTE_CAPABILITIES = (80, 90)
 CASES: dict[str, tuple[Callable[[], UpdateRule], torch.dtype, torch.dtype]] = {
-    "default": (ScaleFreeLSTM, torch.float32, torch.bfloat16),
-    "default, bfloat16 parameters": (ScaleFreeLSTM, torch.bfloat16, torch.bfloat16),
+    "schedule-free-lstm": (ScheduleFreeLSTM, torch.float32, torch.bfloat16),
+    "schedule-free-lstm, bfloat16 parameters": (ScheduleFreeLSTM, torch.bfloat16, torch.bfloat16),
+    "schedule-free-lstm, 32 units": (functools.partial(ScheduleFreeLSTM, 32), torch.float32, torch.bfloat16),
+    "scale-free-lstm": (ScaleFreeLSTM, torch.float32, torch.bfloat16),
+    "scale-free-lstm, bfloat16 parameters": (ScaleFreeLSTM, torch.bfloat16, torch.bfloat16),
     "scale-free-lstm, 32 units": (functools.partial(ScaleFreeLSTM, 32), torch.float32, torch.bfloat16),
     "lstm-l2l": (LSTML2L, torch.float32, torch.float32),
     "lstm-l2l, 2 x 32 units": (functools.partial(LSTML2L, 32), torch.float32, torch.float32),
 }
-TRAINING = ("default", "scale-free-lstm, 32 units", "lstm-l2l", "lstm-l2l, 2 x 32 units")
+TRAINING = tuple(name for name in CASES if "bfloat16" not in name)
 """Cases whose training kernels are compiled too; these are float32."""
 HEADER = ("kernel", "compute_capability", "triton", *launch.Sizes._fields, *Resources._fields)
 

@@ -13,7 +13,10 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 
 from learned_optim.files import csv_text, write_atomically
@@ -23,8 +26,9 @@ from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.provenance import provenance
 from learned_optim.meta_train.benchmark.scores import Result, speedup
-from learned_optim.meta_train.benchmark.suites import load_suite
+from learned_optim.meta_train.benchmark.suites import Suite, load_suite
 from learned_optim.meta_train.evaluation import BASELINES
+from learned_optim.meta_train.plots import STYLE, comparison_figure, save_figure
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, object]
@@ -92,10 +96,8 @@ def summary_row(tables: Tables, result: Result) -> Row:
 
 def curve(tables: Tables, problem: str, optimizer: str, steps: int) -> np.ndarray:
     """Mean loss at every step ``(steps + 1,)``, from points that are each the mean since the one before."""
-    points = [row for row in tables["curves"] if _is_of(row, problem, optimizer)]
-    places = [int(str(row["step"])) for row in points]
-    means = [float(str(row["mean_loss"])) for row in points]
-    return np.repeat(means, np.diff(places, prepend=-1))[: steps + 1]
+    places, means, *_ = points(tables, problem, optimizer)
+    return np.repeat(means, np.diff(places.astype(int), prepend=-1))[: steps + 1]
 
 
 def curve_rows(result: Result) -> list[Row]:
@@ -135,6 +137,7 @@ def rerun(folder: Path, suite_name: str, rule: str, problems: Iterable[str], cac
             write(folder, tables)
             note(folder, rule, result.problem.name)
             bar.print(f"{result.problem.label}: {result.final[0]:.4g}")
+    redraw(folder, load_suite(suite_name))
 
 
 def note(folder: Path, rule: str, problem: str) -> None:
@@ -143,6 +146,36 @@ def note(folder: Path, rule: str, problem: str) -> None:
     details = json.loads(path.read_text(encoding="utf-8"))
     details.setdefault("rerun", {}).setdefault(rule, {})[problem] = provenance()
     write_atomically(path, json.dumps(details, indent=2) + "\n")
+
+
+def redraw(folder: Path, suite: Suite) -> None:
+    """The figure of loss curves, from the rows."""
+    tables = read(folder)
+    shown: dict[str, list[Any]] = {problem.name: [] for problem in suite.problems}
+    problems = {problem.name: problem for problem in suite.problems}
+    for row in tables["summary"]:
+        name, optimizer, rate = (str(row[column]) for column in ("problem", "optimizer", "rate"))
+        if name in problems:
+            shown[name].append(
+                SimpleNamespace(  # what is drawn of a Result
+                    problem=problems[name],
+                    optimizer=optimizer,
+                    is_rule=not rate,
+                    label=f"{optimizer} (lr {rate})" if rate else optimizer,
+                    curve=points(tables, name, optimizer),
+                )
+            )
+    with mpl.rc_context(STYLE):
+        save_figure(
+            comparison_figure({name: group for name, group in shown.items() if group}), folder / "comparison.png"
+        )
+
+
+def points(tables: Tables, problem: str, optimizer: str) -> tuple[np.ndarray, ...]:
+    """Steps, mean loss, lower and upper edge of its band: as :attr:`Result.curve`."""
+    rows = [row for row in tables["curves"] if _is_of(row, problem, optimizer)]
+    columns = ("step", "mean_loss", "band_low", "band_high")
+    return tuple(np.array([float(str(row[column])) for row in rows]) for column in columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

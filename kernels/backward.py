@@ -8,16 +8,19 @@ of the weights. ``README.md`` has the formulas.
 import triton
 import triton.language as tl
 
-from .lstm import exp_minus, features, gates, pair, tanh
+from .lstm import exp_minus, features, gates, pair, store, tanh
 from .rules import (
     LARGEST_SQUARED,
-    averaged,
+    adapted_rate,
+    averages,
     clamped,
     correction,
     log_sign,
     of_particle,
     scale_free_inputs,
     scale_free_update,
+    schedule_free_inputs,
+    share_of_the_last,
     time_features,
 )
 
@@ -72,12 +75,6 @@ def _zeros(like, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _store(pointers, values, size, mask, COUNT: tl.constexpr):
-    for k in tl.static_range(COUNT):
-        tl.store(pointers + k * size, values[k], mask)
-
-
-@triton.jit
 def _lstm_layer_backward(
     weights,
     context,
@@ -117,7 +114,7 @@ def _lstm_layer_backward(
         d_cell_value = tl.load(d_new_cell + unit * size, mask, other=0.0)
         i, f, g, o, d_cell_value = _lstm_unit_backward(i, f, g, o, old_cell, d_value, d_cell_value)
         tl.store(d_cell + unit * size, d_cell_value, mask)
-        _store(deltas + unit * 4 * size, (i, f, g, o), size, mask, 4)
+        store(deltas + unit * 4 * size, (i, f, g, o), size, mask, 4)
     # A loop of its own: signals and their gradients together would not fit the registers.
     tl.debug_barrier()  # deltas are read back
     d_inputs, d_old = _zeros(inputs[0], INPUTS), _zeros(inputs[0], HIDDEN)
@@ -126,8 +123,43 @@ def _lstm_layer_backward(
         i, f, g, o = features(deltas + unit * 4 * size, size, mask, 4)
         d_inputs = _added(d_inputs, of_unit, i, f, g, o, INPUTS)
         d_old = _added(d_old, of_unit + 4 * INPUTS, i, f, g, o, HIDDEN)
-    _store(d_hidden, d_old, size, mask, HIDDEN)
+    store(d_hidden, d_old, size, mask, HIDDEN)
     return d_inputs
+
+
+@triton.jit
+def _outputs_again(weights, new_hidden, size, mask, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr):
+    """The linear outputs of :func:`lstm_layer` from the new hidden state, which was kept; ``weights`` are theirs."""
+    outputs = ()
+    for k in tl.static_range(OUTPUTS):
+        outputs = outputs + (tl.full(mask.shape, 0.0, tl.float32) + tl.load(weights + k),)
+    for unit in range(HIDDEN):
+        activation = tl.load(new_hidden + unit * size, mask, other=0.0)
+        following = ()
+        for k in tl.static_range(OUTPUTS):
+            following = following + (outputs[k] + tl.load(weights + (1 + unit) * OUTPUTS + k) * activation,)
+        outputs = following
+    return outputs
+
+
+@triton.jit
+def _averages_backward(
+    d_corrected, d_first, d_new, d_old, count, size, mask, DECAYS: tl.constexpr, LOG_DECAYS: tl.constexpr
+):
+    """Gradient of the values that were averaged; writes those of the old averages.
+
+    ``d_corrected`` are the gradients of the averages without bias, ``d_new`` points to those of the new ones as they
+    are; ``d_first``, if not None, is what the first of the old averages receives besides.
+    """
+    d_values = tl.full(d_corrected[0].shape, 0.0, tl.float32)
+    for k in tl.static_range(len(DECAYS)):
+        d_average = tl.load(d_new + k * size, mask, other=0.0) + d_corrected[k] * correction(count, LOG_DECAYS[k])
+        d_before = DECAYS[k] * d_average
+        if k == 0 and d_first is not None:
+            d_before += d_first
+        tl.store(d_old + k * size, d_before, mask)
+        d_values += (1.0 - DECAYS[k]) * d_average
+    return d_values
 
 
 @triton.jit(do_not_specialize=["coordinates", "weights_stride"])
@@ -163,7 +195,7 @@ def lstm_l2l_backward(
     particle, size, offsets, mask = of_particle(coordinates, BLOCK)
     value = tl.load(grad + particle * size + offsets, mask, other=0.0)
     preprocessed = log_sign(value, THRESHOLD, P)
-    _store(inputs + particle * 2 * size + offsets, preprocessed, size, mask, 2)
+    store(inputs + particle * 2 * size + offsets, preprocessed, size, mask, 2)
     deltas += particle * (4 * LAYERS * HIDDEN + 1) * size + offsets
     d_output = OUTPUT_SCALE * tl.load(d_update + particle * size + offsets, mask, other=0.0)
     tl.store(deltas + 4 * LAYERS * HIDDEN * size, d_output, mask)
@@ -256,32 +288,17 @@ def scale_free_lstm_backward(
 
     # The inputs, as in the forward pass
     seen = tl.load(grad + first, mask, other=0.0)
-    value = clamped(seen)
-    second_moment += first_second_moment
-    fast = averaged(tl.load(second_moment, mask, other=0.0), value * value, SECOND_MOMENT_DECAYS[0])
-    slow = averaged(tl.load(second_moment + size, mask, other=0.0), value * value, SECOND_MOMENT_DECAYS[1])
-    momenta = ()
-    for k in tl.static_range(MOMENTA):
-        average = tl.load(momentum + first_momentum + k * size, mask, other=0.0)
-        momenta = momenta + (averaged(average, value, MOMENTUM_DECAYS[k]),)
+    value = clamped(seen, LARGEST_SQUARED)
+    old = features(second_moment + first_second_moment, size, mask, 2)
+    second_moments = averages(old, value * value, SECOND_MOMENT_DECAYS)
+    momenta = averages(features(momentum + first_momentum, size, mask, MOMENTA), value, MOMENTUM_DECAYS)
     signals, over_fast, over_slow = scale_free_inputs(
-        value, momenta, fast, slow, count, LOG_MOMENTUM_DECAYS, LOG_SECOND_MOMENT_DECAYS
+        value, momenta, second_moments, count, LOG_MOMENTUM_DECAYS, LOG_SECOND_MOMENT_DECAYS
     )
-    _store(inputs, signals, size, mask, MOMENTA + 2)
+    store(inputs, signals, size, mask, MOMENTA + 2)
 
-    # The outputs again, from the new hidden state, which was kept
     output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + MOMENTA + 2 + HIDDEN)
-    outputs = ()
-    for k in tl.static_range(MOMENTA + 2):
-        outputs = outputs + (tl.full(seen.shape, 0.0, tl.float32) + tl.load(output_weights + k),)
-    for unit in range(HIDDEN):
-        activation = tl.load(new_hidden + first_unit + unit * size, mask, other=0.0)
-        following = ()
-        for k in tl.static_range(MOMENTA + 2):
-            weight = tl.load(output_weights + (1 + unit) * (MOMENTA + 2) + k)
-            following = following + (outputs[k] + weight * activation,)
-        outputs = following
-
+    outputs = _outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, MOMENTA + 2)
     factor, direction, bounded = scale_free_update(signals, outputs, MOMENTA + 1, ADAM, BOUND, SLOPE, RATE)
     d_result = tl.load(d_update + first, mask, other=0.0)
     d_direction = d_result * factor
@@ -289,7 +306,7 @@ def scale_free_lstm_backward(
     for k in tl.static_range(MOMENTA + 1):
         d_outputs = d_outputs + (d_direction * signals[k],)
     d_outputs = d_outputs + (d_direction * direction * SLOPE * (1.0 - bounded * bounded),)
-    _store(deltas + 4 * HIDDEN * size, d_outputs, size, mask, MOMENTA + 2)
+    store(deltas + 4 * HIDDEN * size, d_outputs, size, mask, MOMENTA + 2)
     d_inputs = _lstm_layer_backward(
         weights,
         time_features(count, TIME_SCALES),
@@ -313,28 +330,210 @@ def scale_free_lstm_backward(
     # Through the inputs to averages and gradient; times 2 F for the fast second moment F, and times -2 S for the slow S
     d_ratio = d_inputs[MOMENTA + 1]
     d_slow = d_ratio
-    d_value = tl.full(seen.shape, 0.0, tl.float32)
+    d_momenta = ()
     for k in tl.static_range(MOMENTA):
         d_signal = d_inputs[k] + d_direction * outputs[k]
         if k == ADAM:
             d_signal += d_direction
         d_slow += d_signal * signals[k]
-        d_average = tl.load(d_new_momentum + first_momentum + k * size, mask, other=0.0)
-        d_average += d_signal * over_slow * correction(count, LOG_MOMENTUM_DECAYS[k])
-        tl.store(d_momentum + first_momentum + k * size, MOMENTUM_DECAYS[k] * d_average, mask)
-        d_value += (1.0 - MOMENTUM_DECAYS[k]) * d_average
+        d_momenta = d_momenta + (d_signal * over_slow,)
     d_signal = d_inputs[MOMENTA] + d_direction * outputs[MOMENTA]
-    d_value += d_signal * over_fast
+    d_value = d_signal * over_fast + _averages_backward(
+        d_momenta,
+        None,
+        d_new_momentum + first_momentum,
+        d_momentum + first_momentum,
+        count,
+        size,
+        mask,
+        MOMENTUM_DECAYS,
+        LOG_MOMENTUM_DECAYS,
+    )
     d_fast = 0.5 * (d_ratio - d_signal * signals[MOMENTA]) * over_fast * over_fast
     d_slow = -0.5 * d_slow * over_slow * over_slow
-    d_new_second_moment += first_second_moment
-    d_second_moment += first_second_moment
-    d_fast = d_fast * correction(count, LOG_SECOND_MOMENT_DECAYS[0]) + tl.load(d_new_second_moment, mask, other=0.0)
-    d_slow = d_slow * correction(count, LOG_SECOND_MOMENT_DECAYS[1])
-    d_slow += tl.load(d_new_second_moment + size, mask, other=0.0)
-    tl.store(d_second_moment, SECOND_MOMENT_DECAYS[0] * d_fast, mask)
-    tl.store(d_second_moment + size, SECOND_MOMENT_DECAYS[1] * d_slow, mask)
+    d_square = _averages_backward(
+        (d_fast, d_slow),
+        None,
+        d_new_second_moment + first_second_moment,
+        d_second_moment + first_second_moment,
+        count,
+        size,
+        mask,
+        SECOND_MOMENT_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+    )
     if d_grad is not None:
-        d_square = (1.0 - SECOND_MOMENT_DECAYS[0]) * d_fast + (1.0 - SECOND_MOMENT_DECAYS[1]) * d_slow
+        d_value += 2.0 * value * d_square
+        tl.store(d_grad + first, tl.where(tl.abs(seen) > LARGEST_SQUARED, 0.0, d_value), mask)
+
+
+@triton.jit(do_not_specialize=["coordinates", "weights_stride"])
+def schedule_free_lstm_backward(
+    weights,
+    step,
+    grad,
+    momentum,
+    second_moment,
+    displacement,
+    log_rate,
+    hidden,
+    cell,
+    new_hidden,
+    d_update,
+    d_new_momentum,
+    d_new_second_moment,
+    d_new_displacement,
+    d_new_log_rate,
+    d_new_hidden,
+    d_new_cell,
+    d_grad,
+    d_momentum,
+    d_second_moment,
+    d_displacement,
+    d_log_rate,
+    d_hidden,
+    d_cell,
+    inputs,
+    deltas,
+    coordinates,
+    weights_stride,
+    MOMENTUM_DECAYS: tl.constexpr,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    SECOND_MOMENT_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    TIME_SCALES: tl.constexpr,
+    LARGEST_DIRECTION: tl.constexpr,
+    BOUND: tl.constexpr,
+    RATE: tl.constexpr,
+    RATE_SLOPE: tl.constexpr,
+    GAIN: tl.constexpr,
+    GAIN_SLOPE: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
+    RECENCY: tl.constexpr,
+    RECENCY_SLOPE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Backward of :func:`schedule_free_lstm_forward`; see :func:`lstm_l2l_backward`.
+
+    With M momenta ``inputs`` is ``(P, M + 5, coordinates)``, ``deltas`` ``(P, 4 * HIDDEN + 3, coordinates)``.
+    """
+    INPUTS: tl.constexpr = len(MOMENTUM_DECAYS) + 5
+    AGREEMENT: tl.constexpr = len(MOMENTUM_DECAYS) + 1  # its place among the inputs, which the others follow
+    particle, size, offsets, mask = of_particle(coordinates, BLOCK)
+    first = particle * size + offsets
+    first_momentum = particle * len(MOMENTUM_DECAYS) * size + offsets
+    first_second_moment = particle * 2 * size + offsets
+    first_unit = particle * HIDDEN * size + offsets
+    inputs += particle * INPUTS * size + offsets
+    deltas += particle * (4 * HIDDEN + 3) * size + offsets
+    weights += particle * weights_stride
+    count = tl.load(step)
+
+    # The inputs, as in the forward pass
+    seen = tl.load(grad + first, mask, other=0.0)
+    value = clamped(seen, LARGEST_SQUARED)
+    old = features(second_moment + first_second_moment, size, mask, 2)
+    second_moments = averages(old, value * value, SECOND_MOMENT_DECAYS)
+    old_momenta = features(momentum + first_momentum, size, mask, len(MOMENTUM_DECAYS))
+    old_displacement = tl.load(displacement + first, mask, other=0.0)
+    old_log_rate = tl.load(log_rate + first, mask, other=0.0)
+    signals, over_fast, over_slow, scale, damping = schedule_free_inputs(
+        value,
+        old_momenta[0],
+        averages(old_momenta, value, MOMENTUM_DECAYS),
+        second_moments,
+        old_displacement,
+        old_log_rate,
+        count,
+        LOG_MOMENTUM_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+        LARGEST_DIRECTION,
+        BOUND,
+        RATE,
+    )
+    store(inputs, signals, size, mask, INPUTS)
+
+    # From update and new displacement to the outputs
+    output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + INPUTS + HIDDEN)
+    outputs = _outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
+    agreement = signals[AGREEMENT]
+    factor, new_rate, gain, bounded_rate, bounded_gain = adapted_rate(
+        agreement, old_log_rate, outputs, BOUND, RATE, RATE_SLOPE, GAIN, GAIN_SLOPE
+    )
+    move = factor * signals[0]
+    share, others, bounded_recency = share_of_the_last(outputs[2], count, BOUND, RECENCY, RECENCY_SLOPE)
+    d_result = tl.load(d_update + first, mask, other=0.0)
+    d_kept = tl.load(d_new_displacement + first, mask, other=0.0)
+    d_ahead = (1.0 - share) * d_kept + INTERPOLATION * share * d_result
+    d_move = (1.0 - INTERPOLATION) * d_result + d_ahead
+    d_log_factor = d_move * move * (1.0 - bounded_rate * bounded_rate)
+    d_rate = tl.load(d_new_log_rate + first, mask, other=0.0) + d_log_factor
+    d_rate = tl.where(tl.abs(new_rate) <= BOUND, d_rate, 0.0)  # as torch.clamp: at the bound it still follows
+    d_gain = d_rate * agreement * gain * (1.0 - bounded_gain * bounded_gain)
+    d_share = (INTERPOLATION * d_result - d_kept) * (old_displacement + move)
+    d_recency = d_share * share * share * others * (1.0 - bounded_recency * bounded_recency)
+    d_outputs = (RATE_SLOPE * d_log_factor, GAIN_SLOPE * d_gain, RECENCY_SLOPE * d_recency)
+    store(deltas + 4 * HIDDEN * size, d_outputs, size, mask, 3)
+    d_inputs = _lstm_layer_backward(
+        weights,
+        time_features(count, TIME_SCALES),
+        signals,
+        d_outputs,
+        hidden + first_unit,
+        cell + first_unit,
+        d_new_hidden + first_unit,
+        d_new_cell + first_unit,
+        d_hidden + first_unit,
+        d_cell + first_unit,
+        deltas,
+        size,
+        mask,
+        INPUTS,
+        len(TIME_SCALES),
+        HIDDEN,
+        3,
+    )
+
+    # Through the inputs to state and gradient; times 2 F for the fast second moment F
+    d_averaging = d_inputs[AGREEMENT + 3] * damping * damping
+    d_scaled = d_averaging * scale
+    tl.store(d_displacement + first, d_ahead + d_scaled, mask)
+    d_before = d_rate + d_inputs[AGREEMENT + 2] * (1.0 / BOUND) - d_scaled * old_displacement
+    tl.store(d_log_rate + first, d_before, mask)
+    d_agreement = d_inputs[AGREEMENT] + gain * d_rate
+    d_ratio = d_inputs[AGREEMENT + 1]
+    d_fast = d_ratio - d_agreement * agreement
+    d_momenta = ()
+    for k in tl.static_range(1, AGREEMENT):
+        d_fast -= d_inputs[k] * signals[k]
+        d_momenta = d_momenta + (d_inputs[k] * over_fast,)
+    over_before = correction(count, LOG_MOMENTUM_DECAYS[0]) * over_fast
+    d_signal = d_inputs[0] + d_move * factor + d_agreement * old_momenta[0] * over_before
+    d_signal = tl.where(tl.abs(value * over_fast) <= LARGEST_DIRECTION, d_signal, 0.0)
+    d_fast -= d_signal * signals[0]
+    d_value = d_signal * over_fast + _averages_backward(
+        d_momenta,
+        d_agreement * signals[0] * over_before,
+        d_new_momentum + first_momentum,
+        d_momentum + first_momentum,
+        count,
+        size,
+        mask,
+        MOMENTUM_DECAYS,
+        LOG_MOMENTUM_DECAYS,
+    )
+    d_square = _averages_backward(
+        (0.5 * d_fast * over_fast * over_fast, -0.5 * d_ratio * over_slow * over_slow),
+        None,
+        d_new_second_moment + first_second_moment,
+        d_second_moment + first_second_moment,
+        count,
+        size,
+        mask,
+        SECOND_MOMENT_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+    )
+    if d_grad is not None:
         d_value += 2.0 * value * d_square
         tl.store(d_grad + first, tl.where(tl.abs(seen) > LARGEST_SQUARED, 0.0, d_value), mask)

@@ -7,7 +7,7 @@ of both is the same function, of ``rules.py``.
 import triton
 import triton.language as tl
 
-from .rules import lstm_l2l, of_particle, scale_free_lstm
+from .rules import lstm_l2l, of_particle, scale_free_lstm, schedule_free_lstm
 
 # Columns of a row of the table, one row a tensor; addresses and counts as int64. State entries follow, in their order.
 SIZE = tl.constexpr(0)
@@ -31,6 +31,16 @@ def _row(table, tensor_of_program, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _pointer(row, column, DTYPE: tl.constexpr):
     return tl.load(row + column).to(tl.pointer_type(DTYPE))
+
+
+@triton.jit
+def _count(row, step, STEP_IN_TABLE: tl.constexpr):
+    """Count of this step: of this tensor, or of all."""
+    if STEP_IN_TABLE:
+        pointer = _pointer(row, STEP, tl.float32)
+    else:
+        pointer = step
+    return tl.load(pointer)
 
 
 @triton.jit
@@ -162,17 +172,13 @@ def scale_free_lstm_step(
     grad, written = _gradient(
         _pointer(row, GRAD, GRAD_DTYPE) + offsets, mask, grad_scale, found_inf, MAXIMIZE, SKIP_NONFINITE
     )
-    if STEP_IN_TABLE:
-        count = tl.load(_pointer(row, STEP, tl.float32))
-    else:
-        count = tl.load(step)
     momentum = _pointer(row, STATE, tl.float32) + offsets
     second_moment = _pointer(row, STATE + 1, tl.float32) + offsets
     hidden = _pointer(row, STATE + 2, HIDDEN_DTYPE) + offsets
     cell = _pointer(row, STATE + 3, CELL_DTYPE) + offsets
     update = scale_free_lstm(
         grad,
-        count,
+        _count(row, step, STEP_IN_TABLE),
         weights,
         momentum,
         second_moment,
@@ -195,6 +201,87 @@ def scale_free_lstm_step(
         BOUND,
         SLOPE,
         RATE,
+        HIDDEN,
+        UNITS,
+    )
+    parameter = _pointer(row, PARAMETER, PARAMETER_DTYPE) + offsets
+    _move(parameter, mask, written, update, lr, weight_decay, LR_ON_DEVICE, DECAYS)
+
+
+@triton.jit
+def schedule_free_lstm_step(
+    table,
+    tensor_of_program,
+    weights,
+    step,
+    lr,
+    weight_decay,
+    grad_scale,
+    found_inf,
+    MOMENTUM_DECAYS: tl.constexpr,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    SECOND_MOMENT_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    TIME_SCALES: tl.constexpr,
+    LARGEST_DIRECTION: tl.constexpr,
+    BOUND: tl.constexpr,
+    RATE: tl.constexpr,
+    RATE_SLOPE: tl.constexpr,
+    GAIN: tl.constexpr,
+    GAIN_SLOPE: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
+    RECENCY: tl.constexpr,
+    RECENCY_SLOPE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    STEP_IN_TABLE: tl.constexpr,
+    PARAMETER_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    HIDDEN_DTYPE: tl.constexpr,
+    CELL_DTYPE: tl.constexpr,
+    LR_ON_DEVICE: tl.constexpr,
+    DECAYS: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    SKIP_NONFINITE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Step of an optimizer by rule ``schedule-free-lstm``."""
+    row, size, offsets = _row(table, tensor_of_program, STATE + 6, BLOCK)
+    mask = offsets < size
+    grad, written = _gradient(
+        _pointer(row, GRAD, GRAD_DTYPE) + offsets, mask, grad_scale, found_inf, MAXIMIZE, SKIP_NONFINITE
+    )
+    state = (
+        _pointer(row, STATE, tl.float32) + offsets,
+        _pointer(row, STATE + 1, tl.float32) + offsets,
+        _pointer(row, STATE + 2, tl.float32) + offsets,
+        _pointer(row, STATE + 3, tl.float32) + offsets,
+        _pointer(row, STATE + 4, HIDDEN_DTYPE) + offsets,
+        _pointer(row, STATE + 5, CELL_DTYPE) + offsets,
+    )
+    update = schedule_free_lstm(
+        grad,
+        _count(row, step, STEP_IN_TABLE),
+        weights,
+        state,
+        state,
+        size,
+        mask,
+        written,
+        MOMENTUM_DECAYS,
+        LOG_MOMENTUM_DECAYS,
+        SECOND_MOMENT_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+        TIME_SCALES,
+        LARGEST_DIRECTION,
+        BOUND,
+        RATE,
+        RATE_SLOPE,
+        GAIN,
+        GAIN_SLOPE,
+        INTERPOLATION,
+        RECENCY,
+        RECENCY_SLOPE,
         HIDDEN,
         UNITS,
     )
@@ -309,3 +396,89 @@ def scale_free_lstm_forward(
         UNITS,
     )
     tl.store(update + particle * size + offsets, result, mask)
+
+
+@triton.jit(do_not_specialize=["coordinates", "weights_stride"])
+def schedule_free_lstm_forward(
+    weights,
+    step,
+    grad,
+    momentum,
+    second_moment,
+    displacement,
+    log_rate,
+    hidden,
+    cell,
+    update,
+    new_momentum,
+    new_second_moment,
+    new_displacement,
+    new_log_rate,
+    new_hidden,
+    new_cell,
+    coordinates,
+    weights_stride,
+    MOMENTUM_DECAYS: tl.constexpr,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    SECOND_MOMENT_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    TIME_SCALES: tl.constexpr,
+    LARGEST_DIRECTION: tl.constexpr,
+    BOUND: tl.constexpr,
+    RATE: tl.constexpr,
+    RATE_SLOPE: tl.constexpr,
+    GAIN: tl.constexpr,
+    GAIN_SLOPE: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
+    RECENCY: tl.constexpr,
+    RECENCY_SLOPE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Rule ``schedule-free-lstm`` for P particles; arguments as above."""
+    particle, size, offsets, mask = of_particle(coordinates, BLOCK)
+    first = particle * size + offsets
+    moments = particle * len(MOMENTUM_DECAYS) * size + offsets, particle * 2 * size + offsets
+    units = particle * HIDDEN * size + offsets
+    result = schedule_free_lstm(
+        tl.load(grad + first, mask, other=0.0),
+        tl.load(step),
+        weights + particle * weights_stride,
+        (
+            momentum + moments[0],
+            second_moment + moments[1],
+            displacement + first,
+            log_rate + first,
+            hidden + units,
+            cell + units,
+        ),
+        (
+            new_momentum + moments[0],
+            new_second_moment + moments[1],
+            new_displacement + first,
+            new_log_rate + first,
+            new_hidden + units,
+            new_cell + units,
+        ),
+        size,
+        mask,
+        mask,
+        MOMENTUM_DECAYS,
+        LOG_MOMENTUM_DECAYS,
+        SECOND_MOMENT_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+        TIME_SCALES,
+        LARGEST_DIRECTION,
+        BOUND,
+        RATE,
+        RATE_SLOPE,
+        GAIN,
+        GAIN_SLOPE,
+        INTERPOLATION,
+        RECENCY,
+        RECENCY_SLOPE,
+        HIDDEN,
+        UNITS,
+    )
+    tl.store(update + first, result, mask)

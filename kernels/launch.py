@@ -73,10 +73,10 @@ class Step(NamedTuple):
 
 def sizes(architecture: str, hidden_size: int) -> Sizes:
     """Coordinates of a thread as many as fit its registers: each shares the loads of weights with the others."""
+    if architecture == "lstm-l2l":
+        return Sizes(256, 1)
     unrolled = hidden_size <= UNROLLED_UNITS
-    if architecture == "scale-free-lstm":
-        return Sizes(512 if unrolled else 256, hidden_size if unrolled else 1)
-    return Sizes(256, 1)
+    return Sizes(512 if unrolled else 256, hidden_size if unrolled else 1)
 
 
 def step_in_place(
@@ -240,7 +240,11 @@ def traced_step_in_place(
     )
 
 
-KERNELS = {"scale-free-lstm": "scale_free_lstm_step", "lstm-l2l": "lstm_l2l_step"}
+KERNELS = {
+    "schedule-free-lstm": "schedule_free_lstm_step",
+    "scale-free-lstm": "scale_free_lstm_step",
+    "lstm-l2l": "lstm_l2l_step",
+}
 """Names of the kernels of the architectures, in ``forward.py``."""
 
 
@@ -249,7 +253,7 @@ def constants(
 ) -> dict[str, Any]:
     """Constexpr arguments that follow from the tensors and settings of a launch."""
     hidden, cell = entries[-2:]
-    in_table = {"STEP_IN_TABLE": not shared} if architecture == "scale-free-lstm" else {}
+    in_table = {} if architecture == "lstm-l2l" else {"STEP_IN_TABLE": not shared}  # which has no use for the count
     return {
         **in_table,
         "PARAMETER_DTYPE": _triton_dtype(parameter.dtype),

@@ -108,6 +108,13 @@ def features(pointers, size, mask, COUNT: tl.constexpr):
 
 
 @triton.jit
+def store(pointers, values, size, mask, COUNT: tl.constexpr):
+    """Write such a tuple."""
+    for k in tl.static_range(COUNT):
+        tl.store(pointers + k * size, values[k], mask)
+
+
+@triton.jit
 def lstm_layer(
     weights,
     context,

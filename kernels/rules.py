@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .lstm import lstm_layer, maximum, minimum, one_minus_exp, tanh
+from .lstm import features, lstm_layer, maximum, minimum, one_minus_exp, store, tanh
 
 LARGEST_SQUARED = tl.constexpr(9.223371487098962e18)  # the square of twice this is the largest float32
 EPSILON_SQUARED = tl.constexpr(1e-24)
@@ -28,6 +28,15 @@ def averaged(average, values, DECAY: tl.constexpr):
 
 
 @triton.jit
+def averages(old, values, DECAYS: tl.constexpr):
+    """:func:`averaged` for each of the decays: a tuple."""
+    new = ()
+    for k in tl.static_range(len(DECAYS)):
+        new = new + (averaged(old[k], values, DECAYS[k]),)
+    return new
+
+
+@triton.jit
 def correction(count, LOG_DECAY: tl.constexpr):
     """Factor that takes the bias of the zero start out of an average of ``count`` values; 1 for a decay of 0."""
     factor = 1.0
@@ -40,13 +49,13 @@ def correction(count, LOG_DECAY: tl.constexpr):
 def log_sign(grad, THRESHOLD: tl.constexpr, P: tl.constexpr):
     """Inputs of ``lstm-l2l``: magnitude and direction of the gradient."""
     magnitude = tl.log(maximum(tl.abs(grad), THRESHOLD)) * (1.0 / P)
-    return magnitude, minimum(maximum(grad * (1.0 / THRESHOLD), -1.0), 1.0)
+    return magnitude, clamped(grad * (1.0 / THRESHOLD), 1.0)
 
 
 @triton.jit
-def clamped(grad):
-    """The gradient with a finite square."""
-    return minimum(maximum(grad, -LARGEST_SQUARED), LARGEST_SQUARED)
+def clamped(values, BOUND: tl.constexpr):
+    """Values within -bound ... bound; NaN stays NaN. Gradients within ``LARGEST_SQUARED`` have a finite square."""
+    return minimum(maximum(values, -BOUND), BOUND)
 
 
 @triton.jit
@@ -59,23 +68,43 @@ def time_features(count, TIME_SCALES: tl.constexpr):
 
 
 @triton.jit
+def over_rms(second_moments, count, LOG_DECAYS: tl.constexpr):
+    """``1 / rms`` of the fast and the slow second moment, and the logarithm of the ratio of these roots."""
+    fast = second_moments[0] / one_minus_exp(count * LOG_DECAYS[0]) + EPSILON_SQUARED
+    slow = second_moments[1] / one_minus_exp(count * LOG_DECAYS[1]) + EPSILON_SQUARED
+    over_fast, over_slow = tl.rsqrt(fast), tl.rsqrt(slow)
+    return over_fast, over_slow, tl.log(fast * over_fast * over_slow)
+
+
+@triton.jit
+def momentum_directions(momenta, over, count, LOG_DECAYS: tl.constexpr):
+    """Momenta without bias, times ``over``."""
+    directions = ()
+    for k in tl.static_range(len(LOG_DECAYS)):
+        directions = directions + (momenta[k] * correction(count, LOG_DECAYS[k]) * over,)
+    return directions
+
+
+@triton.jit
 def scale_free_inputs(
     grad,
     momenta,
-    fast,
-    slow,
+    second_moments,
     count,
     LOG_MOMENTUM_DECAYS: tl.constexpr,
     LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
 ):
     """Inputs of ``scale-free-lstm`` from the new averages, and ``1 / rms`` of both second moments."""
-    fast = fast / one_minus_exp(count * LOG_SECOND_MOMENT_DECAYS[0]) + EPSILON_SQUARED
-    slow = slow / one_minus_exp(count * LOG_SECOND_MOMENT_DECAYS[1]) + EPSILON_SQUARED
-    over_fast, over_slow = tl.rsqrt(fast), tl.rsqrt(slow)
-    inputs = ()
-    for k in tl.static_range(len(LOG_MOMENTUM_DECAYS)):
-        inputs = inputs + (momenta[k] * correction(count, LOG_MOMENTUM_DECAYS[k]) * over_slow,)
-    return inputs + (grad * over_fast, tl.log(fast * over_fast * over_slow)), over_fast, over_slow
+    over_fast, over_slow, log_ratio = over_rms(second_moments, count, LOG_SECOND_MOMENT_DECAYS)
+    directions = momentum_directions(momenta, over_slow, count, LOG_MOMENTUM_DECAYS)
+    return directions + (grad * over_fast, log_ratio), over_fast, over_slow
+
+
+@triton.jit
+def bounded_exp(values, BOUND: tl.constexpr, SLOPE: tl.constexpr):
+    """``exp(BOUND tanh(SLOPE values / BOUND))``, and that tanh."""
+    bounded = tanh(values * (SLOPE / BOUND))
+    return tl.exp(BOUND * bounded), bounded
 
 
 @triton.jit
@@ -92,8 +121,72 @@ def scale_free_update(
     direction = inputs[ADAM]
     for k in tl.static_range(DIRECTIONS):
         direction += outputs[k] * inputs[k]
-    bounded = tanh(outputs[DIRECTIONS] * (SLOPE / BOUND))
-    return -RATE * tl.exp(BOUND * bounded), direction, bounded
+    scale, bounded = bounded_exp(outputs[DIRECTIONS], BOUND, SLOPE)
+    return -RATE * scale, direction, bounded
+
+
+@triton.jit
+def schedule_free_inputs(
+    grad,
+    before,
+    momenta,
+    second_moments,
+    displacement,
+    log_rate,
+    count,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    LARGEST_DIRECTION: tl.constexpr,
+    BOUND: tl.constexpr,
+    RATE: tl.constexpr,
+):
+    """Inputs of ``schedule-free-lstm``, and what its backward pass needs besides.
+
+    ``before`` is the first momentum of before the step, the moments are the new ones. With ``e = displacement * scale``
+    the last input is ``e / (1 + abs(e))``. Returned are the inputs, ``1 / rms`` of both second moments, ``scale`` and
+    ``1 / (1 + abs(e))``.
+    """
+    over_fast, over_slow, log_ratio = over_rms(second_moments, count, LOG_SECOND_MOMENT_DECAYS)
+    direction = clamped(grad * over_fast, LARGEST_DIRECTION)
+    directions = momentum_directions(momenta, over_fast, count, LOG_MOMENTUM_DECAYS)
+    agreement = direction * (before * correction(count, LOG_MOMENTUM_DECAYS[0]) * over_fast)
+    scale = tl.exp(-log_rate) * (1.0 / (RATE * count))
+    averaging = displacement * scale
+    root = tl.rsqrt(1.0 + tl.abs(averaging))
+    damping = root * root
+    inputs = (direction,) + directions + (agreement, log_ratio, log_rate * (1.0 / BOUND), averaging * damping)
+    return inputs, over_fast, over_slow, scale, damping
+
+
+@triton.jit
+def adapted_rate(
+    agreement,
+    log_rate,
+    outputs,
+    BOUND: tl.constexpr,
+    RATE: tl.constexpr,
+    RATE_SLOPE: tl.constexpr,
+    GAIN: tl.constexpr,
+    GAIN_SLOPE: tl.constexpr,
+):
+    """What ``schedule-free-lstm`` multiplies the direction with, and the new log rate before it is cut.
+
+    Also how much that changes for an agreement of 1, and the tanh that bounds the first and the last of these.
+    """
+    gain, bounded_gain = bounded_exp(outputs[1], BOUND, GAIN_SLOPE)
+    gain *= GAIN
+    log_rate += gain * agreement
+    factor, bounded_rate = bounded_exp(clamped(log_rate, BOUND) + RATE_SLOPE * outputs[0], BOUND, 1.0)
+    return -RATE * factor, log_rate, gain, bounded_rate, bounded_gain
+
+
+@triton.jit
+def share_of_the_last(recency, count, BOUND: tl.constexpr, RECENCY: tl.constexpr, RECENCY_SLOPE: tl.constexpr):
+    """Share of the last of ``count`` points in their mean, ``1 / (1 + others)``; the others; the tanh that bounds."""
+    bounded = tanh(recency * (RECENCY_SLOPE / BOUND))
+    others = (count - 1.0) * tl.exp(-RECENCY - BOUND * bounded)
+    root = tl.rsqrt(1.0 + others)
+    return root * root, others, bounded
 
 
 @triton.jit
@@ -176,18 +269,14 @@ def scale_free_lstm(
     UNITS: tl.constexpr,
 ):
     """Update of rule ``scale-free-lstm``: averages, one LSTM layer, a mixture of directions. Arguments as above."""
-    grad = clamped(grad)
-    square = grad * grad
-    fast = averaged(tl.load(second_moment, mask, other=0.0), square, SECOND_MOMENT_DECAYS[0])
-    tl.store(new_second_moment, fast, written)
-    slow = averaged(tl.load(second_moment + size, mask, other=0.0), square, SECOND_MOMENT_DECAYS[1])
-    tl.store(new_second_moment + size, slow, written)
-    momenta = ()
-    for k in tl.static_range(MOMENTA):
-        average = averaged(tl.load(momentum + k * size, mask, other=0.0), grad, MOMENTUM_DECAYS[k])
-        tl.store(new_momentum + k * size, average, written)
-        momenta = momenta + (average,)
-    inputs, _, _ = scale_free_inputs(grad, momenta, fast, slow, count, LOG_MOMENTUM_DECAYS, LOG_SECOND_MOMENT_DECAYS)
+    grad = clamped(grad, LARGEST_SQUARED)
+    second_moments = averages(features(second_moment, size, mask, 2), grad * grad, SECOND_MOMENT_DECAYS)
+    store(new_second_moment, second_moments, size, written, 2)
+    momenta = averages(features(momentum, size, mask, MOMENTA), grad, MOMENTUM_DECAYS)
+    store(new_momentum, momenta, size, written, MOMENTA)
+    inputs, _, _ = scale_free_inputs(
+        grad, momenta, second_moments, count, LOG_MOMENTUM_DECAYS, LOG_SECOND_MOMENT_DECAYS
+    )
     outputs = lstm_layer(
         weights,
         time_features(count, TIME_SCALES),
@@ -207,3 +296,87 @@ def scale_free_lstm(
     )
     factor, direction, _ = scale_free_update(inputs, outputs, MOMENTA + 1, ADAM, BOUND, SLOPE, RATE)
     return factor * direction
+
+
+@triton.jit
+def schedule_free_lstm(
+    grad,
+    count,
+    weights,
+    state,
+    new_state,
+    size,
+    mask,
+    written,
+    MOMENTUM_DECAYS: tl.constexpr,
+    LOG_MOMENTUM_DECAYS: tl.constexpr,
+    SECOND_MOMENT_DECAYS: tl.constexpr,
+    LOG_SECOND_MOMENT_DECAYS: tl.constexpr,
+    TIME_SCALES: tl.constexpr,
+    LARGEST_DIRECTION: tl.constexpr,
+    BOUND: tl.constexpr,
+    RATE: tl.constexpr,
+    RATE_SLOPE: tl.constexpr,
+    GAIN: tl.constexpr,
+    GAIN_SLOPE: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
+    RECENCY: tl.constexpr,
+    RECENCY_SLOPE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Update of rule ``schedule-free-lstm``: averages, one LSTM layer, a move at the coordinate's own rate, its mean.
+
+    ``state`` and ``new_state`` are tuples of pointers to the entries, in their order; the others are as above.
+    """
+    momentum, second_moment, displacement, log_rate, hidden, cell = state
+    new_momentum, new_second_moment, new_displacement, new_log_rate, new_hidden, new_cell = new_state
+    grad = clamped(grad, LARGEST_SQUARED)
+    second_moments = averages(features(second_moment, size, mask, 2), grad * grad, SECOND_MOMENT_DECAYS)
+    store(new_second_moment, second_moments, size, written, 2)
+    old_momenta = features(momentum, size, mask, len(MOMENTUM_DECAYS))
+    momenta = averages(old_momenta, grad, MOMENTUM_DECAYS)
+    store(new_momentum, momenta, size, written, len(MOMENTUM_DECAYS))
+    old_displacement = tl.load(displacement, mask, other=0.0)
+    old_log_rate = tl.load(log_rate, mask, other=0.0)
+    inputs, _, _, _, _ = schedule_free_inputs(
+        grad,
+        old_momenta[0],
+        momenta,
+        second_moments,
+        old_displacement,
+        old_log_rate,
+        count,
+        LOG_MOMENTUM_DECAYS,
+        LOG_SECOND_MOMENT_DECAYS,
+        LARGEST_DIRECTION,
+        BOUND,
+        RATE,
+    )
+    outputs = lstm_layer(
+        weights,
+        time_features(count, TIME_SCALES),
+        inputs,
+        hidden,
+        cell,
+        new_hidden,
+        new_cell,
+        size,
+        mask,
+        written,
+        len(MOMENTUM_DECAYS) + 5,
+        len(TIME_SCALES),
+        HIDDEN,
+        3,
+        UNITS,
+    )
+    agreement = inputs[1 + len(MOMENTUM_DECAYS)]
+    factor, new_rate, _, _, _ = adapted_rate(
+        agreement, old_log_rate, outputs, BOUND, RATE, RATE_SLOPE, GAIN, GAIN_SLOPE
+    )
+    tl.store(new_log_rate, clamped(new_rate, BOUND), written)
+    move = factor * inputs[0]
+    ahead = old_displacement + move
+    share, _, _ = share_of_the_last(outputs[2], count, BOUND, RECENCY, RECENCY_SLOPE)
+    tl.store(new_displacement, (1.0 - share) * ahead, written)
+    return (1.0 - INTERPOLATION) * move + INTERPOLATION * share * ahead

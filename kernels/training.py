@@ -53,8 +53,9 @@ def network(architecture: str, constants: Constants) -> Network:
     hidden = int(constants["HIDDEN"])  # type: ignore[arg-type]
     if architecture == "lstm-l2l":
         return Network(0, 2, hidden, int(constants["LAYERS"]), 1)  # type: ignore[arg-type]
-    signals = int(constants["MOMENTA"]) + 2  # type: ignore[arg-type]
-    return Network(len(constants["TIME_SCALES"]), signals, hidden, 1, signals)  # type: ignore[arg-type]
+    momenta = len(constants["MOMENTUM_DECAYS"])  # type: ignore[arg-type]
+    inputs, outputs = (momenta + 5, 3) if architecture == "schedule-free-lstm" else (momenta + 2, momenta + 2)
+    return Network(len(constants["TIME_SCALES"]), inputs, hidden, 1, outputs)  # type: ignore[arg-type]
 
 
 def sizes(file: str, hidden_size: int, *, interpreted: bool) -> dict[str, int]:
@@ -202,7 +203,11 @@ class _Step(torch.autograd.Function):
         return None, d_weights, None, d_grad, *d_state
 
 
-KERNELS = {"scale-free-lstm": "scale_free_lstm", "lstm-l2l": "lstm_l2l"}
+KERNELS = {
+    "schedule-free-lstm": "schedule_free_lstm",
+    "scale-free-lstm": "scale_free_lstm",
+    "lstm-l2l": "lstm_l2l",
+}
 """What the names of the kernels of the architectures begin with, in ``forward.py`` and ``backward.py``."""
 
 

@@ -14,7 +14,14 @@ from learned_optim.execution import Settings, Slot
 from learned_optim.kernels import launch, training
 from learned_optim.kernels.availability import why_not_fused
 from learned_optim.kernels.launch import Plan
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule, scale_free_lstm
+from learned_optim.rules import (
+    LSTML2L,
+    ScaleFreeLSTM,
+    ScheduleFreeLSTM,
+    UpdateRule,
+    scale_free_lstm,
+    schedule_free_lstm,
+)
 from learned_optim.rules.lstm import LSTMCell
 
 LARGEST_HIDDEN_SIZE = 32
@@ -107,13 +114,27 @@ Packed = tuple[dict[str, Any], list[Tensor]]
 """Constants of a plan, and its weights in pieces."""
 
 
-def _plan_of_scale_free_lstm(rule: Any) -> Packed:
-    second = scale_free_lstm.SECOND_MOMENT_DECAYS
+def _plan_of_schedule_free_lstm(rule: Any) -> Packed:
     constants: dict[str, Any] = {
-        "MOMENTUM_DECAYS": rule.momentum_decays,
-        "LOG_MOMENTUM_DECAYS": tuple(map(_log, rule.momentum_decays)),
-        "SECOND_MOMENT_DECAYS": second,
-        "LOG_SECOND_MOMENT_DECAYS": tuple(map(_log, second)),
+        **_decays(schedule_free_lstm.MOMENTUM_DECAYS, schedule_free_lstm.SECOND_MOMENT_DECAYS),
+        "TIME_SCALES": schedule_free_lstm.TIME_SCALES,
+        "LARGEST_DIRECTION": schedule_free_lstm.LARGEST_DIRECTION,
+        "BOUND": schedule_free_lstm.BOUND,
+        "RATE": rule.rate,
+        "RATE_SLOPE": schedule_free_lstm.RATE_SLOPE,
+        "GAIN": schedule_free_lstm.GAIN,
+        "GAIN_SLOPE": schedule_free_lstm.GAIN_SLOPE,
+        "INTERPOLATION": schedule_free_lstm.INTERPOLATION,
+        "RECENCY": schedule_free_lstm.RECENCY,
+        "RECENCY_SLOPE": schedule_free_lstm.RECENCY_SLOPE,
+        "HIDDEN": rule.hidden_size,
+    }
+    return constants, _weights_of_one_layer(rule)
+
+
+def _plan_of_scale_free_lstm(rule: Any) -> Packed:
+    constants: dict[str, Any] = {
+        **_decays(rule.momentum_decays, scale_free_lstm.SECOND_MOMENT_DECAYS),
         "TIME_SCALES": scale_free_lstm.TIME_SCALES,
         "MOMENTA": len(rule.momentum_decays),
         "ADAM": rule.momentum_decays.index(scale_free_lstm.ADAM_MOMENTUM),
@@ -122,11 +143,7 @@ def _plan_of_scale_free_lstm(rule: Any) -> Packed:
         "RATE": rule.rate,
         "HIDDEN": rule.hidden_size,
     }
-    return constants, [
-        _unit_major(rule.cell, rule.step_weight),
-        rule.output_bias,
-        rule.output_weight.t().reshape(-1),
-    ]
+    return constants, _weights_of_one_layer(rule)
 
 
 def _plan_of_lstm_l2l(rule: Any) -> Packed:
@@ -141,10 +158,26 @@ def _plan_of_lstm_l2l(rule: Any) -> Packed:
 
 
 PLANS: dict[type[nn.Module], Callable[[Any], Packed]] = {
+    ScheduleFreeLSTM: _plan_of_schedule_free_lstm,
     ScaleFreeLSTM: _plan_of_scale_free_lstm,
     LSTML2L: _plan_of_lstm_l2l,
 }
 """Rules that have a kernel. A sub-class may compute something else, and has none."""
+
+
+def _decays(momentum: tuple[float, ...], second_moment: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+    """Constants of the moments."""
+    return {
+        "MOMENTUM_DECAYS": momentum,
+        "LOG_MOMENTUM_DECAYS": tuple(map(_log, momentum)),
+        "SECOND_MOMENT_DECAYS": second_moment,
+        "LOG_SECOND_MOMENT_DECAYS": tuple(map(_log, second_moment)),
+    }
+
+
+def _weights_of_one_layer(rule: Any) -> list[Tensor]:
+    """Those of an LSTM layer that sees the step count, and of its outputs."""
+    return [_unit_major(rule.cell, rule.step_weight), rule.output_bias, rule.output_weight.t().reshape(-1)]
 
 
 def _unit_major(cell: LSTMCell, context: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ COLOURS = {
     "NAG": "#64b5cd",
 }
 OTHER_COLOUR = "#333333"  # of a baseline at a given rate
+TITLE_WIDTH = 44  # letters that fit over a panel
 LEARNED_COLOURS = ("#c44e52", "#dd8452", "#937860")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -80,14 +82,15 @@ def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = 
         end = max(end, steps[-1] * cost) if not timings or result.optimizer == REFERENCE else end
     if math.isfinite(floor):  # else nothing can be drawn on a logarithmic axis
         panel.set(yscale="log", ylim=(floor * 0.8, start * 2))
-    panel.set(title=group[0].problem.label, ylabel="training loss", xlabel="seconds" if timings else "step")
+    title = textwrap.fill(group[0].problem.label, TITLE_WIDTH)
+    panel.set(title=title, ylabel="training loss", xlabel="seconds" if timings else "step")
     panel.set_xlim(0, end)
     panel.legend(fontsize=7.5)
 
 
 def speedup_figure(results: Results) -> Figure:
     """Speed-up over tuned Adam on each problem, with bootstrap 95% bands."""
-    figure = Figure(figsize=(6.5, 1.2 + 0.45 * len(results)), layout="constrained")
+    figure = Figure(figsize=(9.0, 1.2 + 0.45 * len(results)), layout="constrained")
     panel = figure.subplots()
     colours = _colours(itertools.chain(*results.values()))
     shown = [name for name in colours if name != REFERENCE]

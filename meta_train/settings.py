@@ -30,7 +30,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class RuleConfig(Strict):
     """Which rule is meta-trained."""
 
-    architecture: str = "scale-free-lstm"
+    architecture: str = "schedule-free-lstm"
     """Name of an architecture."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of its constructor."""

@@ -215,6 +215,156 @@ class ScaleFreeLSTMReference:
         return update
 
 
+class ScheduleFreeLSTMReference:
+    """RMSprop with hypergradients inside a schedule-free optimizer, all three steered by one LSTM layer.
+
+    For one coordinate with gradient g at step t = 1, 2, ...
+
+        m_k    <- b_k m_k + (1 - b_k) g         b = .9, .99; mbefore is m_.9 before this line
+        v_j    <- a_j v_j + (1 - a_j) g^2       a = .9 (fast), .99 (slow)
+        fast    = sqrt(v_fast / (1 - a_fast^t) + eps^2),  slow alike,  eps = 1e-12
+        d       = cut(g / fast, 3)
+        A       = d mbefore / (1 - .9^t) / fast
+        E       = D / (rate t exp(l))
+        x       = [d, m_k / (1 - b_k^t) / fast (2), A, log(fast / slow), l / 6, E / (1 + |E|)]
+        s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
+        h, c    = LSTM(W [x; h] + b + W_step s)
+        [z, k, q] = V h + b_out
+        l      <- cut(l + .1 exp(6 tanh(2 k / 6)) A, 6)
+        move    = -rate exp(6 tanh((l + 3 z) / 6)) d
+        w       = 1 / (1 + (t - 1) exp(-1 - 6 tanh(2 q / 6)))
+        update  = .1 move + .9 w (D + move)
+        D      <- (1 - w) (D + move)
+
+    where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
+    sequences of Defazio et al. (2024) and the logarithm of the coordinate's factor on the rate.
+
+    Args:
+        weight: (4H, 7 + H), columns [x; h], blocks of H rows: input, forget, candidate, output.
+        bias: (4H,).
+        step_weight: (4H, 3).
+        output_weight: (3, H).
+        output_bias: (3,).
+        rate: learning rate of the untrained rule.
+
+    Attributes:
+        momentum: (2, *coordinates).
+        second_moment: (2, *coordinates), fast then slow.
+        displacement, log_rate: (1, *coordinates).
+        hidden, cell: (H, *coordinates).
+        All are zero before the first step.
+    """
+
+    MOMENTUM_DECAYS = (0.9, 0.99)
+    SECOND_MOMENT_DECAYS = (0.9, 0.99)
+    TIME_SCALES = (30.0, 300.0, 3000.0)
+    EPS = 1e-12
+    LARGEST_DIRECTION = 3.0
+    INTERPOLATION = 0.9
+    GAIN = 0.1
+    RECENCY = 1.0
+    BOUND = 6.0
+    RATE_SLOPE = 3.0
+    GAIN_SLOPE = 2.0
+    RECENCY_SLOPE = 2.0
+
+    def __init__(
+        self,
+        weight: ArrayLike,
+        bias: ArrayLike,
+        step_weight: ArrayLike,
+        output_weight: ArrayLike,
+        output_bias: ArrayLike,
+        rate: float = 0.03,
+    ) -> None:
+        self.weight = _float64(weight)
+        self.bias = _float64(bias)
+        self.step_weight = _float64(step_weight)
+        self.output_weight = _float64(output_weight)
+        self.output_bias = _float64(output_bias)
+        self.rate = rate
+        self.steps_taken = 0
+        self.momentum: Array = np.zeros(0)
+        self.second_moment: Array = np.zeros(0)
+        self.displacement: Array = np.zeros(0)
+        self.log_rate: Array = np.zeros(0)
+        self.hidden: Array = np.zeros(0)
+        self.cell: Array = np.zeros(0)
+
+    def step(self, grad: ArrayLike) -> Array:
+        """The update, to be added to the parameter, of its shape."""
+        grad = _float64(grad)
+        if self.steps_taken == 0:
+            units = self.output_weight.shape[1]
+            self.momentum, self.second_moment = np.zeros((2, *grad.shape)), np.zeros((2, *grad.shape))
+            self.displacement, self.log_rate = np.zeros((1, *grad.shape)), np.zeros((1, *grad.shape))
+            self.hidden, self.cell = np.zeros((units, *grad.shape)), np.zeros((units, *grad.shape))
+        self.steps_taken += 1
+        t = self.steps_taken
+
+        before = self.momentum[0]
+        self.momentum = np.stack(
+            [b * m + (1.0 - b) * grad for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
+        )
+        self.second_moment = np.stack(
+            [a * v + (1.0 - a) * grad**2 for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)]
+        )
+        fast, slow = (
+            np.sqrt(v / (1.0 - a**t) + self.EPS**2)
+            for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)
+        )
+        direction = np.clip(grad / fast, -self.LARGEST_DIRECTION, self.LARGEST_DIRECTION)
+        averaged = [m / (1.0 - b**t) / fast for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
+        agreement = direction * before / (1.0 - self.MOMENTUM_DECAYS[0] ** t) / fast
+        displacement, log_rate = self.displacement[0], self.log_rate[0]
+        relative = displacement / (self.rate * t * np.exp(log_rate))
+
+        signals = [direction, *averaged, agreement, np.log(fast / slow), log_rate / self.BOUND]
+        signals.append(relative / (1.0 + np.abs(relative)))
+        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
+        inputs = np.concatenate([np.stack(signals), self.hidden], axis=0)
+        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
+        self.hidden, self.cell = lstm_step(gates, self.cell)
+        scale, gain, recency = affine(self.output_weight, self.hidden, self.output_bias)
+
+        def bounded(values: Array) -> Array:
+            result: Array = self.BOUND * np.tanh(values / self.BOUND)
+            return result
+
+        log_rate = log_rate + self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain)) * agreement
+        log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
+        move = -self.rate * np.exp(bounded(log_rate + self.RATE_SLOPE * scale)) * direction
+        share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
+        update: Array = (1.0 - self.INTERPOLATION) * move + self.INTERPOLATION * share * (displacement + move)
+        self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
+        self.log_rate = log_rate[np.newaxis]
+        return update
+
+
+def schedule_free_points(
+    gradient: Callable[[Array], Array],
+    start: ArrayLike,
+    moves: Callable[[Array, int], Array],
+    steps: int,
+    interpolation: float,
+    share: Callable[[int], float],
+) -> Array:
+    """The points y at which gradients are taken, ``(steps + 1, *coordinates)`` (Defazio et al. 2024, equations 3-5).
+
+        y_t = (1 - beta) z_t + beta x_t,  z_t+1 = z_t + move(gradient(y_t), t),  x_t+1 = (1 - w_t) x_t + w_t z_t+1
+
+    ``moves`` takes the gradient and t = 1, 2 ...; ``share`` is w. In the paper it is 1 / t, and x the mean of z_2 to
+    z_t+1.
+    """
+    fast = mean = _float64(start)
+    points = [fast]
+    for t in range(1, steps + 1):
+        fast = fast + moves(gradient(points[-1]), t)
+        mean = (1.0 - share(t)) * mean + share(t) * fast
+        points.append((1.0 - interpolation) * fast + interpolation * mean)
+    return np.stack(points)
+
+
 class MLPReference:
     """The per-parameter MLP of Metz et al. (2019) on coordinatewise inputs.
 

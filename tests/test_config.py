@@ -31,7 +31,7 @@ from learned_optim.meta_train.settings import (
 )
 from learned_optim.meta_train.strict import ConfigError
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
-from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM
+from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM
 
 SMALLEST = 'steps = 3\n\n[[tasks]]\nfamily = "quadratic"\n'
 
@@ -78,7 +78,7 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
     config = load_config(write(tmp_path, SMALLEST))
     assert config == Config(tasks=(TaskConfig("quadratic"),), steps=3)
     assert config.tasks[0].build() == QuadraticFamily()
-    assert isinstance(config.rule.build(config.seed), ScaleFreeLSTM)
+    assert isinstance(config.rule.build(config.seed), ScheduleFreeLSTM)
     assert config.unroll.truncation == 20
     assert config.estimator.replay_coordinates is None
 

@@ -27,7 +27,7 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from learned_optim import LearnedOptimizer, available_rules, save_rule
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from test_rules import normal, randomised
 
 Make = Callable[..., Optimizer]
@@ -484,15 +484,17 @@ torch.save(results, sys.argv[2])
 
 
 def test_training_that_goes_on_in_another_process_does_not_differ_in_a_bit(tmp_path: Path) -> None:
-    save_rule(randomised(ScaleFreeLSTM()).float(), tmp_path / "rule.safetensors")
-    rules = {"Adam": "", "default": "default", "file": str(tmp_path / "rule.safetensors")}
+    rules = {"Adam": "", "default": "default"}
+    for rule in (ScaleFreeLSTM(), ScheduleFreeLSTM()):
+        rules[rule.name] = str(tmp_path / f"{rule.name}.safetensors")
+        save_rule(randomised(rule).float(), rules[rule.name])
     saved, expected = {}, {}
-    for name, rule in rules.items():
+    for name, file in rules.items():
         net = Net()
-        optimizer = Adam(net.parameters(), lr=0.01) if name == "Adam" else LearnedOptimizer(net.parameters(), rule)
+        optimizer = Adam(net.parameters(), lr=0.01) if name == "Adam" else LearnedOptimizer(net.parameters(), file)
         train(net, optimizer)
         saved[name] = copy.deepcopy(
-            {"rule": rule, "net": net.state_dict(), "optimizer": optimizer.state_dict()},
+            {"rule": file, "net": net.state_dict(), "optimizer": optimizer.state_dict()},
         )
         expected[name] = train(net, optimizer)
     torch.save(saved, tmp_path / "saved.pt")
@@ -558,7 +560,9 @@ def test_grad_scaler_is_not_waited_for_nor_ignored(make: Make, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "make", [Adam, partial(LearnedOptimizer, rule=randomised(ScaleFreeLSTM(2)))], ids=["Adam", "rule"]
+    "make",
+    [Adam, *(partial(LearnedOptimizer, rule=randomised(rule(2))) for rule in (ScaleFreeLSTM, ScheduleFreeLSTM))],
+    ids=["Adam", "scale-free-lstm", "schedule-free-lstm"],
 )
 def test_differentiable_step_does_not_have_another_derivative(make: Make) -> None:
     def three_steps(start: Tensor, grads: Tensor, lr: Tensor) -> Tensor:
@@ -574,8 +578,9 @@ def test_differentiable_step_does_not_have_another_derivative(make: Make) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, on the first use of jvp
-def test_torch_func_does_not_fail_on_a_rule() -> None:
-    rule = randomised(ScaleFreeLSTM(2))
+@pytest.mark.parametrize("build", [ScaleFreeLSTM, ScheduleFreeLSTM])
+def test_torch_func_does_not_fail_on_a_rule(build: Callable[[int], UpdateRule]) -> None:
+    rule = randomised(build(2))
     grads = normal(5, 3, seed=1)  # steps, coordinates
 
     def meta_loss(meta_parameters: dict[str, Tensor]) -> Tensor:

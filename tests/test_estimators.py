@@ -16,7 +16,7 @@ from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.unroll import InnerState, start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from reference import central_difference
 from user_tasks import Plane
 
@@ -47,6 +47,7 @@ def perceptrons() -> Task:
 RULES: dict[str, Callable[[], UpdateRule]] = {
     "lstm-l2l": lambda: LSTML2L(hidden_size=2, layers=2, output_scale=0.3),
     "scale-free-lstm": lambda: ScaleFreeLSTM(2, momentum_decays=(0.9, 0.5), rate=0.1),
+    "schedule-free-lstm": lambda: ScheduleFreeLSTM(2, rate=0.1),
 }
 TASKS: dict[str, Callable[[], Task]] = {
     "mlp": perceptrons,

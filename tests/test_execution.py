@@ -76,7 +76,8 @@ def assert_same_slots(actual: Sequence[Slot], expected: Sequence[Slot], before: 
         moved = largest_of(other.parameter.double() - start.parameter.double())
         assert_same(one.parameter, other.parameter, arithmetic, moved)
         for entry, value in other.state.items():
-            assert_same(one.state[entry], value, arithmetic, largest_of(value))
+            # A state that a step adds to may come to lie near zero: its roundings are those of what is added up.
+            assert_same(one.state[entry], value, arithmetic, max(largest_of(value), largest_of(start.state[entry])))
 
 
 CASES = [
@@ -146,8 +147,9 @@ def test_low_precision_parameter_is_not_rounded_twice(dtype: torch.dtype) -> Non
     assert torch.equal(slot.parameter, expected)
 
 
-def test_nan_does_not_spread_to_its_neighbours() -> None:
-    rule = randomised(ScaleFreeLSTM()).float()
+@each(RULES)
+def test_nan_does_not_spread_to_its_neighbours(build: Build) -> None:
+    rule = randomised(build()).float()
     slots = as_slots(rule, [normal(5), normal(6)], torch.float32)
     slots[0].grad[2] = float("nan")
     apply_in_blocks(rule, slots, PLAIN)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import gpu_cases, gpu_check
 from learned_optim import LearnedOptimizer
+from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 CPU = torch.device("cpu")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -17,7 +18,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 @pytest.fixture
 def check(tmp_path: Path) -> gpu_check.Check:
-    return gpu_check.Check(CPU, tmp_path, seconds=120)
+    return gpu_check.Check(CPU, tmp_path, seconds=300)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_all_sections_run_and_write_their_results(
     assert (rows[0]["bytes_moved"], rows[0]["adam_fused_ratio"]) == (str(3 * 28), "1.00")
     assert (tmp_path / "gpu_check.png").stat().st_size > 1000
     with (tmp_path / "meta_training.csv").open() as file:
-        assert [row["execution"] for row in csv.DictReader(file)] == ["plain", "fused"] * 2
+        assert [row["execution"] for row in csv.DictReader(file)] == ["plain", "fused"] * 3
     details = json.loads((tmp_path / "gpu_check.json").read_text())
     assert details["failures"] == {}
     assert details["device"] == "CPU"
@@ -107,10 +108,11 @@ def test_call_is_timed(check: gpu_check.Check) -> None:
     assert 0 <= timing.low <= timing.median <= timing.high
 
 
-def test_bytes_that_must_move_are_counted_once_each() -> None:
+@pytest.mark.parametrize("rule", [ScaleFreeLSTM, ScheduleFreeLSTM])
+def test_bytes_that_must_move_are_counted_once_each(rule: type[UpdateRule]) -> None:
     parameter = torch.zeros(10, requires_grad=True)
     parameter.grad = torch.ones(10)
-    adam, learned = torch.optim.Adam([parameter]), LearnedOptimizer([parameter])
+    adam, learned = torch.optim.Adam([parameter]), LearnedOptimizer([parameter], rule())
     adam.step()
     learned.step()
     assert gpu_cases.bytes_that_must_move(adam) == 28 * 10

@@ -16,8 +16,8 @@ from benchmarks import kernel_resources
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
 from learned_optim.kernels import launch
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
-from reference import ScaleFreeLSTMReference
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from reference import ScaleFreeLSTMReference, ScheduleFreeLSTMReference
 from test_execution import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
 from test_rules import Build, as_reference, each, normal, randomised
 
@@ -32,10 +32,20 @@ KERNEL_RULES: dict[str, Build] = {
     "scale-free-lstm": ScaleFreeLSTM,
     "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
     "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 9),
+    "schedule-free-lstm": ScheduleFreeLSTM,
+    "schedule-free-lstm-looped": functools.partial(ScheduleFreeLSTM, 9, rate=0.1),
     "lstm-l2l": functools.partial(LSTML2L, 4),
     "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),
     "lstm-l2l-three-layers": functools.partial(LSTML2L, 3, layers=3),
 }
+COUNTING: dict[str, Build] = {"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM}
+"""Rules that heed the step count, and move no coordinate that was never pushed."""
+ONE_UNIT: dict[str, Build] = {
+    "scale-free-lstm": functools.partial(ScaleFreeLSTM, 1),
+    "schedule-free-lstm": functools.partial(ScheduleFreeLSTM, 1),
+    "lstm-l2l": functools.partial(LSTML2L, 1),
+}
+EACH_KERNEL = COUNTING | {"lstm-l2l": functools.partial(LSTML2L, 2)}
 DTYPES = [
     pytest.param(torch.float32, torch.float32, id="float32"),
     pytest.param(torch.float32, torch.bfloat16, id="recurrent-bfloat16"),
@@ -186,9 +196,25 @@ def test_kernel_of_the_paper_s_size_is_not_further_from_the_truth(place: Place) 
     assert_as_close_as_plain(rule, slots, PLAIN, place)
 
 
-def test_first_steps_are_not_further_from_the_truth(place: Place) -> None:
+def test_values_that_are_cut_are_not_further_from_the_truth(place: Place) -> None:
+    rule = randomised(ScheduleFreeLSTM()).float()
+    (slot,) = slots_of(rule, (200,), torch.float32, torch.float32)
+    slot = slot._replace(step=torch.tensor(400.0))  # gradients of many times their root mean square come late
+    bound = schedule_free_lstm.BOUND
+    slot.state["second_moment"].mul_(0.01)
+    slot.state["log_rate"].sign_().mul_(bound)
+    slot.state["displacement"].mul_(100)
+    direction = slot.grad / (0.1 * slot.grad.square() + 0.9 * slot.state["second_moment"][0]).sqrt()
+    plain = assert_as_close_as_plain(rule, [slot], PLAIN, place)[0]
+    at_bound = (plain.state["log_rate"].abs() == bound).float().mean()
+    assert 0.2 < at_bound < 0.8
+    assert 0.2 < (direction.abs() > schedule_free_lstm.LARGEST_DIRECTION).float().mean() < 0.8
+
+
+@each(COUNTING)
+def test_first_steps_are_not_further_from_the_truth(build: Build, place: Place) -> None:
     # Bias corrections 1 / (1 - decay ** step) lose their digits in the first steps, if anywhere.
-    rule = randomised(ScaleFreeLSTM()).float()
+    rule = randomised(build()).float()
     (slot,) = as_slots(rule, [normal(500)], torch.float32)
     slot = slot._replace(state={entry: torch.zeros_like(value) for entry, value in slot.state.items()})
     for count in range(1, 5):
@@ -207,12 +233,12 @@ def test_first_steps_are_not_further_from_the_truth(place: Place) -> None:
 @torch.no_grad()
 def oracle_from_zero(rule: UpdateRule, slot: Slot) -> tuple[Tensor, dict[str, Tensor]]:
     reference = as_reference(rule)
-    assert isinstance(reference, ScaleFreeLSTMReference)
+    assert isinstance(reference, (ScaleFreeLSTMReference, ScheduleFreeLSTMReference))
     update = torch.from_numpy(reference.step(slot.grad.double().numpy()))
     return slot.parameter.double() + update, {e: torch.from_numpy(getattr(reference, e)) for e in slot.state}
 
 
-@each({"scale-free-lstm": ScaleFreeLSTM, "lstm-l2l": functools.partial(LSTML2L, 2)})
+@each(EACH_KERNEL)
 def test_memory_that_is_not_contiguous_is_not_stepped_differently(build: Build, place: Place) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, layouts(), torch.float32)
@@ -250,7 +276,7 @@ def test_state_that_is_not_contiguous_is_refused(interpreted: None) -> None:
         fused.apply_fused(fused.plan_of(rule), [slot], PLAIN)
 
 
-@each({"scale-free-lstm": ScaleFreeLSTM, "lstm-l2l": functools.partial(LSTML2L, 2)})
+@each(EACH_KERNEL)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -300,8 +326,9 @@ def test_setting_is_not_understood_differently(build: Build, settings: Settings,
         assert all(torch.equal(by_kernel[0].state[e][:, kept], slots[0].state[e][:, kept]) for e in slots[0].state)
 
 
-def test_step_counts_of_tensors_are_not_mixed_up(place: Place) -> None:
-    rule = randomised(ScaleFreeLSTM()).float()
+@each(COUNTING)
+def test_step_counts_of_tensors_are_not_mixed_up(build: Build, place: Place) -> None:
+    rule = randomised(build()).float()
     slots = as_slots(rule, [normal(3), normal(4), normal(100)], torch.float32)
     slots = [slot._replace(step=torch.tensor(float(count))) for slot, count in zip(slots, (1, 50, 7), strict=True)]
     by_kernel, plain = clones(slots), clones(slots)
@@ -319,8 +346,9 @@ def test_step_counts_on_the_host_serve_tensors_elsewhere() -> None:
     assert launch._uploaded([1, 2**40], torch.int64, cpu).tolist() == [1, 2**40]
 
 
-def test_coordinate_that_was_never_pushed_is_not_moved(place: Place) -> None:
-    rule = randomised(ScaleFreeLSTM()).float()
+@each(COUNTING)
+def test_coordinate_that_was_never_pushed_is_not_moved(build: Build, place: Place) -> None:
+    rule = randomised(build()).float()
     (slot,) = as_slots(rule, [normal(50)], torch.float32)
     slot.grad.zero_()
     state = {entry: torch.zeros_like(value) for entry, value in slot.state.items()}
@@ -330,8 +358,9 @@ def test_coordinate_that_was_never_pushed_is_not_moved(place: Place) -> None:
     assert torch.equal(slot.parameter, before)
 
 
-def test_no_bit_of_a_coordinate_depends_on_its_neighbours(interpreted: None) -> None:
-    rule = randomised(ScaleFreeLSTM()).float()
+@each(COUNTING)
+def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, interpreted: None) -> None:
+    rule = randomised(build()).float()
     (whole,) = as_slots(rule, [normal(90)], torch.float32, torch.bfloat16)
     parts = [
         Slot(
@@ -504,7 +533,7 @@ class StandInDriver:
 
 
 @pytest.mark.slow
-@each({"scale-free-lstm": functools.partial(ScaleFreeLSTM, 1), "lstm-l2l": functools.partial(LSTML2L, 1)})
+@each(ONE_UNIT)
 def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
     from triton.runtime import driver

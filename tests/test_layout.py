@@ -16,9 +16,9 @@ from learned_optim.execution import Slot, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused, plan_of
 from learned_optim.kernels import launch
 from learned_optim.kernels.layout import in_memory_order, laid_out_like, memory_order, pieces
-from learned_optim.rules import ScaleFreeLSTM
+from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
 from test_execution import FIRST, PLAIN, clones
-from test_rules import few_examples, normal, randomised
+from test_rules import Build, each, few_examples, normal, randomised
 
 BLOCK = 1024
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,6 +27,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda tensor: tensor.transpose(0, 3).contiguous().transpose(0, 3),
     "gaps": lambda tensor: torch.stack([tensor, tensor], -1)[..., 0],
 }
+each_rule = each({"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM})
 each_layout = pytest.mark.parametrize("layout", list(LAYOUTS.values()), ids=list(LAYOUTS))
 
 
@@ -62,13 +63,14 @@ def test_state_does_not_lie_otherwise_than_its_parameter(layout: Callable[[Tenso
     assert seen.is_contiguous() == (layout is not LAYOUTS["gaps"])
 
 
+@each_rule
 @each_layout
 @pytest.mark.parametrize("other", [False, True], ids=["grad-alike", "grad-contiguous"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1], ids=["", "decay"])
 def test_step_on_the_cpu_does_not_borrow_more_than_a_block(
-    layout: Callable[[Tensor], Tensor], other: bool, weight_decay: float
+    build: Build, layout: Callable[[Tensor], Tensor], other: bool, weight_decay: float
 ) -> None:
-    rule = randomised(ScaleFreeLSTM()).float()
+    rule = randomised(build()).float()
     parameter = layout(normal(16, 8, 8, 16).float())
     grad = normal(16, 8, 8, 16, seed=1).float()
     grad = grad if other else layout(grad)
@@ -82,8 +84,9 @@ def test_step_on_the_cpu_does_not_borrow_more_than_a_block(
     assert parameter.numel() >= 16 * BLOCK
 
 
-def test_small_tensors_are_not_joined_beyond_a_block() -> None:
-    rule = randomised(ScaleFreeLSTM()).float()
+@each_rule
+def test_small_tensors_are_not_joined_beyond_a_block(build: Build) -> None:
+    rule = randomised(build()).float()
     slots = [
         Slot(normal(100, seed=seed).float(), normal(100, seed=seed).float(), rule.init_state((100,)), FIRST)
         for seed in range(100)
@@ -106,13 +109,14 @@ def test_step_of_the_optimizer_does_not_borrow_more_than_a_block(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@each_rule
 @each_layout
 def test_kernel_does_not_copy_what_is_dense_nor_more_than_a_block_of_the_rest(
-    layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+    build: Build, layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(launch, "LARGEST_COPY", 50)
-    rule = randomised(ScaleFreeLSTM()).float()
+    rule = randomised(build()).float()
     parameters = [layout(normal(3, 4, 2, 5, seed=seed).float()) for seed in (1, 2)]
     slots = [
         Slot(

@@ -99,8 +99,9 @@ def round_recurrent_state(reference: Any) -> None:
 @pytest.mark.parametrize(
     ("dtype", "state_dtype", "tolerance"),
     [
-        # Relative to a tensor's largest change. float64: the oracle's 1 - b^t loses three digits. float32: a parameter
-        # is up to 1000 times its first changes, and 30 recurrent steps add their roundings. Seen: 2e-14 and 5e-6.
+        # Relative to a tensor's largest change so far: it may come back to its start. float64: the oracle's 1 - b^t loses
+        # three digits. float32: a parameter is up to 1000 times its first changes, and 30 recurrent steps add their
+        # roundings. Seen: 2e-14 and 5e-6.
         pytest.param(torch.float64, None, 1e-12, id="float64"),
         pytest.param(torch.float32, torch.float32, 3e-5, id="float32"),
         # The oracle rounds hidden and cell state to the same 8 bits. Where rounding errors of float32 decide between
@@ -118,6 +119,7 @@ def test_thirty_steps_do_not_depart_from_the_oracle(
     before = [value.detach().double().clone() for value in parameters]
     expected = [value.numpy().copy() for value in before]
     references = [as_reference(optimizer.rule) for _ in parameters]
+    largest = torch.zeros(len(parameters), dtype=torch.float64)
     for _ in range(30):
         train(net, optimizer, steps=1)
         for index, (value, reference) in enumerate(zip(parameters, references, strict=True)):
@@ -126,10 +128,11 @@ def test_thirty_steps_do_not_depart_from_the_oracle(
             if state_dtype is torch.bfloat16:
                 round_recurrent_state(reference)
             expected[index] = (1 - 0.7 * 0.01) * expected[index] + 0.7 * update
-        for value, reached, start in zip(parameters, expected, before, strict=True):
+        for index, (value, reached, start) in enumerate(zip(parameters, expected, before, strict=True)):
             change = torch.as_tensor(reached) - start
+            largest[index] = max(largest[index], change.abs().max())
             error = (value.detach().double() - start - change).abs().max()
-            assert error <= tolerance * change.abs().max()
+            assert error <= tolerance * largest[index]
 
 
 def test_default_rule_does_not_fail_out_of_the_box() -> None:

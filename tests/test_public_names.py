@@ -14,7 +14,15 @@ from test_architecture import INSTALLED, undocumented
 
 PUBLIC = {
     "learned_optim": {"LearnedOptimizer", "UpdateRule", "__version__", "available_rules", "load_rule", "save_rule"},
-    "learned_optim.rules": {"ARCHITECTURES", "LSTML2L", "MLP", "RuleState", "ScaleFreeLSTM", "UpdateRule"},
+    "learned_optim.rules": {
+        "ARCHITECTURES",
+        "LSTML2L",
+        "MLP",
+        "RuleState",
+        "ScaleFreeLSTM",
+        "ScheduleFreeLSTM",
+        "UpdateRule",
+    },
     "learned_optim.meta_train.benchmark": {"provenance", "save_rows"},
     "learned_optim.meta_train.config": {
         "Config",

@@ -18,7 +18,7 @@ from learned_optim.meta_train.responses import (
     portrait,
     updates_of,
 )
-from learned_optim.rules import RuleState, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from learned_optim.rules.base import Settings
 
 
@@ -87,8 +87,9 @@ def test_updates_are_those_of_the_optimizer(name: str) -> None:
         torch.testing.assert_close(parameter.detach(), update, rtol=1e-4, atol=1e-7)
 
 
-def test_scale_free_rule_does_not_heed_the_size_of_gradients() -> None:
-    small, large = (portrait("default", steps=20, scale=scale).rule for scale in (1.0, 1024.0))
+@pytest.mark.parametrize("rule", ["default", ScheduleFreeLSTM(2)], ids=["default", "schedule-free-lstm"])
+def test_scale_free_rule_does_not_heed_the_size_of_gradients(rule: UpdateRule | str) -> None:
+    small, large = (portrait(rule, steps=20, scale=scale).rule for scale in (1.0, 1024.0))
     np.testing.assert_allclose(small.noisy, large.noisy, rtol=1e-4, atol=1e-8)
     np.testing.assert_allclose(small.map, large.map, rtol=1e-3, atol=1e-6)
 

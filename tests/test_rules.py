@@ -16,22 +16,47 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from learned_optim.rules import ARCHITECTURES, LSTML2L, MLP, RuleState, ScaleFreeLSTM, UpdateRule
-from reference import Array, LSTML2LReference, MLPReference, ScaleFreeLSTMReference, adam_updates, central_difference
+from learned_optim.rules import (
+    ARCHITECTURES,
+    LSTML2L,
+    MLP,
+    RuleState,
+    ScaleFreeLSTM,
+    ScheduleFreeLSTM,
+    UpdateRule,
+    schedule_free_lstm,
+)
+from reference import (
+    Array,
+    LSTML2LReference,
+    MLPReference,
+    ScaleFreeLSTMReference,
+    ScheduleFreeLSTMReference,
+    adam_updates,
+    central_difference,
+    schedule_free_points,
+)
 
 Build = Callable[[], UpdateRule]
-Reference = LSTML2LReference | ScaleFreeLSTMReference | MLPReference
+Reference = LSTML2LReference | ScaleFreeLSTMReference | ScheduleFreeLSTMReference | MLPReference
 
-RULES: dict[str, Build] = {"lstm-l2l": LSTML2L, "scale-free-lstm": ScaleFreeLSTM, "mlp": MLP}
+RULES: dict[str, Build] = {
+    "lstm-l2l": LSTML2L,
+    "scale-free-lstm": ScaleFreeLSTM,
+    "schedule-free-lstm": ScheduleFreeLSTM,
+    "mlp": MLP,
+}
 VARIANTS: dict[str, Build] = {
     "lstm-l2l-three-layers": partial(LSTML2L, hidden_size=3, layers=3, p=5.0, output_scale=0.7),
     "scale-free-lstm-decay-zero": partial(ScaleFreeLSTM, 4, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
+    "schedule-free-lstm-one-unit": partial(ScheduleFreeLSTM, 1, rate=1.0),
     "mlp-large-magnitudes": partial(MLP, 5, rate=0.1, magnitude_rate=1.0),
 }
 # Factors of 1 on the updates: derivatives are then far above the absolute tolerances of the checks.
 SMALL: dict[str, Build] = {
     "lstm-l2l": partial(LSTML2L, hidden_size=2, output_scale=1.0),
     "scale-free-lstm": partial(ScaleFreeLSTM, 2, momentum_decays=(0.5, 0.9), rate=1.0),
+    "schedule-free-lstm": partial(ScheduleFreeLSTM, 2, rate=1.0),
     "mlp": partial(MLP, 3, rate=1.0, magnitude_rate=1.0),
 }
 
@@ -77,16 +102,17 @@ def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -
             rule.rate,
             rule.magnitude_rate,
         )
-    assert isinstance(rule, ScaleFreeLSTM)
-    return ScaleFreeLSTMReference(
+    layer = (
         weights["cell.weight"],
         weights["cell.bias"],
         weights["step_weight"],
         weights["output_weight"],
         weights["output_bias"],
-        rule.momentum_decays,
-        rule.rate,
     )
+    if isinstance(rule, ScheduleFreeLSTM):
+        return ScheduleFreeLSTMReference(*layer, rule.rate)
+    assert isinstance(rule, ScaleFreeLSTM)
+    return ScaleFreeLSTMReference(*layer, rule.momentum_decays, rule.rate)
 
 
 def call_forward(rule: UpdateRule, grad: Tensor, state: RuleState, step: int) -> tuple[Tensor, RuleState]:
@@ -190,8 +216,10 @@ def test_float32_step_keeps_its_digits(build: Build, execute: Execution) -> None
     # of opposite sign. Seen: 11 eps over several seeds.
     limits = torch.finfo(torch.float32)
     assert_close(torch.stack(updates), np.stack(expected), 32 * limits.eps)
-    for entry, values in states.items():  # squares of the smallest gradients vanish
-        assert_close(torch.stack(values), np.stack(expected_states[entry]), 32 * limits.eps, limits.tiny)
+    for entry, values in states.items():
+        # Squares of the smallest gradients vanish, and so may products that are then divided by the smallest rms.
+        smallest = limits.tiny / 1e-12 if entry == "log_rate" else limits.tiny
+        assert_close(torch.stack(values), np.stack(expected_states[entry]), 32 * limits.eps, smallest)
 
 
 @each(RULES)
@@ -239,7 +267,7 @@ def test_state_in_half_precision_is_not_left_behind(build: Build) -> None:
         torch.testing.assert_close(value, expected_state[entry].to(value.dtype), rtol=1e-2, atol=1e-5)
 
 
-SCALE_FREE: dict[str, Build] = {name: RULES[name] for name in ("scale-free-lstm", "mlp")}
+SCALE_FREE: dict[str, Build] = {name: RULES[name] for name in ("scale-free-lstm", "schedule-free-lstm", "mlp")}
 
 
 @each(SCALE_FREE)
@@ -334,6 +362,74 @@ def test_untrained_scale_free_lstm_does_not_leave_torch_adams_trajectory(eps: fl
         ours = ours + update
 
     torch.testing.assert_close(ours, adams.detach(), rtol=0.0, atol=tolerance)
+
+
+def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None:
+    # RMSprop with hypergradients and, kept apart as in the paper, its points and their mean.
+    constants, rate, steps = ScheduleFreeLSTMReference, 0.03, 300
+    second_moment, momentum, log_rate = np.zeros(5), np.zeros(5), np.zeros(5)
+
+    def gradient(y: Array) -> Array:
+        # The last one is pushed no more once it is below 0.5: the mean still follows.
+        return np.array([0.1, 1.0, 10.0, 100.0, 1.0]) * np.where(np.arange(5) < 4, np.sin(y), np.maximum(y - 0.5, 0.0))
+
+    def moves(grad: Array, t: int) -> Array:
+        nonlocal second_moment, momentum, log_rate
+        second_moment = 0.9 * second_moment + 0.1 * grad**2
+        rms = np.sqrt(second_moment / (1 - 0.9**t) + constants.EPS**2)
+        direction = np.clip(grad / rms, -constants.LARGEST_DIRECTION, constants.LARGEST_DIRECTION)
+        agreement = direction * momentum / (1 - 0.9**t) / rms
+        log_rate = np.clip(log_rate + constants.GAIN * agreement, -constants.BOUND, constants.BOUND)
+        momentum = 0.9 * momentum + 0.1 * grad
+        return -rate * np.exp(constants.BOUND * np.tanh(log_rate / constants.BOUND)) * direction
+
+    def share(t: int) -> float:
+        return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))
+
+    start = np.array([1.0, -1.0, 0.5, -0.2, 1.0])
+    expected = schedule_free_points(gradient, start, moves, steps, constants.INTERPOLATION, share)
+
+    rule, state = ScheduleFreeLSTM(rate=rate).double(), ScheduleFreeLSTM().init_state((5,), dtype=torch.float64)
+    points = [torch.from_numpy(start)]
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            update, state = rule(torch.from_numpy(gradient(points[-1].numpy())), state, torch.tensor(step))
+        points.append(points[-1] + update)
+
+    # 300 steps of a stiff problem, whose moves depend on signs of gradients: roundings grow.
+    torch.testing.assert_close(torch.stack(points), torch.from_numpy(expected), rtol=0.0, atol=1e-9)
+    last_push = int(np.flatnonzero(expected[:, 4] > 0.5)[-1])
+    assert expected[last_push + 1, 4] - expected[-1, 4] > 0.05
+
+
+@each_execution
+def test_log_rate_does_not_leave_its_bounds(execute: Execution) -> None:
+    rule = randomised(ScheduleFreeLSTM(2))
+    reference = as_reference(rule)
+    grads = torch.ones(120, 3, dtype=torch.float64)  # agree for so long that the bound is reached
+    updates, state = run(rule, grads, execute)
+    assert_close(updates, np.stack([reference.step(grad) for grad in grads.numpy()]), 1e-12)
+    assert (state["log_rate"] == schedule_free_lstm.BOUND).all()
+
+
+def test_derivative_is_not_passed_on_beyond_a_cut() -> None:
+    rule, bound = randomised(ScheduleFreeLSTM(2, rate=1.0)), schedule_free_lstm.BOUND
+    grad = torch.tensor([5.0, 5.0, 0.5, -5.0], dtype=torch.float64)  # against a root mean square of .3 before
+    state = random_state(rule, 4)
+    state["second_moment"] = torch.full_like(state["second_moment"], 0.1)
+    state["momentum"] = torch.full_like(state["momentum"], 1.0)
+    state["log_rate"] = torch.tensor([[0.1, bound - 0.01, bound - 0.5, -bound + 0.01]], dtype=torch.float64)
+
+    def forward(grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        update, new_state = rule(grad, dict(zip(state, values, strict=True)), torch.tensor(400))
+        return (update, *new_state.values())
+
+    inputs = [value.requires_grad_() for value in (grad, *state.values())]
+    assert torch.autograd.gradcheck(forward, inputs, eps=1e-7, atol=1e-6)
+    new_rate = forward(*inputs)[1 + list(state).index("log_rate")]
+    assert (new_rate.abs() == bound).tolist() == [[False, True, False, True]]
+    (d_rate,) = torch.autograd.grad(new_rate.sum(), state["log_rate"])
+    assert (d_rate == 0).tolist() == [[False, True, False, True]]
 
 
 def test_lstm_l2l_does_not_change_its_number_of_meta_parameters() -> None:
@@ -619,6 +715,9 @@ NAN = float("nan")
         pytest.param(partial(ScaleFreeLSTM, momentum_decays=(0.9, NAN)), "momentum_decays", id="scale-free-lstm-nan"),
         pytest.param(partial(ScaleFreeLSTM, rate=0.0), "rate", id="scale-free-lstm-no-rate"),
         pytest.param(partial(ScaleFreeLSTM, rate=NAN), "rate", id="scale-free-lstm-rate-nan"),
+        pytest.param(partial(ScheduleFreeLSTM, hidden_size=0), "hidden_size", id="schedule-free-lstm-no-units"),
+        pytest.param(partial(ScheduleFreeLSTM, rate=-0.1), "rate", id="schedule-free-lstm-negative-rate"),
+        pytest.param(partial(ScheduleFreeLSTM, rate=NAN), "rate", id="schedule-free-lstm-rate-nan"),
         pytest.param(partial(MLP, hidden_size=0), "hidden_size", id="mlp-no-units"),
         pytest.param(partial(MLP, rate=0.0), "rate", id="mlp-no-rate"),
         pytest.param(partial(MLP, magnitude_rate=NAN), "magnitude_rate", id="mlp-magnitude-rate-nan"),

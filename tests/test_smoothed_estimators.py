@@ -31,7 +31,7 @@ from learned_optim.meta_train.tasks import Batch, Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.unroll import InnerState, start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from reference import Array, gaussian_gradient
 
 ROUNDING = 1e-9  # relative; float64, over a few steps of an LSTM
@@ -233,6 +233,7 @@ class SlowScaleFree(ScaleFreeLSTM):
 RULES: dict[str, Callable[[], UpdateRule]] = {
     "lstm-l2l": lambda: LSTML2L(hidden_size=2, layers=2, output_scale=0.3),
     "scale-free-lstm": lambda: ScaleFreeLSTM(2, momentum_decays=(0.9, 0.5), rate=0.1),
+    "schedule-free-lstm": lambda: ScheduleFreeLSTM(2, rate=0.1),
     "mlp": lambda: MLP(4, rate=0.1, magnitude_rate=0.5),
     "no-fast-path": lambda: SlowScaleFree(2, momentum_decays=(0.9, 0.5), rate=0.1),
 }

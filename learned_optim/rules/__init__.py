@@ -4,8 +4,11 @@ from learned_optim.rules.base import RuleState, UpdateRule
 from learned_optim.rules.lstm_l2l import LSTML2L
 from learned_optim.rules.mlp import MLP
 from learned_optim.rules.scale_free_lstm import ScaleFreeLSTM
+from learned_optim.rules.schedule_free_lstm import ScheduleFreeLSTM
 
-ARCHITECTURES: dict[str, type[UpdateRule]] = {rule.name: rule for rule in (LSTML2L, ScaleFreeLSTM, MLP)}
+ARCHITECTURES: dict[str, type[UpdateRule]] = {
+    rule.name: rule for rule in (LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, MLP)
+}
 """Architectures by name, as they stand in weights files and configurations."""
 
-__all__ = ["ARCHITECTURES", "LSTML2L", "MLP", "RuleState", "ScaleFreeLSTM", "UpdateRule"]
+__all__ = ["ARCHITECTURES", "LSTML2L", "MLP", "RuleState", "ScaleFreeLSTM", "ScheduleFreeLSTM", "UpdateRule"]

@@ -1,0 +1,216 @@
+"""A small LSTM that steers a schedule-free optimizer with a learning rate of each coordinate's own."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.lstm import LSTMCell
+from learned_optim.rules.moments import (
+    EPSILON,
+    bias_corrections,
+    column,
+    largest_with_finite_square,
+    moving_averages,
+)
+from learned_optim.rules.scratch import in_dtype, scratch
+
+MOMENTUM_DECAYS = (0.9, 0.99)  # the first is that of the hypergradient too
+SECOND_MOMENT_DECAYS = (0.9, 0.99)  # the fast one normalises, so that gradients may shrink quickly
+TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
+LARGEST_DIRECTION = 3.0  # a gradient this many times its root mean square counts as so large
+INTERPOLATION = 0.9  # how close gradients are taken to the average: Defazio et al. 2024 recommend 0.9
+GAIN = 0.1  # change of the log rate for a gradient that agrees fully with those before, untrained
+RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
+BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
+RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
+
+
+class ScheduleFreeLSTM(UpdateRule):
+    """One-layer coordinatewise LSTM that mixes directions and adapts the rate of a schedule-free optimizer.
+
+    The gradient over the root mean square of recent ones, ``d = g / rms``, cut at 3, is free of the loss's scale. Every
+    coordinate has a log rate ``l`` that goes up while gradients agree and down while they alternate, a hypergradient
+    (Almeida et al. 1999, Baydin et al. 2018). The LSTM's outputs ``s``, ``k`` and ``q`` say how far to go beyond it,
+    how fast it changes, and how long the past is remembered. With ``bounded(v) = 6 tanh(v / 6)``
+
+        ``agreement = d * (momentum of the step before) / rms``
+
+        ``l <- l + 0.1 exp(bounded(2 k)) agreement``, within -6 ... 6
+
+        ``move = -rate * exp(bounded(l + 3 s)) * d`` .
+
+    The move is that of the fast sequence z of a schedule-free optimizer (Defazio et al. 2024): with x a mean of all z
+    so far, the parameter is ``y = 0.1 z + 0.9 x``. Averaging does what a falling rate does elsewhere, without knowing
+    when training ends. The latest z has a share of ``w`` in the mean, a multiple of 1 / t; what is kept is
+    ``displacement = z - x`` alone:
+
+        ``w = 1 / (1 + (t - 1) exp(-1 - bounded(2 q)))``, ``a = displacement + move`` ,
+
+        ``update = 0.1 move + 0.9 w a``, ``displacement <- (1 - w) a`` .
+
+    The LSTM reads d, momenta over rms (decays 0.9 and 0.99), agreement, ``log(rms / rms_slow)``, ``l / 6``, how far z
+    has left x in terms of the rate, ``softsign(displacement / (rate exp(l) t))``, and ``tanh(t / time scale)``. Moves
+    are proportional to d, so a coordinate whose gradient has always been zero never moves. The output layer starts at
+    zero: the untrained rule is schedule-free RMSprop with hypergradients.
+
+    Args:
+        hidden_size: units of the LSTM.
+        rate: learning rate that meta-training starts from.
+
+    Raises:
+        ValueError: a size is less than 1, or ``rate`` not positive.
+    """
+
+    name = "schedule-free-lstm"
+    recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units
+    advances_particles = True
+
+    def __init__(self, hidden_size: int = 6, rate: float = 0.03) -> None:
+        super().__init__()
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate must be positive, got {rate}")
+        self.hidden_size, self.rate = hidden_size, rate
+        self.cell = LSTMCell(SIGNALS, hidden_size)
+        self.step_weight = nn.Parameter(torch.zeros(4 * hidden_size, len(TIME_SCALES)))
+        self.output_weight = nn.Parameter(torch.zeros(OUTPUTS, hidden_size))
+        self.output_bias = nn.Parameter(torch.zeros(OUTPUTS))
+        self.reset_parameters(seed=0)
+
+    @property
+    def settings(self) -> Settings:
+        """Keyword arguments that build this architecture again."""
+        return {"hidden_size": self.hidden_size, "rate": self.rate}
+
+    @property
+    def state_features(self) -> Mapping[str, int]:
+        """Momenta, fast and slow second moment, what averaging and hypergradient need, and the LSTM's state."""
+        return {
+            "momentum": len(MOMENTUM_DECAYS),
+            "second_moment": len(SECOND_MOMENT_DECAYS),
+            "displacement": 1,
+            "log_rate": 1,
+            "hidden": self.hidden_size,
+            "cell": self.hidden_size,
+        }
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Fresh LSTM weights; output layer zero."""
+        generator = torch.Generator().manual_seed(seed)
+        self.cell.reset_parameters(generator)
+        truncated_normal_(self.step_weight, len(TIME_SCALES) ** -0.5, generator)
+        self.output_weight.zero_()
+        self.output_bias.zero_()
+
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        """See :meth:`UpdateRule.forward`."""
+        largest = largest_with_finite_square(grad.dtype)
+        grad = grad.clamp(-largest, largest)
+        step = step.to(grad.dtype)
+        step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
+        momentum, corrected_momentum = moving_averages(grad, state["momentum"], MOMENTUM_DECAYS, step)
+        second_moment, corrected_second_moment = moving_averages(
+            grad.square(), state["second_moment"], SECOND_MOMENT_DECAYS, step
+        )
+        rms, slow_rms = (corrected_second_moment + EPSILON**2).sqrt()  # inside, so that the root has a derivative
+        direction = (grad / rms).clamp(-LARGEST_DIRECTION, LARGEST_DIRECTION)
+        before = state["momentum"][0].to(grad.dtype) / -torch.expm1(step * math.log(MOMENTUM_DECAYS[0]))
+        agreement = direction * before / rms
+        log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
+        averaging = displacement / (self.rate * step) * (-log_rate).exp()
+        signals = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
+        step_features = torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
+        hidden, cell = self.cell(
+            torch.cat([direction[None], corrected_momentum / rms, torch.stack(signals)]),
+            state["hidden"].to(grad.dtype),
+            state["cell"].to(grad.dtype),
+            context=linear(self.step_weight, step_features),
+        )
+        scale, gain, recency = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
+        log_rate = (log_rate + GAIN * bounded(GAIN_SLOPE * gain).exp() * agreement).clamp(-BOUND, BOUND)
+        move = -self.rate * bounded(log_rate + RATE_SLOPE * scale).exp() * direction
+        ahead = displacement + move
+        share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
+        update = (1 - INTERPOLATION) * move + INTERPOLATION * share * ahead
+        return update, {
+            "momentum": momentum,
+            "second_moment": second_moment,
+            "displacement": ((1 - share) * ahead)[None],
+            "log_rate": log_rate[None],
+            "hidden": hidden,
+            "cell": cell,
+        }
+
+    @torch.no_grad()
+    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
+        """See :meth:`UpdateRule.advance`."""
+        if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
+            return super().advance(grad, state, step)
+        *particles, coordinates = grad.shape
+
+        def rows(name: str, count: int) -> Tensor:
+            return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
+
+        signals = rows("signals", SIGNALS + self.hidden_size + 1)
+        direction, momenta, agreement, rms_ratio, rate_row, averaging, hidden, one = signals.split(
+            [1, len(MOMENTUM_DECAYS), 1, 1, 1, 1, self.hidden_size, 1], -2
+        )
+        momentum, second_moment = state["momentum"], state["second_moment"]
+        displacement, log_rate = state["displacement"], state["log_rate"]
+        corrections = bias_corrections(MOMENTUM_DECAYS, step)
+
+        largest = largest_with_finite_square(grad.dtype)
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
+        square = torch.mul(gradient, gradient, out=rows("square", 1))
+        second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
+        both_rms = rows("rms", len(SECOND_MOMENT_DECAYS))
+        correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
+        torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=both_rms)
+        rms, slow_rms = both_rms.sqrt_().split(1, -2)
+        torch.div(rms, slow_rms, out=rms_ratio).log_()
+        over_rms = rms.reciprocal_()
+        torch.mul(gradient, over_rms, out=direction).clamp_(-LARGEST_DIRECTION, LARGEST_DIRECTION)
+        torch.mul(momentum.narrow(-2, 0, 1), direction, out=agreement).mul_(over_rms).mul_(corrections[0])
+        momentum.lerp_(gradient, column(tuple(1 - decay for decay in MOMENTUM_DECAYS), grad))
+        torch.mul(momentum, over_rms, out=momenta)  # without the bias corrections
+        torch.mul(log_rate, 1 / BOUND, out=rate_row)
+        torch.neg(log_rate, out=averaging).exp_().mul_(displacement).mul_(1 / (self.rate * step))
+        averaging.div_(torch.abs(averaging, out=rows("square", 1)).add_(1.0))
+        hidden.copy_(state["hidden"])
+        one.fill_(1.0)
+
+        # Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
+        input_scale = column((1.0, *corrections, *[1.0] * (SIGNALS - 3 + self.hidden_size)), grad).squeeze(-1)
+        step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), grad)
+        with in_dtype(state["cell"], grad.dtype) as cell:
+            context = (self.step_weight @ step_features).squeeze(-1)
+            self.cell.advance(signals, cell, hidden, context, input_scale)
+        state["hidden"].copy_(hidden)
+        weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1)], -1)
+        slopes = column((RATE_SLOPE / BOUND, GAIN_SLOPE / BOUND, RECENCY_SLOPE / BOUND), grad)
+        hidden_and_one = signals.narrow(-2, SIGNALS, self.hidden_size + 1)
+        output = torch.matmul(weight.mul_(slopes), hidden_and_one, out=rows("output", OUTPUTS))
+        scale, gain_and_recency = output.split([1, 2], -2)
+        gain, recency = gain_and_recency.tanh_().mul_(column((BOUND, -BOUND), grad)).exp_().split(1, -2)
+        log_rate.addcmul_(agreement, gain, value=GAIN).clamp_(-BOUND, BOUND)
+        scale.add_(log_rate, alpha=1 / BOUND).tanh_().mul_(BOUND).exp_()
+        move: Tensor = torch.mul(direction, scale, out=rows("move", 1)).mul_(-self.rate)
+        share = recency.mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
+        ahead = displacement.add_(move)
+        update: Tensor = (move * (1 - INTERPOLATION)).addcmul_(ahead, share, value=INTERPOLATION).squeeze(-2)
+        displacement.addcmul_(ahead, share, value=-1.0)
+        return update
+
+
+def bounded(values: Tensor) -> Tensor:
+    """Close to the values where they are small, and never beyond :data:`BOUND`."""
+    return BOUND * (values / BOUND).tanh()
+
+
+SIGNALS = 1 + len(MOMENTUM_DECAYS) + 4
+OUTPUTS = 3
