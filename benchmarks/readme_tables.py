@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.l2l_2016 import EXPERIMENTS
+from learned_optim.meta_train.benchmark.report import ratio_text
 from learned_optim.meta_train.evaluation import BASELINES, RATES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +131,7 @@ def held_out_table(results: Results) -> str:
             title,
             rule_cell(results, problem, "default"),
             *baseline_cells(results, problem, baselines),
-            f"{loss(results, problem, 'default') / loss(results, problem, 'Adam'):.2f}",
+            ratio_text(loss(results, problem, "default") / loss(results, problem, "Adam")),
             ratio_cell(results, problem, "default"),
         ]
         for problem, title in HELD_OUT.items()
@@ -216,7 +217,7 @@ def experiments_run(results: Results) -> Iterable[tuple[str, str, str, str]]:
 
 def ratio_cell(results: Results, problem: str, rule: str) -> str:
     """Final loss over that of the best tuned baseline."""
-    return f"{loss(results, problem, rule) / best_baseline(results, problem):.2f}"
+    return ratio_text(loss(results, problem, rule) / best_baseline(results, problem))
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
