@@ -206,7 +206,8 @@ def test_no_coordinate_is_left_out_or_counted_twice(
     }
 )
 def test_large_networks_are_not_further_from_the_truth(build: Build, device: str) -> None:
-    assert_as_close_as_plain(case_of(build(), 1, 65), device)
+    # Enough coordinates for the largest distance not to be luck.
+    assert_as_close_as_plain(case_of(build(), 1, 500), device)
 
 
 def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
