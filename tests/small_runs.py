@@ -23,7 +23,7 @@ QUADRATIC = {"family": "quadratic", "dimensions": [2, 4], "condition": [1.0, 20.
 # schedule, clipping, averaging, validations. Tiny, so that a run takes a fraction of a second.
 TABLES: dict[str, Any] = {
     "steps": STEPS,
-    "rule": {"settings": {"hidden_size": 2, "momentum_decays": [0.9]}},
+    "rule": {"architecture": "scale-free-lstm", "settings": {"hidden_size": 2, "momentum_decays": [0.9]}},
     "tasks": [QUADRATIC, {"family": "user_tasks:DropoutFamily"}],
     "unroll": {"truncation": 2, "horizon": [3, 9], "instances": 2, "pool": 3, "windows_per_step": 2, "rescale": 0.5},
     "estimator": {"meta_loss": "log", "replay_coordinates": 3},

@@ -31,7 +31,8 @@ TABLES: dict[str, Any] = {
     "meta_optimizer": {"lr": 0.01, "average": 0.9},
     "validation": {"every": 3, "episodes": 4, "steps": 2},
 }
-RULE = {"optimizer": "rule", "rule": {"settings": {"hidden_size": 2, "momentum_decays": [0.9]}}}
+SMALL = {"architecture": "scale-free-lstm", "settings": {"hidden_size": 2, "momentum_decays": [0.9]}}
+RULE = {"optimizer": "rule", "rule": SMALL}
 
 
 def config(algorithm: Mapping[str, Any] | None = None, **changes: Any) -> FewShotConfig:

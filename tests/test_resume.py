@@ -212,6 +212,7 @@ class TestResume:
 HELD = """
 steps = 12
 [rule]
+architecture = "scale-free-lstm"
 settings = {{ hidden_size = 2, momentum_decays = [0.9] }}
 [[tasks]]
 family = "user_tasks:HeldFamily"
