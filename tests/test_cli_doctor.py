@@ -8,7 +8,7 @@ import torch
 
 from learned_optim import __version__, available_rules, cli, cli_doctor
 from learned_optim.cli_common import coloured
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM
+from learned_optim.rules import LSTML2L, ScheduleFreeLSTM
 
 
 def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,12 +27,12 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ScaleFreeLSTM.advance
+    right = ScheduleFreeLSTM.advance
 
-    def slightly_wrong(self: ScaleFreeLSTM, grad: torch.Tensor, state: dict[str, torch.Tensor], step: float) -> object:
+    def slightly_wrong(self: ScheduleFreeLSTM, grad: torch.Tensor, state: dict[str, torch.Tensor], step: float) -> object:
         return right(self, grad, state, step) * (1 + 1e-4)
 
-    monkeypatch.setattr(ScaleFreeLSTM, "advance", slightly_wrong)
+    monkeypatch.setattr(ScheduleFreeLSTM, "advance", slightly_wrong)
     assert cli.main(["doctor"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("learned-optim: error: default, cpu: WRONG: relative error 1.0e-04")

@@ -101,7 +101,7 @@ def test_command_line_goes_to_the_hub_and_back(hub: Hub, capsys: pytest.CaptureF
     assert cli.main(["rules", "export", "default", "hf://me/rule"]) == 0
     assert capsys.readouterr().out == "written: hf://me/rule\n"
     assert cli.main(["rules", "show", "hf://me/rule"]) == 0
-    assert "scale-free-lstm" in capsys.readouterr().out
+    assert "schedule-free-lstm" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
