@@ -29,7 +29,9 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
 def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = ScheduleFreeLSTM.advance
 
-    def slightly_wrong(self: ScheduleFreeLSTM, grad: torch.Tensor, state: dict[str, torch.Tensor], step: float) -> object:
+    def slightly_wrong(
+        self: ScheduleFreeLSTM, grad: torch.Tensor, state: dict[str, torch.Tensor], step: float
+    ) -> object:
         return right(self, grad, state, step) * (1 + 1e-4)
 
     monkeypatch.setattr(ScheduleFreeLSTM, "advance", slightly_wrong)
