@@ -76,8 +76,9 @@ def assert_same_slots(actual: Sequence[Slot], expected: Sequence[Slot], before: 
         moved = largest_of(other.parameter.double() - start.parameter.double())
         assert_same(one.parameter, other.parameter, arithmetic, moved)
         for entry, value in other.state.items():
-            # A state that a step adds to may come to lie near zero: its roundings are those of what is added up.
-            assert_same(one.state[entry], value, arithmetic, max(largest_of(value), largest_of(start.state[entry])))
+            added_to = entry in ("displacement", "log_rate")  # may come to lie near zero; what is added up rounds
+            size = max(largest_of(value), largest_of(start.state[entry])) if added_to else largest_of(value)
+            assert_same(one.state[entry], value, arithmetic, size)
 
 
 CASES = [
@@ -241,14 +242,9 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
     for call in [shuffled] if together else [[part] for part in shuffled]:
         apply_in_blocks(rule, call, PLAIN, block_size)
     apply_in_blocks(rule, [whole], PLAIN)
-    found = {entry: torch.cat([part.state[entry] for part in parts], dim=1) for entry in whole.state}
-    pairs = [(torch.cat([part.parameter for part in parts]), whole.parameter)]
-    pairs += [(found[entry], tensor) for entry, tensor in whole.state.items()]
-    for value, expected in pairs:
-        if dtype == torch.float64:  # its matrix products take other instructions on some processors (seen: AMD EPYC)
-            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-        else:
-            assert torch.equal(value, expected)
+    assert torch.equal(torch.cat([part.parameter for part in parts]), whole.parameter)
+    for entry, tensor in whole.state.items():
+        assert torch.equal(torch.cat([part.state[entry] for part in parts], dim=1), tensor)
 
 
 @each(RULES)

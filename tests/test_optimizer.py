@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import (
 
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
 from learned_optim.execution import Settings, Slot
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM
 from test_rules import RULES, Build, as_reference, each, normal, randomised
 
 
@@ -132,7 +132,8 @@ def test_thirty_steps_do_not_depart_from_the_oracle(
             change = torch.as_tensor(reached) - start
             largest[index] = max(largest[index], change.abs().max())
             error = (value.detach().double() - start - change).abs().max()
-            assert error <= tolerance * largest[index]
+            comes_back = isinstance(rule, ScheduleFreeLSTM)  # to its start: then the change alone says little
+            assert error <= tolerance * (largest[index] if comes_back else change.abs().max())
 
 
 def test_default_rule_does_not_fail_out_of_the_box() -> None:

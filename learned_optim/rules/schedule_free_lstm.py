@@ -26,6 +26,9 @@ GAIN = 0.1  # change of the log rate for a gradient that agrees fully with those
 RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
+OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
+SIGNALS = 1 + len(MOMENTUM_DECAYS) + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
+OUTPUTS = 3
 
 
 class ScheduleFreeLSTM(UpdateRule):
@@ -120,7 +123,7 @@ class ScheduleFreeLSTM(UpdateRule):
         rms, slow_rms = (corrected_second_moment + EPSILON**2).sqrt()  # inside, so that the root has a derivative
         direction = (grad / rms).clamp(-LARGEST_DIRECTION, LARGEST_DIRECTION)
         before = state["momentum"][0].to(grad.dtype) / -torch.expm1(step * math.log(MOMENTUM_DECAYS[0]))
-        agreement = direction * before / rms
+        agreement = direction * (before / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
         signals = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
@@ -158,7 +161,7 @@ class ScheduleFreeLSTM(UpdateRule):
 
         signals = rows("signals", SIGNALS + self.hidden_size + 1)
         direction, momenta, agreement, rms_ratio, rate_row, averaging, hidden, one = signals.split(
-            [1, len(MOMENTUM_DECAYS), 1, 1, 1, 1, self.hidden_size, 1], -2
+            [1, len(MOMENTUM_DECAYS), *[1] * OWN_SIGNALS, self.hidden_size, 1], -2
         )
         momentum, second_moment = state["momentum"], state["second_moment"]
         displacement, log_rate = state["displacement"], state["log_rate"]
@@ -175,7 +178,7 @@ class ScheduleFreeLSTM(UpdateRule):
         torch.div(rms, slow_rms, out=rms_ratio).log_()
         over_rms = rms.reciprocal_()
         torch.mul(gradient, over_rms, out=direction).clamp_(-LARGEST_DIRECTION, LARGEST_DIRECTION)
-        torch.mul(momentum.narrow(-2, 0, 1), direction, out=agreement).mul_(over_rms).mul_(corrections[0])
+        torch.mul(momentum.narrow(-2, 0, 1), over_rms, out=agreement).mul_(direction).mul_(corrections[0])
         momentum.lerp_(gradient, column(tuple(1 - decay for decay in MOMENTUM_DECAYS), grad))
         torch.mul(momentum, over_rms, out=momenta)  # without the bias corrections
         torch.mul(log_rate, 1 / BOUND, out=rate_row)
@@ -185,7 +188,7 @@ class ScheduleFreeLSTM(UpdateRule):
         one.fill_(1.0)
 
         # Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
-        input_scale = column((1.0, *corrections, *[1.0] * (SIGNALS - 3 + self.hidden_size)), grad).squeeze(-1)
+        input_scale = column((1.0, *corrections, *[1.0] * (OWN_SIGNALS + self.hidden_size)), grad).squeeze(-1)
         step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), grad)
         with in_dtype(state["cell"], grad.dtype) as cell:
             context = (self.step_weight @ step_features).squeeze(-1)
@@ -210,7 +213,3 @@ class ScheduleFreeLSTM(UpdateRule):
 def bounded(values: Tensor) -> Tensor:
     """Close to the values where they are small, and never beyond :data:`BOUND`."""
     return BOUND * (values / BOUND).tanh()
-
-
-SIGNALS = 1 + len(MOMENTUM_DECAYS) + 4
-OUTPUTS = 3
