@@ -8,7 +8,8 @@ of the weights. ``README.md`` has the formulas.
 import triton
 import triton.language as tl
 
-from .lstm import exp_minus, features, gates, pair, store, tanh
+from .lstm import features, store
+from .lstm_backward import averages_backward, lstm_layer_backward, outputs_again
 from .rules import (
     LARGEST_SQUARED,
     adapted_rate,
@@ -23,143 +24,6 @@ from .rules import (
     share_of_the_last,
     time_features,
 )
-
-
-@triton.jit
-def _sigmoid(x):
-    """sigmoid(x), and its derivative without cancellation."""
-    power = exp_minus(x, 1.0)
-    root = tl.rsqrt(1.0 + power)
-    value = root * root
-    return value, power * value * value
-
-
-@triton.jit
-def _saturating(x):
-    """tanh(x), and its derivative without cancellation."""
-    power = exp_minus(tl.abs(x), 2.0)
-    root = tl.rsqrt(1.0 + power)
-    over = root * root
-    return tanh(x), 4.0 * power * over * over
-
-
-@triton.jit
-def _lstm_unit_backward(input_gate, forget_gate, candidate, output_gate, cell, d_hidden, d_cell):
-    """Gradients of the four gates before their activation, and of the old cell state."""
-    i, slope_i = _sigmoid(input_gate)
-    f, slope_f = _sigmoid(forget_gate)
-    g, slope_g = _saturating(candidate)
-    o, slope_o = _sigmoid(output_gate)
-    c, slope_c = _saturating(f * cell + i * g)
-    d_cell += d_hidden * o * slope_c
-    return d_cell * g * slope_i, d_cell * cell * slope_f, d_cell * i * slope_g, d_hidden * c * slope_o, d_cell * f
-
-
-@triton.jit
-def _added(sums, weights, i, f, g, o, COUNT: tl.constexpr):
-    """Gradients of ``COUNT`` signals, with the share of a unit by its four gates; a signal has four weights."""
-    result = ()
-    for k in tl.static_range(COUNT):
-        weight_i, weight_f = pair(weights, 4 * k)
-        weight_g, weight_o = pair(weights, 4 * k + 2)
-        result = result + (sums[k] + weight_i * i + weight_f * f + weight_g * g + weight_o * o,)
-    return result
-
-
-@triton.jit
-def _zeros(like, COUNT: tl.constexpr):
-    result = ()
-    for _ in tl.static_range(COUNT):
-        result = result + (tl.full(like.shape, 0.0, tl.float32),)
-    return result
-
-
-@triton.jit
-def _lstm_layer_backward(
-    weights,
-    context,
-    inputs,
-    d_above,
-    hidden,
-    cell,
-    d_new_hidden,
-    d_new_cell,
-    d_hidden,
-    d_cell,
-    deltas,
-    size,
-    mask,
-    INPUTS: tl.constexpr,
-    CONTEXT: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-):
-    """Backward of :func:`lstm_layer`: returns the gradients of its inputs; writes those of state and gates.
-
-    ``d_above`` is a tuple of gradients: of the linear outputs or, if ``OUTPUTS`` is 0, of the new hidden state as the
-    layer above sees it. ``deltas`` points to the rows of this layer's gates, four a unit.
-    """
-    old = features(hidden, size, mask, HIDDEN)
-    output_weights = weights + HIDDEN * 4 * (1 + CONTEXT + INPUTS + HIDDEN) + OUTPUTS
-    for unit in range(HIDDEN):
-        d_value = tl.load(d_new_hidden + unit * size, mask, other=0.0)
-        for k in tl.static_range(OUTPUTS):
-            d_value += tl.load(output_weights + unit * OUTPUTS + k) * d_above[k]
-        if OUTPUTS == 0:
-            for k in tl.static_range(HIDDEN):
-                d_value += tl.where(unit == k, d_above[k], 0.0)
-        of_unit = weights + unit * (4 * (1 + CONTEXT + INPUTS + HIDDEN))
-        i, f, g, o = gates(of_unit, context, inputs, old, CONTEXT, INPUTS, HIDDEN)
-        old_cell = tl.load(cell + unit * size, mask, other=0.0)
-        d_cell_value = tl.load(d_new_cell + unit * size, mask, other=0.0)
-        i, f, g, o, d_cell_value = _lstm_unit_backward(i, f, g, o, old_cell, d_value, d_cell_value)
-        tl.store(d_cell + unit * size, d_cell_value, mask)
-        store(deltas + unit * 4 * size, (i, f, g, o), size, mask, 4)
-    # A loop of its own: signals and their gradients together would not fit the registers.
-    tl.debug_barrier()  # deltas are read back
-    d_inputs, d_old = _zeros(inputs[0], INPUTS), _zeros(inputs[0], HIDDEN)
-    for unit in range(HIDDEN):
-        of_unit = weights + (unit * (4 * (1 + CONTEXT + INPUTS + HIDDEN)) + 4 * (1 + CONTEXT))
-        i, f, g, o = features(deltas + unit * 4 * size, size, mask, 4)
-        d_inputs = _added(d_inputs, of_unit, i, f, g, o, INPUTS)
-        d_old = _added(d_old, of_unit + 4 * INPUTS, i, f, g, o, HIDDEN)
-    store(d_hidden, d_old, size, mask, HIDDEN)
-    return d_inputs
-
-
-@triton.jit
-def _outputs_again(weights, new_hidden, size, mask, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr):
-    """The linear outputs of :func:`lstm_layer` from the new hidden state, which was kept; ``weights`` are theirs."""
-    outputs = ()
-    for k in tl.static_range(OUTPUTS):
-        outputs = outputs + (tl.full(mask.shape, 0.0, tl.float32) + tl.load(weights + k),)
-    for unit in range(HIDDEN):
-        activation = tl.load(new_hidden + unit * size, mask, other=0.0)
-        following = ()
-        for k in tl.static_range(OUTPUTS):
-            following = following + (outputs[k] + tl.load(weights + (1 + unit) * OUTPUTS + k) * activation,)
-        outputs = following
-    return outputs
-
-
-@triton.jit
-def _averages_backward(
-    d_corrected, d_first, d_new, d_old, count, size, mask, DECAYS: tl.constexpr, LOG_DECAYS: tl.constexpr
-):
-    """Gradient of the values that were averaged; writes those of the old averages.
-
-    ``d_corrected`` are the gradients of the averages without bias, ``d_new`` points to those of the new ones as they
-    are; ``d_first``, if not None, is what the first of the old averages receives besides.
-    """
-    d_values = tl.full(d_corrected[0].shape, 0.0, tl.float32)
-    for k in tl.static_range(len(DECAYS)):
-        d_average = tl.load(d_new + k * size, mask, other=0.0) + d_corrected[k] * correction(count, LOG_DECAYS[k])
-        d_before = DECAYS[k] * d_average
-        if k == 0 and d_first is not None:
-            d_before += d_first
-        tl.store(d_old + k * size, d_before, mask)
-        d_values += (1.0 - DECAYS[k]) * d_average
-    return d_values
 
 
 @triton.jit(do_not_specialize=["coordinates", "weights_stride"])
@@ -210,7 +74,7 @@ def lstm_l2l_backward(
         else:
             signal = features(new_hidden + (of_layer - HIDDEN * size), size, mask, HIDDEN)
             weights_of_layer = weights + 4 * HIDDEN * (3 + HIDDEN) + (layer - 1) * 4 * HIDDEN * (1 + 2 * HIDDEN)
-        d_above = _lstm_layer_backward(
+        d_above = lstm_layer_backward(
             weights_of_layer,
             (),
             signal,
@@ -298,7 +162,7 @@ def scale_free_lstm_backward(
     store(inputs, signals, size, mask, MOMENTA + 2)
 
     output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + MOMENTA + 2 + HIDDEN)
-    outputs = _outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, MOMENTA + 2)
+    outputs = outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, MOMENTA + 2)
     factor, direction, bounded = scale_free_update(signals, outputs, MOMENTA + 1, ADAM, BOUND, SLOPE, RATE)
     d_result = tl.load(d_update + first, mask, other=0.0)
     d_direction = d_result * factor
@@ -307,7 +171,7 @@ def scale_free_lstm_backward(
         d_outputs = d_outputs + (d_direction * signals[k],)
     d_outputs = d_outputs + (d_direction * direction * SLOPE * (1.0 - bounded * bounded),)
     store(deltas + 4 * HIDDEN * size, d_outputs, size, mask, MOMENTA + 2)
-    d_inputs = _lstm_layer_backward(
+    d_inputs = lstm_layer_backward(
         weights,
         time_features(count, TIME_SCALES),
         signals,
@@ -338,7 +202,7 @@ def scale_free_lstm_backward(
         d_slow += d_signal * signals[k]
         d_momenta = d_momenta + (d_signal * over_slow,)
     d_signal = d_inputs[MOMENTA] + d_direction * outputs[MOMENTA]
-    d_value = d_signal * over_fast + _averages_backward(
+    d_value = d_signal * over_fast + averages_backward(
         d_momenta,
         None,
         d_new_momentum + first_momentum,
@@ -351,7 +215,7 @@ def scale_free_lstm_backward(
     )
     d_fast = 0.5 * (d_ratio - d_signal * signals[MOMENTA]) * over_fast * over_fast
     d_slow = -0.5 * d_slow * over_slow * over_slow
-    d_square = _averages_backward(
+    d_square = averages_backward(
         (d_fast, d_slow),
         None,
         d_new_second_moment + first_second_moment,
@@ -456,7 +320,7 @@ def schedule_free_lstm_backward(
 
     # From update and new displacement to the outputs
     output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + INPUTS + HIDDEN)
-    outputs = _outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
+    outputs = outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
     agreement = signals[AGREEMENT]
     factor, new_rate, gain, bounded_rate, bounded_gain = adapted_rate(
         agreement, old_log_rate, outputs, BOUND, RATE, RATE_SLOPE, GAIN, GAIN_SLOPE
@@ -475,7 +339,7 @@ def schedule_free_lstm_backward(
     d_recency = d_share * share * share * others * (1.0 - bounded_recency * bounded_recency)
     d_outputs = (RATE_SLOPE * d_log_factor, GAIN_SLOPE * d_gain, RECENCY_SLOPE * d_recency)
     store(deltas + 4 * HIDDEN * size, d_outputs, size, mask, 3)
-    d_inputs = _lstm_layer_backward(
+    d_inputs = lstm_layer_backward(
         weights,
         time_features(count, TIME_SCALES),
         signals,
@@ -512,7 +376,7 @@ def schedule_free_lstm_backward(
     d_signal = d_inputs[0] + d_move * factor + d_agreement * old_momenta[0] * over_before
     d_signal = tl.where(tl.abs(value * over_fast) <= LARGEST_DIRECTION, d_signal, 0.0)
     d_fast -= d_signal * signals[0]
-    d_value = d_signal * over_fast + _averages_backward(
+    d_value = d_signal * over_fast + averages_backward(
         d_momenta,
         d_agreement * signals[0] * over_before,
         d_new_momentum + first_momentum,
@@ -523,7 +387,7 @@ def schedule_free_lstm_backward(
         MOMENTUM_DECAYS,
         LOG_MOMENTUM_DECAYS,
     )
-    d_square = _averages_backward(
+    d_square = averages_backward(
         (0.5 * d_fast * over_fast * over_fast, -0.5 * d_ratio * over_slow * over_slow),
         None,
         d_new_second_moment + first_second_moment,

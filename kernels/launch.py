@@ -245,7 +245,7 @@ KERNELS = {
     "scale-free-lstm": "scale_free_lstm_step",
     "lstm-l2l": "lstm_l2l_step",
 }
-"""Names of the kernels of the architectures, in ``forward.py``."""
+"""Names of the kernels of the architectures, in ``step.py``."""
 
 
 def constants(
@@ -266,7 +266,7 @@ def constants(
     }
 
 
-def kernels(file: str = "forward") -> ModuleType:
+def kernels(file: str = "step") -> ModuleType:
     """The kernels of a file; with ``TRITON_INTERPRET=1`` in the environment, as Triton's interpreter runs them."""
     return load_kernels(interpreting(), file)
 
@@ -277,7 +277,7 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def load_kernels(interpreted: bool, file: str = "forward") -> ModuleType:
+def load_kernels(interpreted: bool, file: str = "step") -> ModuleType:
     """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy.
 
     Each kind is a package of its own over the same files, in which they find one another by relative imports.
