@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # a process a core, of one thread each
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast gpu-check lint format docs dist clean
@@ -14,10 +15,10 @@ demo: $(VENV)/.installed-demo ## meta-train a small rule, compare it and the def
 	$(BIN)/learned-optim demo
 
 test: $(VENV)/.installed-dev ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 gpu-check: $(VENV)/.installed-dev ## on a machine with a GPU: kernels, optimizer and step time, in eight minutes
 	$(BIN)/python -m benchmarks.gpu_check

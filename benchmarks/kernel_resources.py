@@ -2,14 +2,14 @@
 
     python -m benchmarks.kernel_resources
 
-Writes kernels/resources.csv; tests/test_kernels.py makes the table again and compares. With --sizes it also tries other
-numbers of coordinates a program, and prints what they take.
+Writes kernels/resources.csv in some six minutes; tests/test_kernels.py makes the rows of the shipped sizes again and
+compares. With --sizes it tries other numbers of coordinates a program instead, and prints what they take.
 """
 
 import argparse
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,18 +37,21 @@ TRAINING = tuple(name for name in CASES if "bfloat16" not in name)
 HEADER = ("kernel", "compute_capability", "triton", *launch.Sizes._fields, *Resources._fields)
 
 
-def rows() -> Iterator[tuple[str, ...]]:
+def rows(
+    names: Sequence[str] = tuple(CASES), capabilities: Sequence[int] = COMPUTE_CAPABILITIES
+) -> Iterator[tuple[str, ...]]:
     """One row for each kernel and compute capability, as text."""
     version = importlib.metadata.version("triton")
-    for name, (build, parameter, recurrent) in CASES.items():
+    for name in names:
+        build, parameter, recurrent = CASES[name]
         plan = plan_of(build())
         sizes = launch.sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
-        for capability in COMPUTE_CAPABILITIES:
+        for capability in capabilities:
             resources = compile_for(plan, parameter, recurrent, compute_capability=capability)
             yield name, str(capability), version, *map(str, sizes), *map(str, resources)
-    for name in TRAINING:
+    for name in filter(TRAINING.__contains__, names):
         rule = training_rule(CASES[name][0]())[0]
-        for capability in COMPUTE_CAPABILITIES:
+        for capability in capabilities:
             for kernel, (sizes, resources) in compile_training(rule, compute_capability=capability).items():
                 yield f"{name}: training, {kernel}", str(capability), version, *map(str, sizes), *map(str, resources)
 

@@ -26,7 +26,7 @@ COLOURS = {
     "NAG": "#64b5cd",
 }
 OTHER_COLOUR = "#333333"  # of a baseline at a given rate
-TITLE_WIDTH = 44  # letters that fit over a panel
+TITLE_WIDTH = 38  # letters that fit over a panel
 LEARNED_COLOURS = ("#c44e52", "#dd8452", "#937860")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
