@@ -1,0 +1,59 @@
+"""Problems that were run by themselves take their place in committed results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.merge_results import TABLES, merge, rows
+from learned_optim.meta_train.benchmark.cache import Cache
+from learned_optim.meta_train.benchmark.contenders import baselines
+from learned_optim.meta_train.benchmark.harness import Harness
+from learned_optim.meta_train.benchmark.progress import Bar
+from learned_optim.meta_train.benchmark.report import save_results
+from learned_optim.meta_train.benchmark.suites import suite_from_tables
+
+PROBLEMS = [{"name": name, "family": "quadratic", "steps": 20} for name in ("first", "second", "third")]
+SUITE = suite_from_tables(
+    {"name": "small", "seeds": 2, "tuning_seeds": 2, "rates": [0.1, 0.01], "problems": PROBLEMS}, "small"
+)
+ORDER = [problem.name for problem in SUITE.problems]
+
+
+def write(folder: Path, names: list[str], suite: str = "small", seeds: int = 2) -> Path:
+    """Results of Adam on some of the problems."""
+    part = SUITE.only(names).with_seeds(seeds)
+    harness = Harness(part, baselines(["Adam"]), [], cache=Cache(None))
+    with Bar(harness.planned_steps()) as bar:
+        results = {group[0].problem.name: group for group in harness.results(bar)}
+    details = {"suite": suite, "problems": names, "seeds": dict.fromkeys(names, seeds), "rates": [0.1, 0.01]}
+    save_results(results, folder, details)
+    return folder
+
+
+def test_parts_make_the_whole(tmp_path: Path) -> None:
+    part, target, whole = write(tmp_path / "part", ["second"]), tmp_path / "target", tmp_path / "whole"
+    write(target, ["first", "third"])
+    write(whole, ORDER)
+    merge(part, target, ORDER)
+    for name in TABLES:
+        assert (target / f"{name}.csv").read_text() == (whole / f"{name}.csv").read_text()
+    provenance = json.loads((target / "provenance.json").read_text())
+    assert provenance["problems"] == ORDER
+    assert list(provenance["merged"]) == ["second"]
+    assert {"date", "commit", "processor"} <= set(provenance["merged"]["second"])
+
+
+def test_rows_of_a_problem_that_both_have_are_replaced(tmp_path: Path) -> None:
+    part, target = write(tmp_path / "part", ["second"], seeds=3), write(tmp_path / "target", ORDER)
+    merge(part, target, ORDER)
+    seeds = {row["problem"]: row["seeds"] for row in rows(target, "summary")}
+    assert seeds == {"first": "2", "second": "3", "third": "2"}
+
+
+def test_results_of_another_suite_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    part, target = write(tmp_path / "part", ["second"], suite="other"), write(tmp_path / "target", ["first"])
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(ValueError, match="is of suite 'other'"):
+        merge(part, target, ORDER)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
