@@ -271,6 +271,8 @@ def schedule_free_lstm_backward(
     RATE: tl.constexpr,
     RATE_SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
+    FORGETTING: tl.constexpr,
+    WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
     RECENCY: tl.constexpr,
@@ -323,7 +325,7 @@ def schedule_free_lstm_backward(
     outputs = outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
     agreement = signals[AGREEMENT]
     factor, new_rate, gain, bounded_rate, bounded_gain = adapted_rate(
-        agreement, old_log_rate, outputs, BOUND, RATE, RATE_SLOPE, GAIN, GAIN_SLOPE
+        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, WARMUP, GAIN_SLOPE
     )
     move = factor * signals[0]
     share, others, bounded_recency = share_of_the_last(outputs[2], count, BOUND, RECENCY, RECENCY_SLOPE)
@@ -363,7 +365,7 @@ def schedule_free_lstm_backward(
     d_averaging = d_inputs[AGREEMENT + 3] * damping * damping
     d_scaled = d_averaging * scale
     tl.store(d_displacement + first, d_ahead + d_scaled, mask)
-    d_before = d_rate + d_inputs[AGREEMENT + 2] * (1.0 / BOUND) - d_scaled * old_displacement
+    d_before = (1.0 - FORGETTING) * d_rate + d_inputs[AGREEMENT + 2] * (1.0 / BOUND) - d_scaled * old_displacement
     tl.store(d_log_rate + first, d_before, mask)
     d_agreement = d_inputs[AGREEMENT] + gain * d_rate
     d_ratio = d_inputs[AGREEMENT + 1]

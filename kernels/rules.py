@@ -163,10 +163,13 @@ def adapted_rate(
     agreement,
     log_rate,
     outputs,
+    count,
     BOUND: tl.constexpr,
     RATE: tl.constexpr,
     RATE_SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
+    FORGETTING: tl.constexpr,
+    WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
 ):
     """What ``schedule-free-lstm`` multiplies the direction with, and the new log rate before it is cut.
@@ -175,9 +178,10 @@ def adapted_rate(
     """
     gain, bounded_gain = bounded_exp(outputs[1], BOUND, GAIN_SLOPE)
     gain *= GAIN
-    log_rate += gain * agreement
+    log_rate = (1.0 - FORGETTING) * log_rate + gain * agreement
     factor, bounded_rate = bounded_exp(clamped(log_rate, BOUND) + RATE_SLOPE * outputs[0], BOUND, 1.0)
-    return -RATE * factor, log_rate, gain, bounded_rate, bounded_gain
+    warmth = tl.minimum(count * (1.0 / WARMUP), 1.0)
+    return -RATE * warmth * factor, log_rate, gain, bounded_rate, bounded_gain
 
 
 @triton.jit
@@ -318,6 +322,8 @@ def schedule_free_lstm(
     RATE: tl.constexpr,
     RATE_SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
+    FORGETTING: tl.constexpr,
+    WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
     RECENCY: tl.constexpr,
@@ -372,7 +378,7 @@ def schedule_free_lstm(
     )
     agreement = inputs[1 + len(MOMENTUM_DECAYS)]
     factor, new_rate, _, _, _ = adapted_rate(
-        agreement, old_log_rate, outputs, BOUND, RATE, RATE_SLOPE, GAIN, GAIN_SLOPE
+        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, WARMUP, GAIN_SLOPE
     )
     tl.store(new_log_rate, clamped(new_rate, BOUND), written)
     move = factor * inputs[0]

@@ -123,6 +123,8 @@ def _plan_of_schedule_free_lstm(rule: Any) -> Packed:
         "RATE": rule.rate,
         "RATE_SLOPE": schedule_free_lstm.RATE_SLOPE,
         "GAIN": schedule_free_lstm.GAIN,
+        "FORGETTING": schedule_free_lstm.FORGETTING,
+        "WARMUP": schedule_free_lstm.WARMUP,
         "GAIN_SLOPE": schedule_free_lstm.GAIN_SLOPE,
         "INTERPOLATION": schedule_free_lstm.INTERPOLATION,
         "RECENCY": schedule_free_lstm.RECENCY,

@@ -230,8 +230,8 @@ class ScheduleFreeLSTMReference:
         s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
         h, c    = LSTM(W [x; h] + b + W_step s)
         [z, k, q] = V h + b_out
-        l      <- cut(l + .1 exp(6 tanh(2 k / 6)) A, 6)
-        move    = -rate exp(6 tanh((l + 3 z) / 6)) d
+        l      <- cut(.997 l + .12 exp(6 tanh(2 k / 6)) A, 6)
+        move    = -rate min(t / 50, 1) exp(6 tanh((l + 3 z) / 6)) d
         w       = 1 / (1 + (t - 1) exp(-1 - 6 tanh(2 q / 6)))
         update  = .1 move + .9 w (D + move)
         D      <- (1 - w) (D + move)
@@ -261,7 +261,9 @@ class ScheduleFreeLSTMReference:
     EPS = 1e-12
     LARGEST_DIRECTION = 3.0
     INTERPOLATION = 0.9
-    GAIN = 0.1
+    GAIN = 0.12
+    FORGETTING = 0.003
+    WARMUP = 50
     RECENCY = 1.0
     BOUND = 6.0
     RATE_SLOPE = 3.0
@@ -331,9 +333,10 @@ class ScheduleFreeLSTMReference:
             result: Array = self.BOUND * np.tanh(values / self.BOUND)
             return result
 
-        log_rate = log_rate + self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain)) * agreement
+        log_rate = (1.0 - self.FORGETTING) * log_rate + self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain)) * agreement
         log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
-        move = -self.rate * np.exp(bounded(log_rate + self.RATE_SLOPE * scale)) * direction
+        warmth = min(t / self.WARMUP, 1.0)
+        move = -self.rate * warmth * np.exp(bounded(log_rate + self.RATE_SLOPE * scale)) * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
         update: Array = (1.0 - self.INTERPOLATION) * move + self.INTERPOLATION * share * (displacement + move)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]

@@ -377,9 +377,11 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
         rms = np.sqrt(second_moment / (1 - 0.9**t) + constants.EPS**2)
         direction = np.clip(grad / rms, -constants.LARGEST_DIRECTION, constants.LARGEST_DIRECTION)
         agreement = direction * momentum / (1 - 0.9**t) / rms
-        log_rate = np.clip(log_rate + constants.GAIN * agreement, -constants.BOUND, constants.BOUND)
+        log_rate = (1 - constants.FORGETTING) * log_rate + constants.GAIN * agreement
+        log_rate = np.clip(log_rate, -constants.BOUND, constants.BOUND)
         momentum = 0.9 * momentum + 0.1 * grad
-        return -rate * np.exp(constants.BOUND * np.tanh(log_rate / constants.BOUND)) * direction
+        warmth = min(t / constants.WARMUP, 1)
+        return -rate * warmth * np.exp(constants.BOUND * np.tanh(log_rate / constants.BOUND)) * direction
 
     def share(t: int) -> float:
         return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))
@@ -416,7 +418,7 @@ def test_derivative_is_not_passed_on_beyond_a_cut() -> None:
     state = random_state(rule, 4)
     state["second_moment"] = torch.full_like(state["second_moment"], 0.1)
     state["momentum"] = torch.full_like(state["momentum"], 1.0)
-    state["log_rate"] = torch.tensor([[0.1, bound - 0.01, bound - 0.5, -bound + 0.01]], dtype=torch.float64)
+    state["log_rate"] = torch.tensor([[0.1, bound - 0.01, bound - 1.5, -bound + 0.01]], dtype=torch.float64)
 
     def forward(grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         update, new_state = rule(grad, dict(zip(state, values, strict=True)), torch.tensor(400))
