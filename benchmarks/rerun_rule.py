@@ -11,13 +11,14 @@ long. ``provenance.json`` says when and where the rule was run.
 import argparse
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark.cache import Cache, default_folder
@@ -28,7 +29,14 @@ from learned_optim.meta_train.benchmark.provenance import provenance
 from learned_optim.meta_train.benchmark.scores import Result, speedup
 from learned_optim.meta_train.benchmark.suites import Suite, load_suite
 from learned_optim.meta_train.evaluation import BASELINES
-from learned_optim.meta_train.plots import STYLE, comparison_figure, save_figure
+from learned_optim.meta_train.plots import (
+    STYLE,
+    Speed,
+    comparison_figure,
+    profile_figure,
+    save_figure,
+    speedup_figure,
+)
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, object]
@@ -149,26 +157,38 @@ def note(folder: Path, rule: str, problem: str) -> None:
 
 
 def redraw(folder: Path, suite: Suite) -> None:
-    """The figure of loss curves, from the rows."""
+    """The figures of loss curves and, where there is one, of speed-ups, from the rows.
+
+    Rows hold no speed-ups of single seeds, so that the latter has no bands.
+    """
     tables = read(folder)
-    shown: dict[str, list[Any]] = {problem.name: [] for problem in suite.problems}
     problems = {problem.name: problem for problem in suite.problems}
+    shown: dict[str, list[Any]] = {name: [] for name in problems}
+    speeds: dict[str, list[Speed]] = {problem.label: [] for problem in suite.problems}
     for row in tables["summary"]:
         name, optimizer, rate = (str(row[column]) for column in ("problem", "optimizer", "rate"))
-        if name in problems:
-            shown[name].append(
-                SimpleNamespace(  # what is drawn of a Result
-                    problem=problems[name],
-                    optimizer=optimizer,
-                    is_rule=not rate,
-                    label=f"{optimizer} (lr {rate})" if rate else optimizer,
-                    curve=points(tables, name, optimizer),
-                )
+        if name not in problems:
+            continue
+        shown[name].append(
+            SimpleNamespace(  # what is drawn of a Result
+                problem=problems[name],
+                optimizer=optimizer,
+                is_rule=not rate,
+                label=f"{optimizer} (lr {rate})" if rate and "@" not in optimizer else optimizer,
+                curve=points(tables, name, optimizer),
             )
-    with mpl.rc_context(STYLE):
-        save_figure(
-            comparison_figure({name: group for name, group in shown.items() if group}), folder / "comparison.png"
         )
+        factor = float(str(row["speedup"]))
+        speeds[problems[name].label].append(Speed(optimizer, not rate, factor, factor, factor))
+    figures: dict[str, Callable[[], Figure]] = {
+        "comparison": lambda: comparison_figure({name: group for name, group in shown.items() if group}),
+        "speedup": lambda: speedup_figure({label: group for label, group in speeds.items() if group}),
+        "profile": lambda: profile_figure({label: group for label, group in speeds.items() if group}),
+    }
+    with mpl.rc_context(STYLE):
+        for name, draw in figures.items():
+            if name == "comparison" or (folder / f"{name}.png").exists():
+                save_figure(draw(), folder / f"{name}.png")
 
 
 def points(tables: Tables, problem: str, optimizer: str) -> tuple[np.ndarray, ...]:

@@ -3,9 +3,9 @@
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -40,10 +40,11 @@ STYLE: dict[Any, Any] = {
 
 def plot_all(results: Results, folder: Path, timings: Timings | None = None) -> list[Path]:
     """Draw ``comparison``, ``speedup``, ``profile`` and, with timings, ``seconds`` as PNG files."""
+    speeds = speeds_of(results)
     figures: dict[str, Callable[[], Figure]] = {
         "comparison": lambda: comparison_figure(results),
-        "speedup": lambda: speedup_figure(results),
-        "profile": lambda: profile_figure(results),
+        "speedup": lambda: speedup_figure(speeds),
+        "profile": lambda: profile_figure(speeds),
     }
     if timings:
         figures["seconds"] = lambda: comparison_figure(results, timings)
@@ -88,49 +89,74 @@ def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = 
     panel.legend(fontsize=7.5)
 
 
-def speedup_figure(results: Results) -> Figure:
-    """Speed-up over tuned Adam on each problem, with bootstrap 95% bands."""
-    figure = Figure(figsize=(9.0, 1.2 + 0.45 * len(results)), layout="constrained")
+class Speed(NamedTuple):
+    """A speed-up over tuned Adam on one problem, with the edges of its bootstrap 95% band."""
+
+    optimizer: str
+    is_rule: bool
+    factor: float
+    low: float
+    high: float
+
+
+Speeds = Mapping[str, Sequence[Speed]]
+"""Label of a problem -> what its optimizers did, tuned Adam among them."""
+
+
+def speeds_of(results: Results) -> dict[str, list[Speed]]:
+    """Speed-ups of all results."""
+    speeds: dict[str, list[Speed]] = {}
+    for group in results.values():
+        reference = reference_of(group)
+        for result in group:
+            factor, *resampled = problem_speedups(result, reference)
+            low, high = np.quantile(resampled, [0.025, 0.975])
+            speed = Speed(result.optimizer, result.is_rule, float(factor), float(low), float(high))
+            speeds.setdefault(result.problem.label, []).append(speed)
+    return speeds
+
+
+def speedup_figure(speeds: Speeds) -> Figure:
+    """Speed-up over tuned Adam on each problem, with bands."""
+    figure = Figure(figsize=(9.0, 1.2 + 0.45 * len(speeds)), layout="constrained")
     panel = figure.subplots()
-    colours = _colours(itertools.chain(*results.values()))
+    colours = _colours(itertools.chain(*speeds.values()))
     shown = [name for name in colours if name != REFERENCE]
     offsets = dict(zip(shown, np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else [0.0], strict=True))
     labels: set[str] = set()
-    for row, group in enumerate(results.values()):
+    for row, group in enumerate(speeds.values()):
         if row % 2:
             panel.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
-        for result in group:
-            if result.optimizer == REFERENCE:
+        for speed in group:
+            if speed.optimizer == REFERENCE:
                 continue
-            speeds = problem_speedups(result, reference_of(group))
-            place = row + offsets[result.optimizer]
-            colour = colours[result.optimizer]
-            label = result.optimizer if result.optimizer not in labels else None
-            labels.add(result.optimizer)
-            panel.plot(np.quantile(speeds[1:], [0.025, 0.975]), [place, place], color=colour, alpha=0.5)
-            panel.plot(speeds[0], place, "o" if result.is_rule else ".", color=colour, label=label, zorder=3)
+            place = row + offsets[speed.optimizer]
+            colour = colours[speed.optimizer]
+            label = speed.optimizer if speed.optimizer not in labels else None
+            labels.add(speed.optimizer)
+            panel.plot([speed.low, speed.high], [place, place], color=colour, alpha=0.5)
+            panel.plot(speed.factor, place, "o" if speed.is_rule else ".", color=colour, label=label, zorder=3)
     panel.axvline(1, color=COLOURS[REFERENCE], linewidth=1)
-    panel.set_yticks(range(len(results)), [group[0].problem.label for group in results.values()])
-    panel.set_ylim(len(results) - 0.5, -0.5)
+    panel.set_yticks(range(len(speeds)), list(speeds))
+    panel.set_ylim(len(speeds) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
     _speed_axis(panel)
     figure.legend(loc="outside right upper", fontsize=7.5)
     return figure
 
 
-def profile_figure(results: Results) -> Figure:
+def profile_figure(speeds: Speeds) -> Figure:
     """Share of the problems on which an optimizer is at least so many times as fast as tuned Adam."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     panel = figure.subplots()
-    speeds: dict[str, list[float]] = {}
+    reached: dict[str, list[float]] = {}
     learned = set()
-    for group in results.values():
-        for result in group:
-            speeds.setdefault(result.optimizer, []).append(problem_speedups(result, reference_of(group))[0])
-            learned |= {result.optimizer} if result.is_rule else set()
+    for speed in itertools.chain(*speeds.values()):
+        reached.setdefault(speed.optimizer, []).append(speed.factor)
+        learned |= {speed.optimizer} if speed.is_rule else set()
     factors = np.geomspace(SLOWEST, FASTEST, 400)
-    for name, colour in _colours(itertools.chain(*results.values())).items():
-        shares = [np.mean(np.array(speeds[name]) >= factor * (1 - 1e-9)) for factor in factors]
+    for name, colour in _colours(itertools.chain(*speeds.values())).items():
+        shares = [np.mean(np.array(reached[name]) >= factor * (1 - 1e-9)) for factor in factors]
         panel.plot(factors, shares, color=colour, linewidth=2.0 if name in learned else 1.2, label=name)
     panel.set(ylabel="share of problems", ylim=(-0.02, 1.05))
     _speed_axis(panel, "at least this many times as fast as tuned Adam (steps)")
@@ -153,7 +179,7 @@ def _speed_axis(panel: Axes, label: str = "speed-up over tuned Adam (steps)") ->
     panel.minorticks_off()
 
 
-def _colours(results: Iterable[Result]) -> dict[str, str]:
+def _colours(results: Iterable[Result] | Iterable[Speed]) -> dict[str, str]:
     """Optimizer -> colour, in the order of the results."""
     learned = itertools.cycle(LEARNED_COLOURS)
     colours: dict[str, str] = {}

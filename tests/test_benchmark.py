@@ -24,7 +24,7 @@ from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem, suite_from_tables
 from learned_optim.meta_train.benchmark.timing import Timing, time_steps
 from learned_optim.meta_train.evaluation import Problem, final_loss
-from learned_optim.meta_train.plots import comparison_figure, plot_all, profile_figure, speedup_figure
+from learned_optim.meta_train.plots import comparison_figure, plot_all, profile_figure, speeds_of, speedup_figure
 from learned_optim.rules import ScaleFreeLSTM
 
 STEPS = 5
@@ -344,15 +344,15 @@ class TestFigures:
         assert titles == [f"{name}, 20 steps" for name in names]
 
     def test_show_every_optimizer_once(self) -> None:
-        labels = {line.get_label() for line in profile_figure(RESULTS).axes[0].lines}
+        labels = {line.get_label() for line in profile_figure(speeds_of(RESULTS)).axes[0].lines}
         assert labels == {"Adam", "SGD", "NAG", "mine"}
-        figure = speedup_figure(RESULTS)
+        figure = speedup_figure(speeds_of(RESULTS))
         shown = [line.get_label() for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
         assert sorted(map(str, shown)) == ["NAG", "SGD", "mine"]
         assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["p, 20 steps", "q, 20 steps"]
 
     def test_profile_falls_from_all_to_none(self) -> None:
-        for line in profile_figure(RESULTS).axes[0].lines:
+        for line in profile_figure(speeds_of(RESULTS)).axes[0].lines:
             shares = np.asarray(line.get_ydata())
             assert bool((np.diff(shares) <= 0).all())
             assert (shares[0], shares[-1]) == (1.0, 0.0)
