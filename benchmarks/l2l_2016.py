@@ -1,7 +1,7 @@
 """The experiments of Andrychowicz et al. 2016: run, drawn in the paper's layout, and as a table.
 
     python -m benchmarks.l2l_2016 run                          # suite l2l-2016; goes on where it stopped
-    python -m benchmarks.l2l_2016 run --problems mnist,mnist-relu
+    python -m benchmarks.l2l_2016 run --problems mnist,mnist-relu  # the rows of the others stay
     python -m benchmarks.l2l_2016 figure                       # drawn again from the rows in results/paper
     python -m benchmarks.readme_tables                         # tables of README.md and docs/reproduction.md
 
@@ -11,6 +11,7 @@ writes, into results/paper; ``figure.png`` is of this script.
 
 import argparse
 import csv
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.merge_results import merge
 from learned_optim import cli
 from learned_optim.meta_train.plots import COLOURS, LEARNED_COLOURS, STYLE, save_figure
 
@@ -59,10 +61,14 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 
 def run(problems: str) -> int:
     """Run the suite, or some of its problems, and draw the figure; returns the exit status."""
-    chosen = ["--problems", problems] if problems else []
-    status = cli.main(["benchmark", "l2l-2016", *chosen, "--out", str(RESULTS)])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) if problems else RESULTS
+        chosen = ["--problems", problems] if problems else []
+        status = cli.main(["benchmark", "l2l-2016", *chosen, "--out", str(out)])
+        if status == 0 and problems:
+            merge(out, RESULTS, list(EXPERIMENTS))
     if status == 0:
-        save_figure(figure(read_curves()), RESULTS / "figure.png")
+        save_figure(figure(read_curves(RESULTS)), RESULTS / "figure.png")
     return status
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import l2l_2016
 from benchmarks.merge_results import TABLES, merge, rows
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.contenders import baselines
@@ -13,7 +14,8 @@ from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import save_results
 from learned_optim.meta_train.benchmark.suites import suite_from_tables
 
-PROBLEMS = [{"name": name, "family": "quadratic", "steps": 20} for name in ("first", "second", "third")]
+NAMES = ("quadratic", "mnist", "cifar-10")  # of the experiments of 2016, in their order; what is run is a small problem
+PROBLEMS = [{"name": name, "family": "quadratic", "steps": 20} for name in NAMES]
 SUITE = suite_from_tables(
     {"name": "small", "seeds": 2, "tuning_seeds": 2, "rates": [0.1, 0.01], "problems": PROBLEMS}, "small"
 )
@@ -32,28 +34,45 @@ def write(folder: Path, names: list[str], suite: str = "small", seeds: int = 2) 
 
 
 def test_parts_make_the_whole(tmp_path: Path) -> None:
-    part, target, whole = write(tmp_path / "part", ["second"]), tmp_path / "target", tmp_path / "whole"
-    write(target, ["first", "third"])
+    part, target, whole = write(tmp_path / "part", ["mnist"]), tmp_path / "target", tmp_path / "whole"
+    write(target, ["quadratic", "cifar-10"])
     write(whole, ORDER)
     merge(part, target, ORDER)
     for name in TABLES:
         assert (target / f"{name}.csv").read_text() == (whole / f"{name}.csv").read_text()
     provenance = json.loads((target / "provenance.json").read_text())
     assert provenance["problems"] == ORDER
-    assert list(provenance["merged"]) == ["second"]
-    assert {"date", "commit", "processor"} <= set(provenance["merged"]["second"])
+    assert list(provenance["merged"]) == ["mnist"]
+    assert {"date", "commit", "processor"} <= set(provenance["merged"]["mnist"])
 
 
 def test_rows_of_a_problem_that_both_have_are_replaced(tmp_path: Path) -> None:
-    part, target = write(tmp_path / "part", ["second"], seeds=3), write(tmp_path / "target", ORDER)
+    part, target = write(tmp_path / "part", ["mnist"], seeds=3), write(tmp_path / "target", ORDER)
     merge(part, target, ORDER)
     seeds = {row["problem"]: row["seeds"] for row in rows(target, "summary")}
-    assert seeds == {"first": "2", "second": "3", "third": "2"}
+    assert seeds == {"quadratic": "2", "mnist": "3", "cifar-10": "2"}
 
 
 def test_results_of_another_suite_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    part, target = write(tmp_path / "part", ["second"], suite="other"), write(tmp_path / "target", ["first"])
+    part, target = write(tmp_path / "part", ["mnist"], suite="other"), write(tmp_path / "target", ["quadratic"])
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     with pytest.raises(ValueError, match="is of suite 'other'"):
         merge(part, target, ORDER)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_experiments_of_2016_that_are_run_by_themselves_leave_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write(tmp_path / "target", ["quadratic", "mnist"], suite="l2l-2016")
+
+    def benchmark(arguments: list[str]) -> int:
+        assert arguments[arguments.index("--problems") + 1] == "mnist"
+        write(Path(arguments[arguments.index("--out") + 1]), ["mnist"], suite="l2l-2016", seeds=3)
+        return 0
+
+    monkeypatch.setattr(l2l_2016, "RESULTS", target)
+    monkeypatch.setattr("learned_optim.cli.main", benchmark)
+    assert l2l_2016.main(["run", "--problems", "mnist"]) == 0
+    assert {row["problem"]: row["seeds"] for row in rows(target, "summary")} == {"quadratic": "2", "mnist": "3"}
+    assert (target / "figure.png").is_file()
