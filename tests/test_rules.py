@@ -397,7 +397,7 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
         points.append(points[-1] + update)
 
     # 300 steps of a stiff problem, whose moves depend on signs of gradients: roundings grow.
-    torch.testing.assert_close(torch.stack(points), torch.from_numpy(expected), rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(torch.stack(points), torch.from_numpy(expected), rtol=0.0, atol=1e-8)
     last_push = int(np.flatnonzero(expected[:, 4] > 0.5)[-1])
     assert expected[last_push + 1, 4] - expected[-1, 4] > 0.05
 
