@@ -8,17 +8,17 @@ each problem that was taken in when and where it was run.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rerun_rule import RESULTS, Row, redraw
-from learned_optim.files import csv_text, write_atomically
+from benchmarks import rerun_rule
+from benchmarks.rerun_rule import RESULTS, Row, read, redraw, write
+from learned_optim.files import write_atomically
 from learned_optim.meta_train.benchmark.suites import load_suite
 
-TABLES = ("summary", "curves", "runs", "tuning")
+TABLES = (*rerun_rule.TABLES, "tuning")
 OF_A_RUN = ("problems", "seeds", "suite", "rates", "merged", "rerun")
 """Entries of provenance that are of whole results; what else there is says when and where."""
 
@@ -32,16 +32,9 @@ def merge(source: Path, target: Path, order: Sequence[str]) -> None:
     theirs, ours = (json.loads((folder / "provenance.json").read_text(encoding="utf-8")) for folder in (source, target))
     if theirs["suite"] != ours["suite"]:
         raise ValueError(f"{source} is of suite {theirs['suite']!r}, {target} of {ours['suite']!r}")
-    merged = {name: merged_rows(rows(source, name), rows(target, name), order) for name in TABLES}
-    for name, table in merged.items():
-        write_atomically(target / f"{name}.csv", csv_text([list(table[0]), *(list(row.values()) for row in table)]))
+    new, old = read(source, TABLES), read(target, TABLES)
+    write(target, {name: merged_rows(new[name], old[name], order) for name in TABLES})
     write_atomically(target / "provenance.json", json.dumps(merged_provenance(theirs, ours, order), indent=2) + "\n")
-
-
-def rows(folder: Path, table: str) -> list[Row]:
-    """A table of results."""
-    with (folder / f"{table}.csv").open(newline="", encoding="utf-8") as file:
-        return [dict(row) for row in csv.DictReader(file)]
 
 
 def merged_rows(theirs: Sequence[Row], ours: Sequence[Row], order: Sequence[str]) -> list[Row]:

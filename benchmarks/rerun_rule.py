@@ -44,10 +44,10 @@ Tables = dict[str, list[Row]]
 TABLES = ("summary", "curves", "runs")
 
 
-def read(folder: Path) -> Tables:
-    """Rows of the tables that hold a rule's results."""
+def read(folder: Path, names: Iterable[str] = TABLES) -> Tables:
+    """Rows of tables of results; of those that hold a rule's, by default."""
     tables: Tables = {}
-    for name in TABLES:
+    for name in names:
         with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             tables[name] = [dict(row) for row in csv.DictReader(file)]
     return tables

@@ -562,15 +562,17 @@ def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["schedule-free-lstm", "scale-free-lstm", "lstm-l2l"])
-def test_machine_code_does_not_spill_nor_change_unnoticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    newest = kernel_resources.COMPUTE_CAPABILITIES[-1]
+@pytest.mark.parametrize("capability", kernel_resources.COMPUTE_CAPABILITIES)
+@pytest.mark.parametrize("name", kernel_resources.CASES)
+def test_machine_code_does_not_spill_nor_change_unnoticed(
+    name: str, capability: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with kernel_resources.TABLE.open() as file:
         recorded = {(row["kernel"], row["compute_capability"]): row for row in csv.DictReader(file)}
-    for values in kernel_resources.rows([name], [newest]):
+    for values in kernel_resources.rows([name], [capability]):
         row = dict(zip(kernel_resources.HEADER, values, strict=True))
         assert row["spill_stores"] == row["spill_loads"] == "0", row
-        before = recorded[row["kernel"], str(newest)]
+        before = recorded[row["kernel"], str(capability)]
         if before["triton"] == row["triton"]:  # another version brings another assembler
             assert row == before, "run: python -m benchmarks.kernel_resources"

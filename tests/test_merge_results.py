@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import l2l_2016
-from benchmarks.merge_results import TABLES, merge, rows
+from benchmarks.merge_results import TABLES, merge
+from benchmarks.rerun_rule import read
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.contenders import baselines
 from learned_optim.meta_train.benchmark.harness import Harness
@@ -49,7 +50,7 @@ def test_parts_make_the_whole(tmp_path: Path) -> None:
 def test_rows_of_a_problem_that_both_have_are_replaced(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"], seeds=3), write(tmp_path / "target", ORDER)
     merge(part, target, ORDER)
-    seeds = {row["problem"]: row["seeds"] for row in rows(target, "summary")}
+    seeds = {row["problem"]: row["seeds"] for row in read(target)["summary"]}
     assert seeds == {"quadratic": "2", "mnist": "3", "cifar-10": "2"}
 
 
@@ -74,5 +75,5 @@ def test_experiments_of_2016_that_are_run_by_themselves_leave_the_others(
     monkeypatch.setattr(l2l_2016, "RESULTS", target)
     monkeypatch.setattr("learned_optim.cli.main", benchmark)
     assert l2l_2016.main(["run", "--problems", "mnist"]) == 0
-    assert {row["problem"]: row["seeds"] for row in rows(target, "summary")} == {"quadratic": "2", "mnist": "3"}
+    assert {row["problem"]: row["seeds"] for row in read(target)["summary"]} == {"quadratic": "2", "mnist": "3"}
     assert (target / "figure.png").is_file()

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from benchmarks import rerun_rule
 from benchmarks.rerun_rule import read, replaced, rerun
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.contenders import baselines
@@ -12,6 +14,7 @@ from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import save_results
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import load_suite
+from learned_optim.meta_train.plots import Speeds
 
 SUITE = """
 seeds = 3
@@ -50,6 +53,27 @@ def test_the_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]])
     for name, rows in before.items():  # but for their place: a problem's rows of the rule stay among the problem's
         assert sorted(map(str, after[name])) == sorted(map(str, rows))
     assert "default" in (folder / "provenance.json").read_text(encoding="utf-8")
+
+
+def test_speedups_that_are_drawn_are_those_of_the_rows(
+    committed: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = committed
+    (folder / "speedup.png").touch()
+    drawn: list[Speeds] = []
+
+    def figure(speeds: Speeds) -> Figure:
+        drawn.append(speeds)
+        return Figure()
+
+    monkeypatch.setattr(rerun_rule, "speedup_figure", figure)
+    rerun_rule.redraw(folder, load_suite(folder / "suite.toml"))
+    (speeds,) = drawn
+    shown = [(label.partition(",")[0], speed.optimizer, speed.factor) for label in speeds for speed in speeds[label]]
+    rows = read(folder)["summary"]
+    assert shown == [(row["problem"], row["optimizer"], float(str(row["speedup"]))) for row in rows]
+    assert (folder / "speedup.png").stat().st_size > 0
+    assert not (folder / "profile.png").exists()
 
 
 def test_other_rules_and_problems_stay(committed: tuple[Path, list[Result]]) -> None:

@@ -169,10 +169,9 @@ def assert_not_further(truth: Results, allowed: Results, found: Results) -> None
         if value.numel() == 0:
             continue
         # Twice the plain path's, largest and root mean square. Kernels take a quotient as a squared reciprocal root,
-        # which is two roundings more in each gate; few values may by luck be nearly exact on the plain path, and the
-        # largest may be a single one.
+        # which is two roundings more in each gate; few values may by luck be nearly exact on the plain path.
         rounding = EPSILON * value.abs().max()
-        for norm, floor in ((torch.inf, 8 * rounding), (2, rounding * value.numel() ** 0.5 / 2)):
+        for norm, floor in ((torch.inf, 4 * rounding), (2, rounding * value.numel() ** 0.5 / 2)):
             if norm == 2 and value.numel() < 32:
                 continue  # a mean of so few says no more than the largest
             distance = torch.linalg.vector_norm(found[name] - value, norm)
@@ -208,7 +207,7 @@ def test_no_coordinate_is_left_out_or_counted_twice(
 )
 def test_large_networks_are_not_further_from_the_truth(build: Build, device: str) -> None:
     # Enough coordinates for the largest distance not to be luck.
-    assert_as_close_as_plain(case_of(build(), 1, 500), device)
+    assert_as_close_as_plain(case_of(build(), 1, 2000), device)
 
 
 def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
