@@ -14,6 +14,7 @@ from .rules import (
     LARGEST_SQUARED,
     adapted_rate,
     averages,
+    beyond_chance,
     clamped,
     correction,
     log_sign,
@@ -272,6 +273,7 @@ def schedule_free_lstm_backward(
     RATE_SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
     FORGETTING: tl.constexpr,
+    CHANCE: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
@@ -325,7 +327,7 @@ def schedule_free_lstm_backward(
     outputs = outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
     agreement = signals[AGREEMENT]
     factor, new_rate, gain, bounded_rate, bounded_gain = adapted_rate(
-        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, WARMUP, GAIN_SLOPE
+        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, CHANCE, WARMUP, GAIN_SLOPE
     )
     move = factor * signals[0]
     share, others, bounded_recency = share_of_the_last(outputs[2], count, BOUND, RECENCY, RECENCY_SLOPE)
@@ -334,7 +336,8 @@ def schedule_free_lstm_backward(
     d_ahead = (1.0 - share) * d_kept + INTERPOLATION * share * d_result
     d_move = (1.0 - INTERPOLATION) * d_result + d_ahead
     d_log_factor = d_move * move * (1.0 - bounded_rate * bounded_rate)
-    d_rate = tl.load(d_new_log_rate + first, mask, other=0.0) + d_log_factor
+    _, credit = beyond_chance(clamped(new_rate, BOUND), CHANCE)
+    d_rate = tl.load(d_new_log_rate + first, mask, other=0.0) + d_log_factor * credit
     d_rate = tl.where(tl.abs(new_rate) <= BOUND, d_rate, 0.0)  # as torch.clamp: at the bound it still follows
     d_gain = d_rate * agreement * gain * (1.0 - bounded_gain * bounded_gain)
     d_share = (INTERPOLATION * d_result - d_kept) * (old_displacement + move)

@@ -169,6 +169,7 @@ def adapted_rate(
     RATE_SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
     FORGETTING: tl.constexpr,
+    CHANCE: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
 ):
@@ -177,11 +178,20 @@ def adapted_rate(
     Also how much that changes for an agreement of 1, and the tanh that bounds the first and the last of these.
     """
     gain, bounded_gain = bounded_exp(outputs[1], BOUND, GAIN_SLOPE)
-    gain *= GAIN
+    gain *= GAIN * tl.where(agreement <= 0.0, 1.0 + tl.exp(count * (-1.0 / WARMUP)), 1.0)
     log_rate = (1.0 - FORGETTING) * log_rate + gain * agreement
-    factor, bounded_rate = bounded_exp(clamped(log_rate, BOUND) + RATE_SLOPE * outputs[0], BOUND, 1.0)
+    credible, _ = beyond_chance(clamped(log_rate, BOUND), CHANCE)
+    factor, bounded_rate = bounded_exp(credible + RATE_SLOPE * outputs[0], BOUND, 1.0)
     warmth = tl.minimum(count * (1.0 / WARMUP), 1.0)
     return -RATE * warmth * factor, log_rate, gain, bounded_rate, bounded_gain
+
+
+@triton.jit
+def beyond_chance(log_rate, CHANCE: tl.constexpr):
+    """What is left of a log rate once chance is allowed for, ``l^3 / (l^2 + CHANCE^2)``; the derivative of that."""
+    square = log_rate * log_rate
+    kept = square / (square + CHANCE * CHANCE)
+    return log_rate * kept, kept * (3.0 - 2.0 * kept)
 
 
 @triton.jit
@@ -323,6 +333,7 @@ def schedule_free_lstm(
     RATE_SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
     FORGETTING: tl.constexpr,
+    CHANCE: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
@@ -378,7 +389,7 @@ def schedule_free_lstm(
     )
     agreement = inputs[1 + len(MOMENTUM_DECAYS)]
     factor, new_rate, _, _, _ = adapted_rate(
-        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, WARMUP, GAIN_SLOPE
+        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, CHANCE, WARMUP, GAIN_SLOPE
     )
     tl.store(new_log_rate, clamped(new_rate, BOUND), written)
     move = factor * inputs[0]

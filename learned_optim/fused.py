@@ -124,6 +124,7 @@ def _plan_of_schedule_free_lstm(rule: Any) -> Packed:
         "RATE_SLOPE": schedule_free_lstm.RATE_SLOPE,
         "GAIN": schedule_free_lstm.GAIN,
         "FORGETTING": schedule_free_lstm.FORGETTING,
+        "CHANCE": schedule_free_lstm.CHANCE,
         "WARMUP": schedule_free_lstm.WARMUP,
         "GAIN_SLOPE": schedule_free_lstm.GAIN_SLOPE,
         "INTERPOLATION": schedule_free_lstm.INTERPOLATION,

@@ -261,8 +261,9 @@ class ScheduleFreeLSTMReference:
     EPS = 1e-12
     LARGEST_DIRECTION = 3.0
     INTERPOLATION = 0.9
-    GAIN = 0.12
+    GAIN = 0.2
     FORGETTING = 0.003
+    CHANCE = 0.7
     WARMUP = 50
     RECENCY = 1.0
     BOUND = 6.0
@@ -333,10 +334,12 @@ class ScheduleFreeLSTMReference:
             result: Array = self.BOUND * np.tanh(values / self.BOUND)
             return result
 
+        agreement = np.where(agreement < 0.0, (1.0 + np.exp(-t / self.WARMUP)) * agreement, agreement)
         log_rate = (1.0 - self.FORGETTING) * log_rate + self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain)) * agreement
         log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
+        credible = log_rate**3 / (log_rate**2 + self.CHANCE**2)
         warmth = min(t / self.WARMUP, 1.0)
-        move = -self.rate * warmth * np.exp(bounded(log_rate + self.RATE_SLOPE * scale)) * direction
+        move = -self.rate * warmth * np.exp(bounded(credible + self.RATE_SLOPE * scale)) * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
         update: Array = (1.0 - self.INTERPOLATION) * move + self.INTERPOLATION * share * (displacement + move)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]

@@ -377,11 +377,13 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
         rms = np.sqrt(second_moment / (1 - 0.9**t) + constants.EPS**2)
         direction = np.clip(grad / rms, -constants.LARGEST_DIRECTION, constants.LARGEST_DIRECTION)
         agreement = direction * momentum / (1 - 0.9**t) / rms
+        agreement *= np.where(agreement < 0, 1 + math.exp(-t / constants.WARMUP), 1)
         log_rate = (1 - constants.FORGETTING) * log_rate + constants.GAIN * agreement
         log_rate = np.clip(log_rate, -constants.BOUND, constants.BOUND)
+        credible = log_rate / (1 + (constants.CHANCE / np.where(log_rate == 0, 1, log_rate)) ** 2)
         momentum = 0.9 * momentum + 0.1 * grad
         warmth = min(t / constants.WARMUP, 1)
-        return -rate * warmth * np.exp(constants.BOUND * np.tanh(log_rate / constants.BOUND)) * direction
+        return -rate * warmth * np.exp(constants.BOUND * np.tanh(credible / constants.BOUND)) * direction
 
     def share(t: int) -> float:
         return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))

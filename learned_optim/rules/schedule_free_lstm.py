@@ -22,9 +22,10 @@ SECOND_MOMENT_DECAYS = (0.9, 0.99)  # the fast one normalises, so that gradients
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
 LARGEST_DIRECTION = 3.0  # a gradient this many times its root mean square counts as so large
 INTERPOLATION = 0.9  # how close gradients are taken to the average: Defazio et al. 2024 recommend 0.9
-GAIN = 0.12  # change of the log rate for a gradient that agrees fully with those before, untrained
+GAIN = 0.2  # change of the log rate for a gradient that agrees fully with those before, untrained
 FORGETTING = 0.003  # of the log rate in a step, so that agreement by chance does not add up
-WARMUP = 50.0  # steps over which the rate rises to its value
+CHANCE = 0.7  # log rates up to about this come about by chance, and count for little
+WARMUP = 50.0  # steps over which the rate rises to its value, and caution fades
 RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
@@ -43,9 +44,12 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``agreement = d * (momentum of the step before) / rms``
 
-        ``l <- 0.997 l + 0.12 exp(bounded(2 k)) agreement``, within -6 ... 6
+        ``l <- 0.997 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 6
 
-        ``move = -rate * min(t / 50, 1) * exp(bounded(l + 3 s)) * d`` .
+        ``move = -rate * min(t / 50, 1) * exp(bounded(l^3 / (l^2 + 0.7^2) + 3 s)) * d`` .
+
+    What chance can explain of ``l`` is left out; and as nearly everything agrees while the rate is still low, a negative
+    agreement counts ``1 + exp(-t / 50)`` times.
 
     The move is that of the fast sequence z of a schedule-free optimizer (Defazio et al. 2024): with x a mean of all z
     so far, the parameter is ``y = 0.1 z + 0.9 x``. Averaging does what a falling rate does elsewhere, without knowing
@@ -138,8 +142,10 @@ class ScheduleFreeLSTM(UpdateRule):
         )
         scale, gain, recency = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
-        log_rate = ((1 - FORGETTING) * log_rate + gain * agreement).clamp(-BOUND, BOUND)
-        move = -self.rate * (step / WARMUP).clamp(max=1.0) * bounded(log_rate + RATE_SLOPE * scale).exp() * direction
+        cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
+        log_rate = ((1 - FORGETTING) * log_rate + gain * cautious).clamp(-BOUND, BOUND)
+        factor = bounded(beyond_chance(log_rate) + RATE_SLOPE * scale).exp()
+        move = -self.rate * (step / WARMUP).clamp(max=1.0) * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
         update = (1 - INTERPOLATION) * move + INTERPOLATION * share * ahead
@@ -203,14 +209,24 @@ class ScheduleFreeLSTM(UpdateRule):
         output = torch.matmul(weight.mul_(slopes), hidden_and_one, out=rows("output", OUTPUTS))
         scale, gain_and_recency = output.split([1, 2], -2)
         gain, recency = gain_and_recency.tanh_().mul_(column((BOUND, -BOUND), grad)).exp_().split(1, -2)
+        negative = torch.clamp(agreement, max=0.0, out=rows("square", 1))
+        agreement.add_(negative, alpha=math.exp(-step / WARMUP))
         log_rate.mul_(1 - FORGETTING).addcmul_(agreement, gain, value=GAIN).clamp_(-BOUND, BOUND)
-        scale.add_(log_rate, alpha=1 / BOUND).tanh_().mul_(BOUND).exp_()
+        square = torch.mul(log_rate, log_rate, out=rows("square", 1))
+        credible = torch.mul(log_rate, square, out=rows("move", 1)).div_(square.add_(CHANCE**2))
+        scale.add_(credible, alpha=1 / BOUND).tanh_().mul_(BOUND).exp_()
         move: Tensor = torch.mul(direction, scale, out=rows("move", 1)).mul_(-self.rate * min(step / WARMUP, 1.0))
         share = recency.mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
         ahead = displacement.add_(move)
         update: Tensor = (move * (1 - INTERPOLATION)).addcmul_(ahead, share, value=INTERPOLATION).squeeze(-2)
         displacement.addcmul_(ahead, share, value=-1.0)
         return update
+
+
+def beyond_chance(log_rate: Tensor) -> Tensor:
+    """What is left of a log rate once chance is allowed for: little of a small one, nearly all of a large one."""
+    square = log_rate.square()
+    return log_rate * square / (square + CHANCE**2)
 
 
 def bounded(values: Tensor) -> Tensor:
