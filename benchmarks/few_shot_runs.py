@@ -28,10 +28,10 @@ SINUSOID: dict[str, dict[str, Any]] = {
     },
     "leap": {"algorithm": {"name": "leap", "steps": 10, "lr": 0.02}, "steps": 3_000},
     "meta-lstm": {
-        "algorithm": {"name": "meta-lstm", "steps": 5},
+        "algorithm": {"name": "meta-lstm", "steps": 10},
         "meta_optimizer": ADAM | {"clip_value": 0.25},
         "episodes": 5,
-        "steps": 1_500,
+        "steps": 3_000,
     },
     "maml, default rule": {
         "algorithm": {"name": "maml", "steps": 3, "optimizer": "rule", "rule": RULE},
