@@ -48,8 +48,8 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``move = -rate * min(t / 50, 1) * exp(bounded(l^3 / (l^2 + 0.7^2) + 3 s)) * d`` .
 
-    What chance can explain of ``l`` is left out; and as nearly everything agrees while the rate is still low, a negative
-    agreement counts ``1 + exp(-t / 50)`` times.
+    What chance can explain of ``l`` is left out; and as nearly everything agrees while the rate is still low, a
+    negative agreement counts ``1 + exp(-t / 50)`` times.
 
     The move is that of the fast sequence z of a schedule-free optimizer (Defazio et al. 2024): with x a mean of all z
     so far, the parameter is ``y = 0.1 z + 0.9 x``. Averaging does what a falling rate does elsewhere, without knowing
