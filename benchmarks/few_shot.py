@@ -124,9 +124,8 @@ def omniglot(only: list[str], ways: int, shots: list[int], runs: Path, as_is: bo
 
 def judge_omniglot(model: FewShotModel, name: str, ways: int, shots: int) -> None:
     rows: list[Row] = [("algorithm", "ways", "shots", "batch_norm", "step", "accuracy", "interval_95")]
-    steps = max(STEPS, model.config.validation_steps)
     for transductive in (True, False):
-        evaluation = evaluate(model.algorithm, model.learner, EPISODES, steps, transductive=transductive)
+        evaluation = evaluate(model.algorithm, model.learner, EPISODES, STEPS, transductive=transductive)
         assert evaluation.accuracies is not None
         mean, interval = mean_and_interval(evaluation.accuracies)
         of_run = (name, ways, shots, evaluation.statistics)
