@@ -4,14 +4,16 @@ import importlib.util
 
 import torch
 
-from learned_optim.kernels.launch import interpreting
+from learned_optim.kernels import cpu
+from learned_optim.kernels.launch import in_c
 
 
 def why_not_fused(device: torch.device) -> str | None:
     """The reason why no kernel can run on this device, or None if one can."""
-    on_gpu = device.type in ("cuda", "xpu")
-    if not on_gpu and not (device.type == "cpu" and interpreting()):
-        return f"fused kernels need a GPU, the parameters are on {device}"
+    if in_c(device):
+        return cpu.why_not_compiled()
+    if device.type not in ("cuda", "xpu", "cpu"):
+        return f"fused kernels need a GPU or a CPU, the parameters are on {device}"
     if importlib.util.find_spec("triton") is None:  # takes a while: ask once, not in each step
         return "triton is not installed (pip install learned-optim[gpu])"
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):

@@ -1,6 +1,6 @@
 """One launch of a rule's kernel for all tensors of a device: table of addresses, choice of sizes, the launch itself.
 
-Triton is imported by the first launch, not before.
+Triton is imported by the first launch, not before. On a CPU the launch is a call of compiled C.
 """
 
 import contextlib
@@ -15,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from learned_optim.kernels import cpu
 from learned_optim.kernels.layout import blocks, in_memory_order, pieces
 
 WARPS = 4
@@ -46,8 +48,8 @@ class Plan(NamedTuple):
     """Float32, one-dimensional, on the device, in the kernel's order."""
     entries: tuple[str, ...]
     """Names of the entries of the state, in the kernel's order."""
-    description: str = ""
-    """The constants once more, as torch.compile can pass them on."""
+    description: str
+    """The constants as JSON, which torch.compile can pass on."""
 
 
 class Sizes(NamedTuple):
@@ -151,6 +153,9 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
     """One launch for contiguous tensors."""
     first = tensors[0]
     device = first.parameter.device
+    if in_c(device):
+        _call(plan, tensors, settings)
+        return
     shared = all(row.step is first.step for row in tensors)
     steps = _on_device([first.step] if shared else [row.step for row in tensors], device)
     choice = sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
@@ -180,6 +185,25 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
     kernel = getattr(kernels(), KERNELS[plan.architecture])
     with device_guard(device):
         kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
+
+
+def _call(plan: Plan, tensors: Sequence[TableRow], settings: Step) -> None:
+    """The same on a CPU."""
+    if settings.found_inf is not None and settings.found_inf.item() != 0:
+        return
+    first = tensors[0]
+    dtypes = first.parameter.dtype, first.grad.dtype, first.entries[-2].dtype, first.entries[-1].dtype
+    weights = plan.weights.data_ptr()
+    rows: list[int] = []
+    for row in tensors:
+        size = row.parameter.numel()
+        rows += (size, size, weights, row.step.data_ptr(), row.parameter.data_ptr(), row.grad.data_ptr())
+        rows += [entry.data_ptr() for entry in row.entries]
+    table = np.array(rows, np.int64).reshape(len(tensors), -1)
+    lr = float(settings.lr)
+    grad_scale = 1.0 if settings.grad_scale is None else settings.grad_scale.item()
+    step = cpu.kernel(plan.architecture, plan.description, dtypes)
+    step(table, cpu.Settings(lr, lr * settings.weight_decay, grad_scale, settings.maximize, settings.skip_nonfinite))
 
 
 def _rate(settings: Step, device: torch.device) -> dict[str, Any]:
@@ -229,7 +253,7 @@ def traced_step_in_place(
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(constants).items()}
     entries = len(states) // len(parameters)
     step_in_place(
-        Plan(architecture, values, weights, ()),
+        Plan(architecture, values, weights, (), constants),
         parameters,
         grads,
         [states[first : first + entries] for first in range(0, len(states), entries)],
@@ -274,6 +298,11 @@ def kernels(file: str = "step") -> ModuleType:
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on tensors of the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def in_c(device: torch.device) -> bool:
+    """Whether the kernels of a device are those in C, not Triton's."""
+    return device.type == "cpu" and not interpreting()
 
 
 @functools.cache

@@ -36,8 +36,8 @@ def add_doctor(commands: Commands) -> None:
         "doctor",
         "check the installation: versions, GPU, data, and a step of every rule",
         description="Say what is installed, which devices and data sets there are, and hold a step of every shipped "
-        "rule to its definition, on the CPU and, where there is a GPU, by the fused kernel. Exit status 1 if something "
-        "is wrong; what is only missing is no error.",
+        "rule to its definition, on the CPU and on a GPU if there is one, by the fused kernels too. Exit status 1 if "
+        "something is wrong; what is only missing is no error.",
         examples=["doctor", "doctor --json"],
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -110,21 +110,22 @@ def _data() -> dict[str, str]:
 
 
 def _steps() -> dict[str, str]:
-    """A verdict for each shipped rule on the CPU and, where there is a GPU, by its fused kernel."""
+    """A verdict for each shipped rule: on the CPU without a fused kernel, and by that of each kind of device."""
     import torch
 
     from learned_optim.checkpoint import available_rules
     from learned_optim.fused import why_not
 
     found = {}
+    devices = [torch.device("cpu"), *[torch.device("cuda")] * torch.cuda.is_available()]
     for name in available_rules():
         found[f"{name}, cpu"] = _verdict(name, torch.device("cpu"), fused=False)
-        if torch.cuda.is_available():
-            device = torch.device("cuda")
+        for device in devices:
             reason = why_not(_rule(name), device, torch.float32)
-            found[f"{name}, fused"] = f"not possible: {reason}" if reason else _verdict(name, device, fused=True)
+            verdict = f"not possible: {reason}" if reason else _verdict(name, device, fused=True)
+            found[f"{name}, {device.type} fused"] = verdict
     if not torch.cuda.is_available():
-        found["fused kernels"] = "not tried: they need a GPU"
+        found["fused kernels of GPUs"] = "not tried: they need a GPU"
     return found
 
 

@@ -3,19 +3,22 @@
 import functools
 import json
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learned_optim.execution import Settings, Slot
-from learned_optim.kernels import launch, training
+from learned_optim.kernels import cpu, launch, training
 from learned_optim.kernels.availability import why_not_fused
 from learned_optim.kernels.launch import Plan
 from learned_optim.rules import (
     LSTML2L,
+    RuleState,
     ScaleFreeLSTM,
     ScheduleFreeLSTM,
     UpdateRule,
@@ -39,6 +42,38 @@ def why_not(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str |
     if hidden_size > LARGEST_HIDDEN_SIZE:
         return f"fused kernels serve hidden sizes up to {LARGEST_HIDDEN_SIZE}, not {hidden_size}"
     return why_not_fused(device)
+
+
+def is_worth_it(device: torch.device) -> bool:
+    """Whether a kernel is the fastest way on this device. Triton's interpreter is not: only tests want it."""
+    return not (device.type == "cpu" and launch.interpreting())
+
+
+def can_be_made(
+    plan: Plan, device: torch.device, dtype: torch.dtype, recurrent: torch.dtype, *, demanded: bool
+) -> bool:
+    """Whether the C compiler makes the kernel for a CPU; if not, the user is told. Triton's is not asked here.
+
+    Args:
+        plan: of the rule.
+        device: where the parameters are.
+        dtype: of parameters and gradients.
+        recurrent: of hidden state and cell.
+        demanded: raise instead of returning False.
+
+    Raises:
+        CompilationError: it does not, and the kernel is demanded.
+    """
+    if not launch.in_c(device):
+        return True
+    try:
+        cpu.kernel(plan.architecture, plan.description, (dtype, dtype, recurrent, recurrent))
+    except cpu.CompilationError as error:
+        if demanded:
+            raise
+        warnings.warn(f"no fused step on this CPU, a slower one instead: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:
@@ -97,6 +132,43 @@ def training_rule(rule: UpdateRule) -> tuple[training.Rule, Tensor]:
     constants, _ = PLANS[type(rule)](rule)
     places = _places_of_weights(type(rule), tuple(rule.settings.items()))
     return training.Rule(rule.name, constants, tuple(rule.state_features)), places
+
+
+class ParticleStep:
+    """A step in place of P rules of one architecture, on a CPU, by compiled C: each steps coordinates of its own.
+
+    Args:
+        rule: gives the architecture; see :func:`why_not`.
+        meta_parameters: ``(P, M)``, float32.
+
+    Raises:
+        CompilationError: the C compiler failed.
+    """
+
+    def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
+        architecture, places = training_rule(rule)
+        self.entries = architecture.entries
+        self.weights = meta_parameters.detach().index_select(1, places).contiguous()
+        constants = json.dumps(architecture.constants)
+        self.kernel = cpu.kernel(architecture.architecture, constants, (torch.float32,) * 4)
+
+    def __call__(self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor) -> None:
+        """Overwrite ``parameters`` and ``state``.
+
+        Args:
+            parameters: ``(P, *coordinates)``, float32 and contiguous.
+            grad: as ``parameters``; any strides.
+            state: entries of shape ``(P, features, *coordinates)``, float32 and contiguous.
+            step: 0-d.
+        """
+        grad, step = grad.contiguous(), step.to(torch.float32)
+        tensors = [self.weights, step, parameters, grad, *[state[entry] for entry in self.entries]]
+        addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+        apart = np.array([tensor.stride(0) * tensor.element_size() if tensor.dim() else 0 for tensor in tensors])
+        table = np.empty((len(grad), 2 + len(tensors)), np.int64)
+        table[:, :2] = grad[0].numel()
+        table[:, 2:] = addresses + np.arange(len(grad))[:, None] * apart
+        self.kernel(table, cpu.Settings(1.0, 0.0, 1.0, False, False))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused, plan_of, why_not
+from learned_optim.fused import apply_fused, can_be_made, is_worth_it, plan_of, why_not
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
@@ -55,8 +55,8 @@ class LearnedOptimizer(Optimizer):
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
             neither case is another coordinate affected, or a GPU waited for. ``"error"`` raises before anything is
             changed, at the cost of waiting for the GPU in each step.
-        fused: True demands a fused kernel (GPU, triton, a shipped rule, parameters of at most 32 bits), False forbids
-            it, None takes one where it can be had.
+        fused: True demands a fused kernel (a shipped rule, parameters of at most 32 bits; on a GPU triton, on a CPU a C
+            compiler), False forbids it, None takes one where it can be had.
         capturable: keep step counts on the device. The step may then be captured in a CUDA graph, and a ``GradScaler``
             does not wait for the GPU; outside of graphs it takes a little longer.
         differentiable: let autograd record the step, so that a loss after it can be differentiated through the update;
@@ -68,8 +68,9 @@ class LearnedOptimizer(Optimizer):
         ValueError: no parameters, ``lr`` or ``weight_decay`` negative or not a number, unknown rule name, a file that
             holds no rule, ``nonfinite`` not one of the three, ``state_dtype`` not a floating dtype of at most 32 bits.
         TypeError: ``params`` or ``rule`` is of a wrong type, or a parameter is complex.
-        RuntimeError: ``fused=True`` where no fused kernel can run, or with ``differentiable=True``; in :meth:`step`, a
-            sparse gradient, capture in a CUDA graph without ``capturable=True``, and what ``nonfinite="error"`` finds.
+        RuntimeError: ``fused=True`` where no fused kernel can run or be compiled, or with ``differentiable=True``; in
+            :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and what
+            ``nonfinite="error"`` finds.
 
     When not to use it: for sparse gradients and complex parameters, which it refuses; where AdamW's regularisation
     has been tuned to the last digit; for models far larger than those measured in the documentation.
@@ -269,10 +270,12 @@ class LearnedOptimizer(Optimizer):
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
         """The plan of the fused kernel, where one is wanted and can run."""
-        wanted = device.type != "cpu" if fused is None else fused
+        wanted = is_worth_it(device) if fused is None else fused
         if not wanted or why_not(self._rule, device, dtype) is not None:
             return None
-        return plan_of(self._placed_rules[device, _arithmetic_dtype(dtype)])
+        plan = plan_of(self._placed_rules[device, _arithmetic_dtype(dtype)])
+        recurrent = self._entry_dtype("hidden", _arithmetic_dtype(dtype))
+        return plan if can_be_made(plan, device, dtype, recurrent, demanded=bool(fused)) else None
 
     def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
         # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.

@@ -1,11 +1,14 @@
-"""A rule by its training kernels: on a GPU, meta-training applies it in one launch forward and two backward."""
+"""A rule by its kernels: on a GPU one launch forward and two backward, on a CPU compiled C where no graph is wanted."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from learned_optim import fused
 from learned_optim.kernels import training
-from learned_optim.meta_train.particles import ParticleRule
+from learned_optim.kernels.cpu import CompilationError
+from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
 from learned_optim.rules import RuleState, UpdateRule
 
 
@@ -62,6 +65,38 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
     if meta_parameters.dtype != torch.float32 or fused.why_not(architecture, like.device, torch.float32):
         return None
     return FusedRule(architecture, meta_parameters)
+
+
+StepInPlace = Callable[[Tensor, Tensor, RuleState, Tensor], None]
+"""``(parameters, grad, state, step)``: the first and the third are overwritten."""
+
+
+def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
+    """The rule's step without a graph by its kernel for CPUs, or None where there is none.
+
+    Args:
+        rule: as above; of particles, all arguments of the step have their axis in front.
+        like: as above.
+    """
+    if isinstance(rule, ParticleRule):
+        architecture, meta_parameters = rule.rule, rule.meta_parameters
+    elif isinstance(rule, UpdateRule):
+        architecture, meta_parameters = rule, flat_meta_parameters(rule)[None]
+    else:
+        return None
+    if like.device.type != "cpu" or meta_parameters.dtype != torch.float32 or like.dtype != torch.float32:
+        return None
+    if not fused.is_worth_it(like.device) or fused.why_not(architecture, like.device, torch.float32):
+        return None
+    try:
+        step = fused.ParticleStep(architecture, meta_parameters)
+    except CompilationError:
+        return None
+    if isinstance(rule, ParticleRule):
+        return step
+    return lambda parameters, grad, state, count: step(
+        parameters[None], grad[None], {entry: tensor[None] for entry, tensor in state.items()}, count
+    )
 
 
 def wanted(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.execution import Settings, Slot, apply_in_blocks
-from learned_optim.meta_train.fused import fused_equivalent
+from learned_optim.meta_train.fused import fused_equivalent, step_in_place
 from learned_optim.meta_train.particles import ParticleRule
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import RuleState, UpdateRule
@@ -104,8 +104,8 @@ def unroll(
     """Take ``steps`` inner steps: update, then loss and gradient on a fresh batch.
 
     Differentiable with respect to the rule's weights in grad mode. Under ``torch.no_grad()`` the rule runs as it does
-    in :class:`LearnedOptimizer`: in place, and in blocks that stay in the cache. On a GPU it runs by its training
-    kernels in either mode, where it has some.
+    in :class:`LearnedOptimizer`: in place, by its kernel for CPUs or else in blocks that stay in the cache. On a GPU it
+    runs by its training kernels in either mode, where it has some.
 
     Args:
         rule: applied to all coordinates of all instances at once.
@@ -123,11 +123,16 @@ def unroll(
     counted, counted_grads = [], []
     rule = fused_equivalent(rule, grad) or rule
     fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
+    kernel = None if fast_rule is None else step_in_place(fast_rule, grad)
     if fast_rule is not None:  # it overwrites what it is given
-        parameters, rule_state = parameters.clone(), {entry: tensor.clone() for entry, tensor in rule_state.items()}
+        dense = torch.contiguous_format
+        parameters = parameters.clone(memory_format=dense)
+        rule_state = {entry: tensor.clone(memory_format=dense) for entry, tensor in rule_state.items()}
     for _ in range(steps):
         step = step + 1
-        if isinstance(fast_rule, ParticleRule):
+        if kernel is not None:
+            kernel(parameters, grad, rule_state, step)
+        elif isinstance(fast_rule, ParticleRule):
             parameters += fast_rule.advance(grad, rule_state, step)
         elif fast_rule is not None:
             apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)

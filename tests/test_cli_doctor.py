@@ -84,4 +84,4 @@ def test_colours_are_for_terminals(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_fused_kernels_are_tried_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["a step of each rule"]["default, fused"].startswith("right")
+    assert json.loads(capsys.readouterr().out)["a step of each rule"]["default, cuda fused"].startswith("right")

@@ -1,4 +1,4 @@
-"""The fused kernels: values in Triton's interpreter and, if there is one, on a GPU; resources of the machine code."""
+"""The fused kernels: values in Triton's interpreter, in C and, if there is one, on a GPU; resources of machine code."""
 
 import csv
 import functools
@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import kernel_resources
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
-from learned_optim.kernels import launch
+from learned_optim.kernels import cpu, launch
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
 from reference import ScaleFreeLSTMReference, ScheduleFreeLSTMReference
 from test_execution import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
@@ -23,6 +23,7 @@ from test_rules import Build, as_reference, each, normal, randomised
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
+needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 SIZES = (0, 1, 63, 64, 65, 1023, 1025)
@@ -59,15 +60,25 @@ class Place(NamedTuple):
 
     device: str
     block: int | None
+    cuts: bool = False
+    """Whether bfloat16 is cut off there instead of rounded, as Triton's interpreter does."""
 
 
-@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=needs_cuda)])
+@pytest.fixture(params=["interpreter", pytest.param("c", marks=needs_compiler), pytest.param("cuda", marks=needs_cuda)])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if request.param == "cuda":
+    if request.param == "interpreter":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        return Place("cpu", BLOCK, cuts=True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    return Place("cpu" if request.param == "c" else "cuda", None)
+
+
+@pytest.fixture(params=["interpreter", pytest.param("c", marks=needs_compiler)])
+def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "interpreter":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    else:
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        return Place("cuda", None)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return Place("cpu", BLOCK)
 
 
 @pytest.fixture
@@ -135,7 +146,7 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Tenso
 
 
 def distances(
-    slots: Sequence[Slot], truth: Sequence[tuple[Tensor, dict[str, Tensor]]], *, interpreted: bool = False
+    slots: Sequence[Slot], truth: Sequence[tuple[Tensor, dict[str, Tensor]]], *, cuts: bool = False
 ) -> dict[str, tuple[float, float]]:
     """Largest and root-mean-square distance to the truth over all slots, by entry; the parameter is one.
 
@@ -149,7 +160,7 @@ def distances(
         ]
         apart = torch.cat([(one.double() - other).abs().reshape(-1) for one, other in pairs])
         assert apart.isfinite().all()
-        if interpreted and pairs[0][0].dtype == torch.bfloat16:
+        if cuts and pairs[0][0].dtype == torch.bfloat16:
             spacing = torch.finfo(torch.bfloat16).eps * torch.cat([other.abs().reshape(-1) for _, other in pairs])
             apart = (apart - spacing).clamp(min=0)
         found[entry] = apart.max().item(), apart.square().mean().sqrt().item()
@@ -164,7 +175,7 @@ def assert_as_close_as_plain(rule: UpdateRule, slots: Sequence[Slot], settings: 
     apply_fused(rule, by_kernel, settings, where)
     apply_per_tensor(rule, plain, settings)
     allowed = distances(plain, truth)
-    for entry, (largest, typical) in distances(by_kernel, truth, interpreted=where.device == "cpu").items():
+    for entry, (largest, typical) in distances(by_kernel, truth, cuts=where.cuts).items():
         # Twice the plain path's; the largest of few values may by luck be 0 there, so one rounding of 1 is allowed too.
         assert largest <= 2 * allowed[entry][0] + torch.finfo(torch.float32).eps, (entry, largest, allowed[entry])
         assert typical <= 2 * allowed[entry][1] + torch.finfo(torch.float32).eps / 8, (entry, typical, allowed[entry])
@@ -254,7 +265,7 @@ def test_memory_that_is_not_contiguous_is_not_stepped_differently(build: Build, 
     assert_same_slots(by_kernel, plain, before)
 
 
-def test_view_with_gaps_is_not_overwritten_between_its_coordinates(interpreted: None) -> None:
+def test_view_with_gaps_is_not_overwritten_between_its_coordinates(on_cpu: None) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     (slot,) = as_slots(rule, [normal(20)], torch.float32)
     whole = torch.arange(40.0)
@@ -268,7 +279,7 @@ def test_view_with_gaps_is_not_overwritten_between_its_coordinates(interpreted: 
     assert not torch.equal(view, torch.arange(0.0, 40.0, 2))
 
 
-def test_state_that_is_not_contiguous_is_refused(interpreted: None) -> None:
+def test_state_that_is_not_contiguous_is_refused(on_cpu: None) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
     slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -359,7 +370,7 @@ def test_coordinate_that_was_never_pushed_is_not_moved(build: Build, place: Plac
 
 
 @each(COUNTING)
-def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, interpreted: None) -> None:
+def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: None) -> None:
     rule = randomised(build()).float()
     (whole,) = as_slots(rule, [normal(90)], torch.float32, torch.bfloat16)
     parts = [
@@ -410,7 +421,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
     assert not torch.equal(slot.parameter, before[0].parameter)
 
 
-def test_nothing_to_step_does_not_raise(interpreted: None) -> None:
+def test_nothing_to_step_does_not_raise(on_cpu: None) -> None:
     plan = fused.plan_of(randomised(ScaleFreeLSTM()).float())
     fused.apply_fused(plan, [], PLAIN)
     fused.apply_fused(plan, as_slots(ScaleFreeLSTM(), [normal(0), normal(3, 0)], torch.float32), PLAIN)
@@ -449,7 +460,7 @@ class TestTables:
 
 
 class TestDispatch:
-    def test_step_of_the_optimizer_is_the_plain_one(self, interpreted: None) -> None:
+    def test_step_of_the_optimizer_is_the_plain_one(self, on_cpu: None) -> None:
         results = []
         for choice in (False, True):
             parameters = [normal(3, 4).float().requires_grad_(), normal(5).bfloat16().requires_grad_()]
@@ -464,7 +475,7 @@ class TestDispatch:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if one.dtype == torch.float32 else 3 * 2**-6)
 
     @pytest.mark.parametrize("choice", [None, True])
-    def test_cpu_takes_the_kernel_only_where_it_is_told_to(
+    def test_interpreter_runs_only_where_it_is_told_to(
         self, choice: bool | None, interpreted: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[int] = []
@@ -479,18 +490,17 @@ class TestDispatch:
             pass
 
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        cpu, gpu = torch.device("cpu"), torch.device("cuda")
-        assert fused.why_not(ScaleFreeLSTM(), cpu, torch.bfloat16) is None
-        assert "(Other)" in str(fused.why_not(Other(), cpu, torch.float32))
-        assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), cpu, torch.float64))
-        assert "up to 32, not 33" in str(fused.why_not(LSTML2L(33), cpu, torch.float32))
+        host, gpu = torch.device("cpu"), torch.device("cuda")
+        assert fused.why_not(ScaleFreeLSTM(), host, torch.bfloat16) is None
+        assert "(Other)" in str(fused.why_not(Other(), host, torch.float32))
+        assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), host, torch.float64))
+        assert "up to 32, not 33" in str(fused.why_not(LSTML2L(33), host, torch.float32))
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
-        monkeypatch.delenv("TRITON_INTERPRET")
-        assert "need a GPU" in str(fused.why_not(LSTML2L(), cpu, torch.float32))
+        assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
 
     @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
-    def test_compiled_step_is_the_eager_one(self, interpreted: None) -> None:
+    def test_compiled_step_is_the_eager_one(self, on_cpu: None) -> None:
         def trained(compiled: bool) -> Tensor:
             parameter = normal(6).float().requires_grad_()
             optimizer = LearnedOptimizer([parameter], fused=True)
@@ -504,7 +514,7 @@ class TestDispatch:
 
         assert torch.equal(trained(True), trained(False))
 
-    def test_autograd_is_told_of_the_change(self, interpreted: None) -> None:
+    def test_autograd_is_told_of_the_change(self, on_cpu: None) -> None:
         parameter = normal(3).float().requires_grad_()
         loss = parameter.square().sum()
         parameter.grad = normal(3).float()
@@ -542,6 +552,7 @@ def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, m
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     kernels = launch.load_kernels(interpreted=False)
     monkeypatch.setattr(launch, "kernels", lambda: kernels)
+    monkeypatch.setattr(launch, "in_c", lambda device: False)
     for name in launch.KERNELS.values():
         kernel = getattr(kernels, name)
 

@@ -1,0 +1,190 @@
+"""The fused step on a CPU: ``cpu.c``, compiled by the C compiler of the machine at the first step, and kept.
+
+It takes the same plans as Triton's kernels.
+"""
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SOURCE = Path(__file__).with_name("cpu.c")
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+"""What makes a compiler use all instructions of this processor: the first that it understands."""
+TILE = 1024
+"""Coordinates that a thread takes at a time, as in ``cpu.c``."""
+THREADED = 32 * TILE
+"""Coordinates from which on other threads are woken up."""
+DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+
+
+class CompilationError(RuntimeError):
+    """The C compiler failed, and said why."""
+
+
+class Settings(ctypes.Structure):
+    """The ``Settings`` of ``cpu.c``."""
+
+    _fields_ = (
+        ("lr", ctypes.c_float),
+        ("decay", ctypes.c_float),
+        ("grad_scale", ctypes.c_float),
+        ("maximize", ctypes.c_int32),
+        ("skip_nonfinite", ctypes.c_int32),
+    )
+
+
+def why_not_compiled() -> str | None:
+    """The reason why there can be no step in C on this machine, None if there can. Compiles nothing."""
+    if platform.system() not in ("Linux", "Darwin"):
+        return f"the CPU's kernel is not built on {platform.system()}"
+    if compiler() is None:
+        return f"no C compiler was found ({', '.join(COMPILERS)}, or what the environment variable CC names)"
+    return None
+
+
+@functools.cache
+def compiler() -> str | None:
+    """Path of the C compiler."""
+    names = [os.environ["CC"]] if os.environ.get("CC") else COMPILERS
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+class Kernel:
+    """A rule's step, compiled for parameters, gradients, hidden states and cells of given dtypes."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._step = library.step
+        integer = ctypes.c_int64
+        self._step.argtypes = (ctypes.c_void_p, integer, integer, integer, ctypes.POINTER(Settings))
+        self._step.restype = None
+
+    def __call__(self, table: np.ndarray, settings: Settings) -> None:
+        """Step the tensors of a table in place, by as many threads as torch uses.
+
+        Args:
+            table: ``(tensors, columns)``, int64, contiguous: of each tensor number of coordinates, distance between
+                features of the state, and the addresses of weights, step count, parameter, gradient and entries of the
+                state, in the kernels' order.
+            settings: of all tensors.
+        """
+        sizes = table[:, 0]
+        tiles = int((-(-sizes // TILE)).sum())
+        threads = min(torch.get_num_threads(), tiles) if sizes.sum() >= THREADED else 1
+        arguments = table.ctypes.data, len(table)
+        bounds = [tiles * k // threads for k in range(threads + 1)]
+        others = [
+            _threads(threads - 1).submit(self._step, *arguments, first, last, settings)
+            for first, last in itertools.pairwise(bounds[1:])
+        ]
+        self._step(*arguments, 0, bounds[1], settings)
+        for other in others:
+            other.result()
+
+
+def kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
+    """That of a rule for parameters, gradients, hidden states and cells of these dtypes.
+
+    Args:
+        architecture: of the plan.
+        constants: the plan's description.
+        dtypes: four, in that order.
+
+    Raises:
+        CompilationError: the compiler failed.
+    """
+    with _lock:
+        return _kernel(architecture, constants, dtypes)
+
+
+@functools.cache
+def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
+    return Kernel(ctypes.CDLL(str(_compiled(_prologue(architecture, constants, dtypes) + SOURCE.read_text()))))
+
+
+def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> str:
+    """The constants in C."""
+    lines = [f"#define {architecture.upper().replace('-', '_')}"]
+    names = ("PARAMETER_DTYPE", "GRAD_DTYPE", "HIDDEN_DTYPE", "CELL_DTYPE")
+    lines += [f"#define {name} {DTYPES[dtype]}" for name, dtype in zip(names, dtypes, strict=True)]
+    for name, value in json.loads(constants).items():
+        if isinstance(value, list):
+            lines.append(f"static const double {name}[] = {{{', '.join(map(repr, value))}}};")
+        else:
+            lines.append(f"#define {name} {value!r}" + ("f" if isinstance(value, float) else ""))
+    return "\n".join(lines) + "\n"
+
+
+def _compiled(source: str) -> Path:
+    """The shared library of a source: one that was kept, or a new one."""
+    command = compiler()
+    if command is None:
+        raise CompilationError(str(why_not_compiled()))
+    identity = "\0".join([source, command, *FLAGS, _processor()])
+    name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+    for folder in _folders():
+        if (folder / name).is_file():
+            return folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                _compile(command, source, Path(made) / name)
+                os.replace(Path(made) / name, folder / name)
+        except OSError:  # a folder that cannot be written to
+            continue
+        return folder / name
+    raise CompilationError(f"no folder can be written to: {', '.join(map(str, _folders()))}")
+
+
+def _compile(command: str, source: str, target: Path) -> None:
+    failures = []
+    for native in NATIVE_FLAGS:
+        arguments = [command, *FLAGS, *native, "-x", "c", "-", "-o", str(target), "-lm"]
+        finished = subprocess.run(arguments, input=source, capture_output=True, text=True, check=False)
+        if finished.returncode == 0:
+            return
+        failures.append(finished.stderr.strip())
+    raise CompilationError(f"{' '.join(arguments)} failed: {failures[-1][:2000]}")
+
+
+def _folders() -> list[Path]:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return [Path(cache) / "learned_optim" / "kernels", Path(tempfile.gettempdir()) / f"learned_optim-{os.getuid()}"]
+
+
+@functools.cache
+def _processor() -> str:
+    """What a library that was compiled for this processor needs: homes may be shared by several."""
+    with_flags = Path("/proc/cpuinfo")
+    if with_flags.is_file():
+        lines = with_flags.read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    return f"{platform.machine()} {platform.processor()} {platform.version()}"
+
+
+_lock = threading.Lock()
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    if count not in _pools:
+        _pools[count] = ThreadPoolExecutor(count, "learned_optim")
+    return _pools[count]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
