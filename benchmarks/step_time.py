@@ -1,4 +1,4 @@
-"""Time of an optimizer step on the CPU: the shipped rules beside their rivals, the floors, the choice of block size.
+"""Time of an optimizer step on the CPU: the shipped rules in C and without it, their rivals, floors, sizes of blocks.
 
     python -m benchmarks.step_time
 
@@ -34,6 +34,10 @@ LOOP = "loop of nn.LSTMCell(20) x 2"
 OURS: Mapping[str, Make] = {
     "default": lambda parameters: LearnedOptimizer(parameters),
     "lstm-l2l-mnist": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist"),
+}
+PLAIN: Mapping[str, Make] = {
+    "default, fused=False": lambda parameters: LearnedOptimizer(parameters, fused=False),
+    "lstm-l2l-mnist, fused=False": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=False),
 }
 RIVALS: Mapping[str, Make] = {LOOP: LSTMCellLoop}
 Shape = tuple[int, ...]
@@ -133,7 +137,7 @@ def compare_optimizers(largest: int, rounds: int, machine: Machine) -> list[Row]
         count = sum(torch.Size(shape).numel() for shape in shapes)
         if count > largest:
             continue
-        makers = {**ADAM, **OURS, **RIVALS, **pylo_optimizers("naive")}
+        makers = {**ADAM, **OURS, **PLAIN, **RIVALS, **pylo_optimizers("naive")}
         if count >= LARGE:
             makers = {**ADAM, "default": OURS["default"]}
         optimizers = {name: make(parameters_with_grads(shapes)) for name, make in makers.items()}

@@ -20,14 +20,14 @@ from unittest import mock
 
 import torch
 
+from learned_optim.fused import ParticleStep
 from learned_optim.meta_train import unroll
 from learned_optim.meta_train.benchmark import save_rows
 from learned_optim.meta_train.estimators import PES, Estimator, TruncatedBPTT
-from learned_optim.meta_train.particles import ParticleRule
 from learned_optim.meta_train.seeds import numpy_generator
 from learned_optim.meta_train.tasks import MLPFamily
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import ScaleFreeLSTM
+from learned_optim.rules import ScheduleFreeLSTM
 
 RESULTS = Path(__file__).parent / "results"
 TASKS, TRUNCATION, ROUNDS = 16, 50, 5
@@ -43,8 +43,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
 PARTS: Mapping[str, tuple[Any, str]] = {
     "batches": (VectorizedTask, "batch"),
     "losses_and_grads": (VectorizedTask, "losses_and_grads"),
-    "rule_of_particles": (ParticleRule, "advance"),
-    "rule": (unroll, "apply_in_blocks"),
+    "rule": (ParticleStep, "__call__"),
 }
 """Functions that take up a window. The rest of it: recording and replay, perturbations, second derivatives."""
 
@@ -74,7 +73,7 @@ def measure(estimator: Estimator, image_size: int) -> tuple[float, int, dict[str
     """Median of inner steps a second over the rounds, parameters of one task, shares of :data:`PARTS`."""
     family = MLPFamily(image_size=image_size, width=(32, 32), activations=("relu",), initial="torch")
     task = VectorizedTask(family.sample(numpy_generator(0, "task"), "train"), TASKS, seed=0)
-    rule, generator = ScaleFreeLSTM(), torch.Generator().manual_seed(0)
+    rule, generator = ScheduleFreeLSTM(), torch.Generator().manual_seed(0)
     state = estimator.start(rule, task, unroll.start(rule, task, generator), generator)
     seconds = []
     with timed_parts() as parts:

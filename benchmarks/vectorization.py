@@ -19,7 +19,7 @@ from learned_optim.meta_train.seeds import numpy_generator
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily, TaskFamily
 from learned_optim.meta_train.unroll import start
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, ScheduleFreeLSTM, UpdateRule
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 20
@@ -27,7 +27,7 @@ REPLAY_COORDINATES = 2048
 ROUNDS = 9  # each round times all numbers of tasks in turn, so that a disturbance hits all alike
 TASKS = (1, 4, 16)
 FAMILIES: dict[str, TaskFamily] = {"quadratic": QuadraticFamily(), "mnist-mlp": MLPFamily()}
-RULES: tuple[type[UpdateRule], ...] = (ScaleFreeLSTM, LSTML2L)
+RULES: tuple[type[UpdateRule], ...] = (ScheduleFreeLSTM, LSTML2L)
 
 
 def measure(rule: UpdateRule, family: TaskFamily) -> dict[int, float]:

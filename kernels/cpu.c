@@ -6,6 +6,12 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 #define TILE 1024 /* coordinates that one thread takes at a time */
@@ -22,14 +28,18 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 static inline vec all(float value) { return value - (vec){0}; }
 
-static inline vec select(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+static inline vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
 static inline vec magnitude(vec x) { return (vec)((uvec)x & 0x7fffffffu); }
 
 /* Within -bound ... bound; NaN stays NaN. */
 static inline vec clamped(vec x, float bound) {
-    x = select(x > bound, all(bound), x);
-    return select(x < -bound, all(-bound), x);
+#ifdef __AVX512F__ /* one instruction each, which compilers do not find: of NaN and a number the second is taken */
+    return (vec)_mm512_max_ps((__m512)all(-bound), _mm512_min_ps((__m512)all(bound), (__m512)x));
+#else
+    x = where(x > bound, all(bound), x);
+    return where(x < -bound, all(-bound), x);
+#endif
 }
 
 static inline vec root(vec x) {
@@ -64,7 +74,7 @@ static inline vec logarithm(vec x) {
     series = 3.3333331174e-1f + m * (-2.4999993993e-1f + m * (2.0000714765e-1f + m * series));
     vec square = m * m;
     vec result = (m * square * series - 2.12194440e-4f * e) - 0.5f * square + m + 0.693359375f * e;
-    return select(x < INFINITY, result, x);
+    return where(x < INFINITY, result, x);
 }
 
 /* Accurate also near 0 (polynomial: Cephes, tanhf). */
@@ -74,7 +84,7 @@ static inline vec hyperbolic_tangent(vec x) {
     series = -3.33332819422e-1f + square * (1.33314422036e-1f + square * series);
     vec power = exponential(clamped(-2.0f * x, GATE_BOUND));
     vec far = (1.0f - power) / (1.0f + power);
-    return select(magnitude(x) < 0.625f, x + x * square * series, far);
+    return where(magnitude(x) < 0.625f, x + x * square * series, far);
 }
 
 /* exp(bound tanh(slope x / bound)) */
@@ -289,7 +299,7 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
     linear(weights, hidden, HIDDEN, outputs, OUTPUTS);
 
     vec gain = GAIN * bounded_exponential(outputs[1], BOUND, GAIN_SLOPE);
-    vec cautious = agreement + shared->caution * select(agreement < 0.0f, agreement, all(0.0f));
+    vec cautious = agreement + shared->caution * where(agreement < 0.0f, agreement, all(0.0f));
     *log_rate = clamped((1.0f - FORGETTING) * *log_rate + gain * cautious, BOUND);
     vec square = *log_rate * *log_rate;
     vec credible = *log_rate * square / (square + CHANCE * CHANCE);
@@ -332,7 +342,7 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
     vec *hidden = state, *cell = hidden + LAYERS * HIDDEN;
     vec signals[WIDEST + HIDDEN], output;
     vec size = magnitude(grad);
-    signals[0] = logarithm(select(size < THRESHOLD, all(THRESHOLD), size)) * (1.0f / P);
+    signals[0] = logarithm(where(size < THRESHOLD, all(THRESHOLD), size)) * (1.0f / P);
     signals[1] = clamped(grad * (1.0f / THRESHOLD), 1.0f);
     const float *weights = shared->weights;
     for (int layer = 0; layer < LAYERS; layer++, hidden += HIDDEN, cell += HIDDEN) {
@@ -404,7 +414,7 @@ static inline __attribute__((always_inline)) void step_lanes(
     if (!all_written) memcpy(kept, state, sizeof(state));
     vec change = settings->lr * update(state, grad, shared);
     if (!all_written)
-        for (int k = 0; k < FEATURES; k++) state[k] = select(written, state[k], kept[k]);
+        for (int k = 0; k < FEATURES; k++) state[k] = where(written, state[k], kept[k]);
     next = state;
     for (int entry = 0; entry < ENTRIES - 2; entry++)
         next = store_features(next, tensor, entry, place, FLOAT32, count);
@@ -413,7 +423,7 @@ static inline __attribute__((always_inline)) void step_lanes(
     vec parameter = load(tensor->parameter, place, PARAMETER_DTYPE, count);
     if (settings->decay != 0) change -= settings->decay * parameter;
     vec moved = parameter + change;
-    store(tensor->parameter, place, PARAMETER_DTYPE, count, all_written ? moved : select(written, moved, parameter));
+    store(tensor->parameter, place, PARAMETER_DTYPE, count, all_written ? moved : where(written, moved, parameter));
 }
 
 static void share_of(Shared *shared, const Tensor *tensor) {
@@ -434,7 +444,7 @@ static void share_of(Shared *shared, const Tensor *tensor) {
 }
 
 /* Step those tiles of all tensors whose number lies in first ... last - 1. */
-void step(const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Settings *settings) {
+static void step_tiles(const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Settings *settings) {
     Shared shared;
     const Tensor *shares = 0; /* the tensor that they are of */
     for (const Tensor *tensor = tensors; tensor < tensors + n_tensors && last > 0; tensor++) {
@@ -449,4 +459,20 @@ void step(const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last,
         first -= tiles;
         last -= tiles;
     }
+}
+
+/* Step all tensors, which have so many tiles together. */
+void step(const Tensor *tensors, int64_t n_tensors, int64_t tiles, int64_t threads, const Settings *settings) {
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads((int)threads)
+        {
+            int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
+            step_tiles(tensors, n_tensors, tiles * thread / count, tiles * (thread + 1) / count, settings);
+        }
+        return;
+    }
+#endif
+    (void)threads;
+    step_tiles(tensors, n_tensors, 0, tiles, settings);
 }

@@ -6,7 +6,6 @@ It takes the same plans as Triton's kernels.
 import ctypes
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +21,13 @@ import torch
 
 SOURCE = Path(__file__).with_name("cpu.c")
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 """What makes a compiler use all instructions of this processor: the first that it understands."""
 TILE = 1024
 """Coordinates that a thread takes at a time, as in ``cpu.c``."""
-THREADED = 32 * TILE
-"""Coordinates from which on other threads are woken up."""
+THREADED = 8 * TILE
+"""Coordinates from which on other threads take part."""
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 
 
@@ -85,15 +84,7 @@ class Kernel:
         sizes = table[:, 0]
         tiles = int((-(-sizes // TILE)).sum())
         threads = min(torch.get_num_threads(), tiles) if sizes.sum() >= THREADED else 1
-        arguments = table.ctypes.data, len(table)
-        bounds = [tiles * k // threads for k in range(threads + 1)]
-        others = [
-            _threads(threads - 1).submit(self._step, *arguments, first, last, settings)
-            for first, last in itertools.pairwise(bounds[1:])
-        ]
-        self._step(*arguments, 0, bounds[1], settings)
-        for other in others:
-            other.result()
+        self._step(table.ctypes.data, len(table), tiles, threads, settings)
 
 
 def kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
@@ -113,7 +104,13 @@ def kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -
 
 @functools.cache
 def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
-    return Kernel(ctypes.CDLL(str(_compiled(_prologue(architecture, constants, dtypes) + SOURCE.read_text()))))
+    source = _prologue(architecture, constants, dtypes) + SOURCE.read_text()
+    try:
+        # Not linked with an OpenMP of its own: torch has loaded one, and its threads, awake since the backward pass,
+        # would be in the way of others.
+        return Kernel(ctypes.CDLL(str(_compiled(source, "-fopenmp"))))
+    except (CompilationError, OSError):  # OSError: torch's is another OpenMP than the compiler's
+        return Kernel(ctypes.CDLL(str(_compiled(source))))
 
 
 def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -129,12 +126,12 @@ def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]
     return "\n".join(lines) + "\n"
 
 
-def _compiled(source: str) -> Path:
+def _compiled(source: str, *flags: str) -> Path:
     """The shared library of a source: one that was kept, or a new one."""
     command = compiler()
     if command is None:
         raise CompilationError(str(why_not_compiled()))
-    identity = "\0".join([source, command, *FLAGS, _processor()])
+    identity = "\0".join([source, command, *FLAGS, *flags, _processor()])
     name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
     for folder in _folders():
         if (folder / name).is_file():
@@ -142,23 +139,28 @@ def _compiled(source: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:
-                _compile(command, source, Path(made) / name)
-                os.replace(Path(made) / name, folder / name)
+                os.replace(_compile(command, source, flags, Path(made)), folder / name)
         except OSError:  # a folder that cannot be written to
             continue
         return folder / name
     raise CompilationError(f"no folder can be written to: {', '.join(map(str, _folders()))}")
 
 
-def _compile(command: str, source: str, target: Path) -> None:
-    failures = []
+def _compile(command: str, source: str, flags: Sequence[str], folder: Path) -> Path:
+    """Compile for this processor; for any of its kind if the compiler does not know how."""
+    compiled, library = folder / "cpu.o", folder / "cpu.so"
     for native in NATIVE_FLAGS:
-        arguments = [command, *FLAGS, *native, "-x", "c", "-", "-o", str(target), "-lm"]
+        arguments = [command, *FLAGS, *flags, *native, "-x", "c", "-c", "-", "-o", str(compiled)]
         finished = subprocess.run(arguments, input=source, capture_output=True, text=True, check=False)
         if finished.returncode == 0:
-            return
-        failures.append(finished.stderr.strip())
-    raise CompilationError(f"{' '.join(arguments)} failed: {failures[-1][:2000]}")
+            break
+    else:
+        raise CompilationError(f"{' '.join(arguments)} failed: {finished.stderr.strip()[:2000]}")
+    arguments = [command, "-shared", str(compiled), "-o", str(library), "-lm"]
+    finished = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise CompilationError(f"{' '.join(arguments)} failed: {finished.stderr.strip()[:2000]}")
+    return library
 
 
 def _folders() -> list[Path]:
@@ -177,14 +179,3 @@ def _processor() -> str:
 
 
 _lock = threading.Lock()
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def _threads(count: int) -> ThreadPoolExecutor:
-    if count not in _pools:
-        _pools[count] = ThreadPoolExecutor(count, "learned_optim")
-    return _pools[count]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork

@@ -1,9 +1,8 @@
 """The fused step in C: compiling, threads, narrow dtypes, particles. Its values are those of test_kernels.py."""
 
-import multiprocessing
+import ctypes
 import stat
 import subprocess
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,9 +41,9 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[P
         cache.cache_clear()
 
 
-def stepped(**options: object) -> Tensor:
-    parameter = normal(5).float().requires_grad_()
-    parameter.grad = normal(5, seed=1).float()
+def stepped(size: int = 5, **options: object) -> Tensor:
+    parameter = normal(size).float().requires_grad_()
+    parameter.grad = normal(size, seed=1).float()
     LearnedOptimizer([parameter], **options).step()  # type: ignore[arg-type]
     return parameter.detach()
 
@@ -129,25 +128,21 @@ def test_no_bit_depends_on_the_number_of_threads(build: Build, monkeypatch: pyte
     assert not any(torch.equal(one.parameter, slot.parameter) for one, slot in zip(results[0], slots, strict=True))
 
 
-def test_child_process_does_not_wait_for_threads_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_openmp_that_torch_does_not_have_is_done_without(compiled_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "THREADED", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    _large_step()
-    assert cpu._pools
-    child = multiprocessing.get_context("fork").Process(target=_large_step)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks where there are threads
-        child.start()
-    child.join(60)
-    assert child.exitcode == 0
+    expected = stepped(size=3 * cpu.TILE, fused=True)
+    cpu._kernel.cache_clear()
+    load = ctypes.CDLL
 
+    def without_openmp(path: str) -> ctypes.CDLL:
+        if b"GOMP_parallel" in Path(path).read_bytes():
+            raise OSError("undefined symbol: GOMP_parallel")
+        return load(path)
 
-def _large_step() -> None:
-    parameter = torch.zeros(2 * cpu.TILE, requires_grad=True)
-    parameter.grad = torch.ones_like(parameter)
-    LearnedOptimizer([parameter], fused=True).step()
-    assert bool((parameter < 0).all())
+    monkeypatch.setattr(ctypes, "CDLL", without_openmp)
+    assert torch.equal(stepped(size=3 * cpu.TILE, fused=True), expected)
+    assert len(list(compiled_anew.iterdir())) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
