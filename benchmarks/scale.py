@@ -20,14 +20,14 @@ INSTANCES, STEPS = 16, 50  # of a window; every worker has one window a meta-ste
 NETWORK = "196-32-10"  # of the window time
 WORKERS = (1, 10, 100, 1_000)
 ROWS = {"truncated-bptt": "truncated-bptt-2048-coordinates", "es": "pes", "pes": "pes"}  # ES does PES's work
-RULES = {"`scale-free-lstm`": "scale-free-lstm", "lstm-l2l": "lstm-l2l"}
+RULES = {"`schedule-free-lstm`": "schedule-free-lstm", "lstm-l2l": "lstm-l2l"}
 FLOAT64 = 8
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- table, written by benchmarks/scale.py -->\n", "<!-- end of the table -->"
 
 
 def window_seconds(estimator: str) -> float:
-    """Of one worker with rule scale-free-lstm, measured."""
+    """Of one worker with rule schedule-free-lstm, measured."""
     with (Path(__file__).parent / "results" / "throughput.csv").open(newline="") as file:
         rates = {
             (row["estimator"], row["network"]): float(row["inner_steps_per_second"]) for row in csv.DictReader(file)
@@ -60,7 +60,7 @@ def table() -> str:
             for workers in WORKERS:
                 content, exchange, drawing = prediction(estimator, meta_parameters, workers)
                 window, efficiency = "not measured", ""
-                if name == "scale-free-lstm":
+                if name == "schedule-free-lstm":
                     seconds = window_seconds(estimator)
                     window = milliseconds(seconds)
                     efficiency = f"{seconds / (seconds + exchange + drawing):.0%}"
