@@ -24,6 +24,8 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 """What makes a compiler use all instructions of this processor: the first that it understands."""
+LONGEST = 120
+"""Seconds that the compiler may take."""
 TILE = 1024
 """Coordinates that a thread takes at a time, as in ``cpu.c``."""
 THREADED = 8 * TILE
@@ -32,7 +34,7 @@ DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "
 
 
 class CompilationError(RuntimeError):
-    """The C compiler failed, and said why."""
+    """The C compiler failed, and said why; or what it made cannot be loaded."""
 
 
 class Settings(ctypes.Structure):
@@ -108,9 +110,17 @@ def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) 
     try:
         # Not linked with an OpenMP of its own: torch has loaded one, and its threads, awake since the backward pass,
         # would be in the way of others.
-        return Kernel(ctypes.CDLL(str(_compiled(source, "-fopenmp"))))
-    except (CompilationError, OSError):  # OSError: torch's is another OpenMP than the compiler's
-        return Kernel(ctypes.CDLL(str(_compiled(source))))
+        return _loaded(source, "-fopenmp")
+    except CompilationError:  # torch's is another OpenMP than the compiler's, or the compiler has none
+        return _loaded(source)
+
+
+def _loaded(source: str, *flags: str) -> Kernel:
+    library = _compiled(source, *flags)
+    try:
+        return Kernel(ctypes.CDLL(str(library)))
+    except OSError as error:  # a missing symbol, a folder that nothing may be run from, a damaged file
+        raise CompilationError(f"{library} cannot be loaded: {error}") from error
 
 
 def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -133,17 +143,26 @@ def _compiled(source: str, *flags: str) -> Path:
         raise CompilationError(str(why_not_compiled()))
     identity = "\0".join([source, command, *FLAGS, *flags, _processor()])
     name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
-    for folder in _folders():
+    for folder in filter(_is_ours, _folders()):
         if (folder / name).is_file():
             return folder / name
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 os.replace(_compile(command, source, flags, Path(made)), folder / name)
-        except OSError:  # a folder that cannot be written to
+        except OSError:  # no place left
             continue
         return folder / name
     raise CompilationError(f"no folder can be written to: {', '.join(map(str, _folders()))}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder, made if need be, can be written to by this user and by no other: code is run from it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
 
 
 def _compile(command: str, source: str, flags: Sequence[str], folder: Path) -> Path:
@@ -151,16 +170,25 @@ def _compile(command: str, source: str, flags: Sequence[str], folder: Path) -> P
     compiled, library = folder / "cpu.o", folder / "cpu.so"
     for native in NATIVE_FLAGS:
         arguments = [command, *FLAGS, *flags, *native, "-x", "c", "-c", "-", "-o", str(compiled)]
-        finished = subprocess.run(arguments, input=source, capture_output=True, text=True, check=False)
-        if finished.returncode == 0:
+        complaint = _complaint(arguments, source)
+        if complaint is None:
             break
     else:
-        raise CompilationError(f"{' '.join(arguments)} failed: {finished.stderr.strip()[:2000]}")
-    arguments = [command, "-shared", str(compiled), "-o", str(library), "-lm"]
-    finished = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        raise CompilationError(f"{' '.join(arguments)} failed: {finished.stderr.strip()[:2000]}")
+        raise CompilationError(complaint)
+    if complaint := _complaint([command, "-shared", str(compiled), "-o", str(library), "-lm"]):
+        raise CompilationError(complaint)
     return library
+
+
+def _complaint(arguments: Sequence[str], source: str = "") -> str | None:
+    """What the compiler says against it, None if it does it."""
+    try:
+        subprocess.run(arguments, input=source, capture_output=True, text=True, check=True, timeout=LONGEST)
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(arguments)} failed: {error.stderr.strip()[:2000]}"
+    except subprocess.TimeoutExpired:
+        return f"{' '.join(arguments)} took longer than {LONGEST} seconds"
+    return None
 
 
 def _folders() -> list[Path]:

@@ -57,7 +57,7 @@ def _doctor(options: argparse.Namespace) -> None:
         if not options.json:
             print(title)
             for name, finding in found[title].items():
-                print(f"  {name:28}{coloured(finding, _colour(finding))}", flush=True)
+                print(f"  {name:32}{coloured(finding, _colour(finding))}", flush=True)
     problems = [
         f"{name}: {finding}" for part in found.values() for name, finding in part.items() if _colour(finding) == RED
     ]

@@ -76,6 +76,27 @@ def test_folder_that_cannot_be_written_to_does_not_stop_the_step(
     assert [path.suffix for folder in tmp_path.glob("learned_optim-*") for path in folder.iterdir()] == [".so"]
 
 
+def test_library_is_not_run_from_a_folder_that_others_can_write_to(compiled_anew: Path) -> None:
+    compiled_anew.mkdir(parents=True)
+    compiled_anew.chmod(0o777)
+    stepped(fused=True)
+    assert not list(compiled_anew.iterdir())
+
+
+def test_library_that_cannot_be_loaded_does_not_stop_the_step(
+    compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A process that has loaded a library gets it again under its name, so that a damaged one would not be noticed here.
+    def damaged(path: str) -> ctypes.CDLL:
+        raise OSError(f"{path}: invalid ELF header")
+
+    monkeypatch.setattr(ctypes, "CDLL", damaged)
+    with pytest.warns(UserWarning, match="a slower one instead: .* cannot be loaded: .*invalid ELF header"):
+        stepped()
+    with pytest.raises(RuntimeError, match="invalid ELF header"):
+        stepped(fused=True)
+
+
 def test_compiler_that_fails_does_not_stop_the_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
