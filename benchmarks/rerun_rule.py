@@ -157,10 +157,12 @@ def note(folder: Path, rule: str, problem: str) -> None:
 
 
 def redraw(folder: Path, suite: Suite) -> None:
-    """The figures of loss curves and, where there is one, of speed-ups, from the rows.
+    """The figure of loss curves, and the others that are there, from the rows.
 
     Rows hold no speed-ups of single seeds, so that the latter has no bands.
     """
+    from benchmarks import l2l_2016  # which imports what imports this
+
     tables = read(folder)
     problems = {problem.name: problem for problem in suite.problems}
     shown: dict[str, list[Any]] = {name: [] for name in problems}
@@ -185,6 +187,7 @@ def redraw(folder: Path, suite: Suite) -> None:
         "speedup": lambda: speedup_figure({label: group for label, group in speeds.items() if group}),
         "profile": lambda: profile_figure({label: group for label, group in speeds.items() if group}),
     }
+    figures["figure"] = lambda: l2l_2016.figure(l2l_2016.read_curves(folder))  # of results/paper
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             if name == "comparison" or (folder / f"{name}.png").exists():
