@@ -1,6 +1,6 @@
 /* Rules on a CPU: a step takes every coordinate through memory once, sixteen at a time.
 
-   cpu.py puts the constants of a rule in front and has a C compiler make it. The mathematics is that of rules.py and
+   cpu.py puts TILE and the constants of a rule in front and has a C compiler make it. The mathematics is that of rules.py and
    lstm.py; README.md says what differs. Vectors are those of GCC and Clang, which any processor can run. */
 
 #include <math.h>
@@ -14,7 +14,6 @@
 #endif
 
 #define LANES 16
-#define TILE 1024 /* coordinates that one thread takes at a time */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));

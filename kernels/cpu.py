@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -27,7 +28,7 @@ NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native"
 LONGEST = 120
 """Seconds that the compiler may take."""
 TILE = 1024
-"""Coordinates that a thread takes at a time, as in ``cpu.c``."""
+"""Coordinates that a thread takes at a time."""
 THREADED = 8 * TILE
 """Coordinates from which on other threads take part."""
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
@@ -59,10 +60,10 @@ def why_not_compiled() -> str | None:
 
 
 @functools.cache
-def compiler() -> str | None:
-    """Path of the C compiler."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else COMPILERS
-    return next((path for name in names if (path := shutil.which(name))), None)
+def compiler() -> tuple[str, ...] | None:
+    """The command that compiles C."""
+    commands = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [[name] for name in COMPILERS]
+    return next(((path, *options) for name, *options in commands if (path := shutil.which(name))), None)
 
 
 class Kernel:
@@ -125,7 +126,7 @@ def _loaded(source: str, *flags: str) -> Kernel:
 
 def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> str:
     """The constants in C."""
-    lines = [f"#define {architecture.upper().replace('-', '_')}"]
+    lines = [f"#define {architecture.upper().replace('-', '_')}", f"#define TILE {TILE}"]
     names = ("PARAMETER_DTYPE", "GRAD_DTYPE", "HIDDEN_DTYPE", "CELL_DTYPE")
     lines += [f"#define {name} {DTYPES[dtype]}" for name, dtype in zip(names, dtypes, strict=True)]
     for name, value in json.loads(constants).items():
@@ -141,7 +142,7 @@ def _compiled(source: str, *flags: str) -> Path:
     command = compiler()
     if command is None:
         raise CompilationError(str(why_not_compiled()))
-    identity = "\0".join([source, command, *FLAGS, *flags, _processor()])
+    identity = "\0".join([source, *command, *FLAGS, *flags, _processor()])
     name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
     for folder in filter(_is_ours, _folders()):
         if (folder / name).is_file():
@@ -165,17 +166,17 @@ def _is_ours(folder: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
 
 
-def _compile(command: str, source: str, flags: Sequence[str], folder: Path) -> Path:
+def _compile(command: Sequence[str], source: str, flags: Sequence[str], folder: Path) -> Path:
     """Compile for this processor; for any of its kind if the compiler does not know how."""
     compiled, library = folder / "cpu.o", folder / "cpu.so"
     for native in NATIVE_FLAGS:
-        arguments = [command, *FLAGS, *flags, *native, "-x", "c", "-c", "-", "-o", str(compiled)]
+        arguments = [*command, *FLAGS, *flags, *native, "-x", "c", "-c", "-", "-o", str(compiled)]
         complaint = _complaint(arguments, source)
         if complaint is None:
             break
     else:
         raise CompilationError(complaint)
-    if complaint := _complaint([command, "-shared", str(compiled), "-o", str(library), "-lm"]):
+    if complaint := _complaint([*command, "-shared", str(compiled), "-o", str(library), "-lm"]):
         raise CompilationError(complaint)
     return library
 

@@ -100,8 +100,8 @@ def test_library_that_cannot_be_loaded_does_not_stop_the_step(
 def test_compiler_that_fails_does_not_stop_the_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("CC", compiler_that_fails(tmp_path))
-    with pytest.warns(UserWarning, match="a slower one instead: .*broken-cc.* failed: out of ink"):
+    monkeypatch.setenv("CC", f"{compiler_that_fails(tmp_path)} --option")
+    with pytest.warns(UserWarning, match="a slower one instead: .*broken-cc --option .* failed: out of ink"):
         slower = stepped()
     assert torch.equal(slower, stepped(fused=False))
     with pytest.raises(RuntimeError, match="out of ink"):
