@@ -1,6 +1,7 @@
 """Figures and tables of what benchmarks/few_shot.py has measured."""
 
 import csv
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,8 +47,8 @@ def draw(folder: Path) -> None:
             put_into_page("sine waves", sinusoid_table(rows))
         if rows := read(folder, "combination-*.csv"):
             save_figure(combinations(rows), folder / "combinations.png")
-    if rows := read(folder, "omniglot-*.csv"):
-        put_into_page("Omniglot", omniglot_table(rows))
+    if any(folder.glob("omniglot-*.csv")):
+        put_into_page("Omniglot", omniglot_table(folder))
     if rows := read(folder, "cost.csv"):
         put_into_page("cost", cost_table(rows))
 
@@ -138,18 +139,32 @@ def written(error: float | None) -> str:
     return f"{error:.3g}" if error < DIVERGED else "diverges"
 
 
-def omniglot_table(rows: Rows) -> str:
-    """Accuracy after 1 and 10 steps."""
-    lines = ["| | ways, shots | batch norm | step 1 | step 10 |", "| --- | --- | --- | --- | --- |"]
-    groups: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
-    for row in rows:
-        key = (row["algorithm"], f"{row['ways']}, {row['shots']}", row["batch_norm"])
-        groups[key][row["step"]] = f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['interval_95']):.1f}"
-    for key, steps in groups.items():
-        if len(steps) == 1:  # features, and nothing to adapt
-            steps = {"1": steps["0"]}
-        lines.append("| " + " | ".join([*key, *(steps.get(step, "-") for step in ("1", "10"))]) + " |")
+def omniglot_table(folder: Path) -> str:
+    """Accuracy after 1 and 10 steps, batch norm transductive and not: a line for each training."""
+    lines = ["| | ways, shots | meta-steps | step 1 | step 10 | step 1, not transductive | step 10 |"]
+    lines.append("| --- " * 7 + "|")
+    for path in sorted(folder.glob("omniglot-*.csv"), key=in_order):
+        rows = read(folder, path.name)
+        details = json.loads(path.with_suffix(".json").read_text())
+        trained = "-" if details["meta_step"] is None else f"{details['config']['steps']:,}"
+        cells = [rows[0]["algorithm"], f"{rows[0]['ways']}, {rows[0]['shots']}", trained]
+        for batch_norm in ("transductive", "not transductive"):
+            steps = {row["step"]: percent(row) for row in rows if row["batch_norm"] == batch_norm}
+            if len(steps) == 1:  # features, and nothing to adapt
+                steps = {"1": steps["0"]}
+            cells += [steps.get(step, "-") for step in ("1", "10")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def in_order(path: Path) -> tuple[int, int, str]:
+    """Ways, shots and algorithm of ``omniglot-ALGORITHM-WAYS-SHOTS.csv``."""
+    algorithm, ways, shots = path.stem.rsplit("-", 2)
+    return int(ways), int(shots), algorithm
+
+
+def percent(row: Mapping[str, str]) -> str:
+    return f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['interval_95']):.1f}"
 
 
 def cost_table(rows: Rows) -> str:
