@@ -31,6 +31,8 @@ TILE = 1024
 """Coordinates that a thread takes at a time."""
 THREADED = 8 * TILE
 """Coordinates from which on other threads take part."""
+LARGEST_COPY = 16 * TILE
+"""As in ``launch.py``; these stay in the cache."""
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 
 

@@ -95,7 +95,8 @@ def step_in_place(
     Args:
         plan: the rule.
         parameters: on one device, of one floating dtype of at most 32 bits; any strides. What is not dense, or not in
-            the memory order of its state, is stepped in contiguous copies of at most :data:`LARGEST_COPY` coordinates.
+            the memory order of its state, is stepped in contiguous copies of at most :data:`LARGEST_COPY` coordinates,
+            fewer on a CPU.
         grads: of the parameters' shapes and of one dtype; any strides.
         states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous or each feature
             dense and in one memory order. Dtypes are the same for all parameters; moments are float32.
@@ -108,6 +109,7 @@ def step_in_place(
     """
     direct: list[TableRow] = []
     copied: list[TableRow] = []
+    largest_copy = cpu.LARGEST_COPY if parameters and in_c(parameters[0].device) else LARGEST_COPY
     for parameter, grad, entries, step in zip(parameters, grads, states, steps, strict=True):
         if parameter.numel() == 0:
             continue
@@ -116,11 +118,11 @@ def step_in_place(
             direct.append(TableRow(parameter, grad, entries, step))
             continue
         flat_entries = [entry.view(len(entry), -1) for entry in entries]
-        for index, flat in pieces(parameter.shape, LARGEST_COPY):
+        for index, flat in pieces(parameter.shape, largest_copy):
             copied.append(TableRow(parameter[index], grad[index], [entry[:, flat] for entry in flat_entries], step))
     if direct:
         _launch(plan, direct, settings, block)
-    for together in blocks([row.parameter.numel() for row in copied], LARGEST_COPY):
+    for together in blocks([row.parameter.numel() for row in copied], largest_copy):
         _launch_on_copies(plan, [copied[place] for place in together], settings, block)
     torch.autograd.graph.increment_version(list(parameters))
 
