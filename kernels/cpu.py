@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-SOURCE = Path(__file__).with_name("cpu.c")
+FOLDER = Path(__file__).parent
+SOURCE, HEADER = FOLDER / "cpu.c", FOLDER / "vector.h"
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
@@ -144,7 +145,7 @@ def _compiled(source: str, *flags: str) -> Path:
     command = compiler()
     if command is None:
         raise CompilationError(str(why_not_compiled()))
-    identity = "\0".join([source, *command, *FLAGS, *flags, _processor()])
+    identity = "\0".join([source, HEADER.read_text(), *command, *FLAGS, *flags, _processor()])
     name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
     for folder in filter(_is_ours, _folders()):
         if (folder / name).is_file():
@@ -172,7 +173,7 @@ def _compile(command: Sequence[str], source: str, flags: Sequence[str], folder: 
     """Compile for this processor; for any of its kind if the compiler does not know how."""
     compiled, library = folder / "cpu.o", folder / "cpu.so"
     for native in NATIVE_FLAGS:
-        arguments = [*command, *FLAGS, *flags, *native, "-x", "c", "-c", "-", "-o", str(compiled)]
+        arguments = [*command, *FLAGS, *flags, *native, "-I", str(FOLDER), "-x", "c", "-c", "-", "-o", str(compiled)]
         complaint = _complaint(arguments, source)
         if complaint is None:
             break

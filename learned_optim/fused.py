@@ -49,31 +49,34 @@ def is_worth_it(device: torch.device) -> bool:
     return not (device.type == "cpu" and launch.interpreting())
 
 
-def can_be_made(
-    plan: Plan, device: torch.device, dtype: torch.dtype, recurrent: torch.dtype, *, demanded: bool
-) -> bool:
-    """Whether the C compiler makes the kernel for a CPU; if not, the user is told. Triton's is not asked here.
+def plan_if_wanted(
+    rule: UpdateRule, device: torch.device, dtype: torch.dtype, recurrent: torch.dtype, fused: bool | None
+) -> Plan | None:
+    """The rule's plan; None where its kernel is not wanted, or cannot run.
 
     Args:
-        plan: of the rule.
+        rule: on the device.
         device: where the parameters are.
         dtype: of parameters and gradients.
         recurrent: of hidden state and cell.
-        demanded: raise instead of returning False.
+        fused: as in :class:`LearnedOptimizer`.
 
     Raises:
-        CompilationError: it does not, and the kernel is demanded.
+        CompilationError: the kernel is demanded, but the C compiler does not make it; otherwise the user is warned.
     """
-    if not launch.in_c(device):
-        return True
-    try:
-        cpu.kernel(plan.architecture, plan.description, (dtype, dtype, recurrent, recurrent))
-    except cpu.CompilationError as error:
-        if demanded:
-            raise
-        warnings.warn(f"no fused step on this CPU, a slower one instead: {error}", stacklevel=2)
-        return False
-    return True
+    wanted = is_worth_it(device) if fused is None else fused
+    if not wanted or why_not(rule, device, dtype) is not None:
+        return None
+    plan = plan_of(rule)
+    if launch.in_c(device):
+        try:
+            cpu.kernel(plan.architecture, plan.description, (dtype, dtype, recurrent, recurrent))
+        except cpu.CompilationError as error:
+            if fused:
+                raise
+            warnings.warn(f"no fused step on this CPU, a slower one instead: {error}", stacklevel=2)
+            return None
+    return plan
 
 
 def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:

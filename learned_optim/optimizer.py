@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused, can_be_made, is_worth_it, plan_of, why_not
+from learned_optim.fused import apply_fused, plan_if_wanted, why_not
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
@@ -270,12 +270,9 @@ class LearnedOptimizer(Optimizer):
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
         """The plan of the fused kernel, where one is wanted and can run."""
-        wanted = is_worth_it(device) if fused is None else fused
-        if not wanted or why_not(self._rule, device, dtype) is not None:
-            return None
-        plan = plan_of(self._placed_rules[device, _arithmetic_dtype(dtype)])
-        recurrent = self._entry_dtype("hidden", _arithmetic_dtype(dtype))
-        return plan if can_be_made(plan, device, dtype, recurrent, demanded=bool(fused)) else None
+        arithmetic = _arithmetic_dtype(dtype)
+        rule = self._placed_rules[device, arithmetic]
+        return plan_if_wanted(rule, device, dtype, self._entry_dtype("hidden", arithmetic), fused)
 
     def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
         # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
-SHIPPED = {".c", ".py", ".safetensors", ".toml", ".typed"}
+SHIPPED = {".c", ".h", ".py", ".safetensors", ".toml", ".typed"}
 """Kinds of file that belong into the wheel wherever they lie; weights/ brings its cards (.md) as well."""
 
 THEIR_KERNELS = 'OWNER = "Hugging Face"\n'
