@@ -12,7 +12,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo ## meta-train a small rule, compare it and the default with tuned Adam
-	$(BIN)/learned-optim demo
+	OMP_NUM_THREADS=1 $(BIN)/learned-optim demo  # its tensors are small: more threads bring little, and stall on a busy machine
 
 test: $(VENV)/.installed-dev ## run the whole test suite
 	$(PYTEST)
