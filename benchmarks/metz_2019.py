@@ -104,14 +104,15 @@ class Problem:
         test: list[Tensor] = []
 
         def observed(parameters: Iterable[Tensor]) -> Optimizer:
-            (matrix,) = parameters
-            optimizer, steps = make_optimizer([matrix]), 0
+            (coordinates,) = parameters
+            matrix = coordinates.detach().view(self.task.instances, -1)
+            optimizer, steps = make_optimizer([coordinates]), 0
 
             def record(*_: object) -> None:
                 nonlocal steps
                 if steps % RECORD == 0:
                     with torch.no_grad():
-                        test.append(self.task.losses(matrix.detach(), self.test_batch))
+                        test.append(self.task.losses(matrix, self.test_batch))
                 steps += 1
 
             record()

@@ -120,13 +120,19 @@ def task(condition: Condition, seed: int) -> VectorizedTask:
     return VectorizedTask(augmented, SEEDS, derive_seed(seed, "robustness"), scale=scale)
 
 
-def final(condition: Condition, make: MakeOptimizer, seed: int) -> tuple[float, int]:
+def final(condition: Condition, make: MakeOptimizer, seed: int, *, by_tensor: bool = False) -> tuple[float, int]:
     """Mean final loss in terms of the initial one, and how many of the trainings diverged."""
 
     def disturbed(parameters: Iterable[Tensor]) -> Optimizer:
         return Disturbed(make(parameters), condition)
 
-    losses = train(task(condition, seed), disturbed, condition.steps, torch_generator(seed, "robustness"))
+    losses = train(
+        task(condition, seed),
+        disturbed,
+        condition.steps,
+        torch_generator(seed, "robustness"),
+        by_tensor=by_tensor,
+    )
     ends, begin = final_loss(losses), losses[0].mean()
     return float(ends.mean() / begin), int((~(ends <= DIVERGED * begin)).sum())
 
@@ -160,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         entrants: dict[str, tuple[float | str, MakeOptimizer]] = {"Adam": (tuned.rate, adam(tuned.rate))}
         entrants |= {name: ("", make) for name, make in rules.items()}
         for name, (rate, make) in entrants.items():
-            loss, diverged = final(condition, make, seed=2)
+            loss, diverged = final(condition, make, seed=2, by_tensor=name in rules)
             rows.append((condition.name, name, rate, f"{loss:.4g}", diverged, SEEDS))
             print("{:42} {:12} {!s:6} {:>10} {} of {} diverged".format(*rows[-1]), flush=True)
     if not given.dry:

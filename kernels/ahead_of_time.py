@@ -52,11 +52,12 @@ def compile_for(
     like = torch.empty(0, dtype=parameter_dtype)
     state = torch.empty(0, dtype=recurrent_dtype)
     settings = launch.Step(lr=1.0, weight_decay=0.01, maximize=False, skip_nonfinite=True)
+    scaled = plan.architecture == "schedule-free-lstm"  # the one that heeds tensors
     constants: dict[str, Any] = {
         "grad_scale": None,
         "found_inf": None,
         **plan.constants,
-        **launch.constants(plan.architecture, like, like, [state, state], settings, shared=True),
+        **launch.constants(plan.architecture, like, like, [state, state], settings, shared=True, scaled=scaled),
         "LR_ON_DEVICE": False,
         "BLOCK": sizes.block,
         "UNITS": sizes.units,

@@ -232,6 +232,7 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
 typedef struct {
     int64_t size;         /* coordinates */
     int64_t stride;       /* from one feature of the state to the next */
+    const float *scale;   /* factor on the update */
     const float *weights; /* of the rule, in the order of the kernels */
     const float *step;    /* count of this step */
     char *parameter;
@@ -280,7 +281,7 @@ static inline __attribute__((always_inline)) void step_lanes(
     load_features(next, tensor, ENTRIES - 1, place, CELL_DTYPE, count);
     vec kept[FEATURES];
     if (!all_written) memcpy(kept, state, sizeof(state));
-    vec change = settings->lr * update(state, grad, shared);
+    vec change = settings->lr * *tensor->scale * update(state, grad, shared);
     if (!all_written)
         for (int k = 0; k < FEATURES; k++) state[k] = where(written, state[k], kept[k]);
     next = state;

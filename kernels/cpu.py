@@ -37,6 +37,11 @@ LARGEST_COPY = 16 * TILE
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
 
 
+_one = np.ones((), np.float32)
+NO_SCALE = _one.ctypes.data
+"""Address of the scale of a tensor that has none."""
+
+
 class CompilationError(RuntimeError):
     """The C compiler failed, and said why; or what it made cannot be loaded."""
 
@@ -83,8 +88,8 @@ class Kernel:
 
         Args:
             table: ``(tensors, columns)``, int64, contiguous: of each tensor number of coordinates, distance between
-                features of the state, and the addresses of weights, step count, parameter, gradient and entries of the
-                state, in the kernels' order.
+                features of the state, and the addresses of scale, weights, step count, parameter, gradient and entries
+                of the state, in the kernels' order.
             settings: of all tensors.
         """
         sizes = table[:, 0]

@@ -87,6 +87,7 @@ def step_in_place(
     grads: Sequence[Tensor],
     states: Sequence[Sequence[Tensor]],
     steps: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
     settings: Step,
     block: int | None = None,
 ) -> None:
@@ -101,6 +102,7 @@ def step_in_place(
         states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous or each feature
             dense and in one memory order. Dtypes are the same for all parameters; moments are float32.
         steps: count of this step for each parameter: 0-d float32 tensors, on the device; or on the CPU.
+        scales: factor on the update of each parameter: 0-d float32 tensors, on the device; or None for all.
         settings: of all parameters.
         block: coordinates of a program; None chooses.
 
@@ -110,16 +112,17 @@ def step_in_place(
     direct: list[TableRow] = []
     copied: list[TableRow] = []
     largest_copy = cpu.LARGEST_COPY if parameters and in_c(parameters[0].device) else LARGEST_COPY
-    for parameter, grad, entries, step in zip(parameters, grads, states, steps, strict=True):
+    for parameter, grad, entries, step, scale in zip(parameters, grads, states, steps, scales, strict=True):
         if parameter.numel() == 0:
             continue
         parameter, grad, entries = in_memory_order(parameter, grad, entries)
         if parameter.is_contiguous() and grad.is_contiguous():
-            direct.append(TableRow(parameter, grad, entries, step))
+            direct.append(TableRow(parameter, grad, entries, step, scale))
             continue
         flat_entries = [entry.view(len(entry), -1) for entry in entries]
         for index, flat in pieces(parameter.shape, largest_copy):
-            copied.append(TableRow(parameter[index], grad[index], [entry[:, flat] for entry in flat_entries], step))
+            piece = [entry[:, flat] for entry in flat_entries]
+            copied.append(TableRow(parameter[index], grad[index], piece, step, scale))
     if direct:
         _launch(plan, direct, settings, block)
     for together in blocks([row.parameter.numel() for row in copied], largest_copy):
@@ -134,13 +137,16 @@ class TableRow(NamedTuple):
     grad: Tensor
     entries: Sequence[Tensor]
     step: Tensor
+    scale: Tensor | None
 
 
 def _launch_on_copies(plan: Plan, originals: Sequence[TableRow], settings: Step, block: int | None) -> None:
     """One launch for tensors or pieces of any strides."""
     contiguous = [
-        TableRow(
-            row.parameter.contiguous(), row.grad.contiguous(), [entry.contiguous() for entry in row.entries], row.step
+        row._replace(
+            parameter=row.parameter.contiguous(),
+            grad=row.grad.contiguous(),
+            entries=[entry.contiguous() for entry in row.entries],
         )
         for row in originals
     ]
@@ -168,6 +174,7 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         size = row.parameter.numel()
         rows += (size, programs, row.parameter.data_ptr(), row.grad.data_ptr())
         rows.append(0 if shared else steps[place].data_ptr())
+        rows.append(0 if row.scale is None else row.scale.data_ptr())
         rows += [entry.data_ptr() for entry in row.entries]
         programs += -(-size // block)
     table, tensor_of_program = _tables(tuple(rows), len(tensors), programs, device)
@@ -180,7 +187,15 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         "grad_scale": _moved(settings.grad_scale, device),
         "found_inf": _moved(settings.found_inf, device),
         **plan.constants,
-        **constants(plan.architecture, first.parameter, first.grad, first.entries, settings, shared=shared),
+        **constants(
+            plan.architecture,
+            first.parameter,
+            first.grad,
+            first.entries,
+            settings,
+            shared=shared,
+            scaled=first.scale is not None,
+        ),
         "BLOCK": block,
         "UNITS": choice.units,
     }
@@ -199,7 +214,8 @@ def _call(plan: Plan, tensors: Sequence[TableRow], settings: Step) -> None:
     rows: list[int] = []
     for row in tensors:
         size = row.parameter.numel()
-        rows += (size, size, weights, row.step.data_ptr(), row.parameter.data_ptr(), row.grad.data_ptr())
+        scale = cpu.NO_SCALE if row.scale is None else row.scale.data_ptr()
+        rows += (size, size, scale, weights, row.step.data_ptr(), row.parameter.data_ptr(), row.grad.data_ptr())
         rows += [entry.data_ptr() for entry in row.entries]
     table = np.array(rows, np.int64).reshape(len(tensors), -1)
     lr = float(settings.lr)
@@ -223,6 +239,7 @@ def traced_step_in_place(
     grads: list[Tensor],
     states: list[Tensor],
     steps: list[Tensor],
+    scales: list[Tensor],
     weights: Tensor,
     architecture: str,
     constants: str,
@@ -241,6 +258,7 @@ def traced_step_in_place(
         grads: as above.
         states: those of the first parameter, of the second ...
         steps: as above.
+        scales: as above, or empty.
         weights: of the plan.
         architecture: of the plan.
         constants: the plan's description.
@@ -260,6 +278,7 @@ def traced_step_in_place(
         grads,
         [states[first : first + entries] for first in range(0, len(states), entries)],
         steps,
+        scales or [None] * len(parameters),
         Step(
             lr if lr_on_device is None else lr_on_device, weight_decay, maximize, skip_nonfinite, grad_scale, found_inf
         ),
@@ -275,7 +294,14 @@ KERNELS = {
 
 
 def constants(
-    architecture: str, parameter: Tensor, grad: Tensor, entries: Sequence[Tensor], settings: Step, *, shared: bool
+    architecture: str,
+    parameter: Tensor,
+    grad: Tensor,
+    entries: Sequence[Tensor],
+    settings: Step,
+    *,
+    shared: bool,
+    scaled: bool,
 ) -> dict[str, Any]:
     """Constexpr arguments that follow from the tensors and settings of a launch."""
     hidden, cell = entries[-2:]
@@ -286,6 +312,7 @@ def constants(
         "GRAD_DTYPE": _triton_dtype(grad.dtype),
         "HIDDEN_DTYPE": _triton_dtype(hidden.dtype),
         "CELL_DTYPE": _triton_dtype(cell.dtype),
+        "SCALED": scaled,
         "DECAYS": settings.weight_decay != 0,
         "MAXIMIZE": settings.maximize,
         "SKIP_NONFINITE": settings.skip_nonfinite,

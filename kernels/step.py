@@ -14,7 +14,8 @@ FIRST_PROGRAM = tl.constexpr(1)
 PARAMETER = tl.constexpr(2)
 GRAD = tl.constexpr(3)
 STEP = tl.constexpr(4)
-STATE = tl.constexpr(5)
+SCALE = tl.constexpr(5)
+STATE = tl.constexpr(6)
 
 
 @triton.jit
@@ -62,8 +63,22 @@ def _gradient(pointer, mask, grad_scale, found_inf, MAXIMIZE: tl.constexpr, SKIP
 
 
 @triton.jit
-def _move(pointer, mask, written, update, lr, weight_decay, LR_ON_DEVICE: tl.constexpr, DECAYS: tl.constexpr):
-    """Add ``lr (update - weight_decay parameter)`` to the parameter. A ``weight_decay`` from the host includes lr."""
+def _move(
+    row,
+    pointer,
+    mask,
+    written,
+    update,
+    lr,
+    weight_decay,
+    SCALED: tl.constexpr,
+    LR_ON_DEVICE: tl.constexpr,
+    DECAYS: tl.constexpr,
+):
+    """Add ``lr (scale update - weight_decay parameter)`` to the parameter.
+
+    A ``weight_decay`` from the host includes lr.
+    """
     parameter = tl.load(pointer, mask, other=0.0).to(tl.float32)
     if LR_ON_DEVICE:
         rate = tl.load(lr).to(tl.float32)
@@ -71,6 +86,8 @@ def _move(pointer, mask, written, update, lr, weight_decay, LR_ON_DEVICE: tl.con
     else:
         rate = lr
         decay = weight_decay
+    if SCALED:
+        rate *= tl.load(_pointer(row, SCALE, tl.float32))
     change = rate * update
     if DECAYS:
         change -= decay * parameter
@@ -96,6 +113,7 @@ def lstm_l2l_step(
     GRAD_DTYPE: tl.constexpr,
     HIDDEN_DTYPE: tl.constexpr,
     CELL_DTYPE: tl.constexpr,
+    SCALED: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
     DECAYS: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -129,7 +147,7 @@ def lstm_l2l_step(
         UNITS,
     )
     parameter = _pointer(row, PARAMETER, PARAMETER_DTYPE) + offsets
-    _move(parameter, mask, written, update, lr, weight_decay, LR_ON_DEVICE, DECAYS)
+    _move(row, parameter, mask, written, update, lr, weight_decay, SCALED, LR_ON_DEVICE, DECAYS)
 
 
 @triton.jit
@@ -158,6 +176,7 @@ def scale_free_lstm_step(
     GRAD_DTYPE: tl.constexpr,
     HIDDEN_DTYPE: tl.constexpr,
     CELL_DTYPE: tl.constexpr,
+    SCALED: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
     DECAYS: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -204,7 +223,7 @@ def scale_free_lstm_step(
         UNITS,
     )
     parameter = _pointer(row, PARAMETER, PARAMETER_DTYPE) + offsets
-    _move(parameter, mask, written, update, lr, weight_decay, LR_ON_DEVICE, DECAYS)
+    _move(row, parameter, mask, written, update, lr, weight_decay, SCALED, LR_ON_DEVICE, DECAYS)
 
 
 @triton.jit
@@ -240,6 +259,7 @@ def schedule_free_lstm_step(
     GRAD_DTYPE: tl.constexpr,
     HIDDEN_DTYPE: tl.constexpr,
     CELL_DTYPE: tl.constexpr,
+    SCALED: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
     DECAYS: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -291,4 +311,4 @@ def schedule_free_lstm_step(
         UNITS,
     )
     parameter = _pointer(row, PARAMETER, PARAMETER_DTYPE) + offsets
-    _move(parameter, mask, written, update, lr, weight_decay, LR_ON_DEVICE, DECAYS)
+    _move(row, parameter, mask, written, update, lr, weight_decay, SCALED, LR_ON_DEVICE, DECAYS)

@@ -49,6 +49,8 @@ class Slot(NamedTuple):
     best the parameter's."""
     step: Tensor
     """Count of this step, 0-d; on the slot's device, or on the CPU if all slots of a call share it."""
+    scale: Tensor | None = None
+    """:meth:`UpdateRule.tensor_scale`, 0-d, on the slot's device; None is 1. All slots of a call have one, or none."""
 
 
 def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
@@ -63,7 +65,7 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings
     """
     for slot in slots:
         state = {entry: tensor.clone() for entry, tensor in slot.state.items()}  # autograd may keep what it reads
-        change, state = _step(rule, slot.parameter.clone(), slot.grad, state, slot.step, settings)
+        change, state = _step(rule, slot.parameter.clone(), slot.grad, state, slot.step, slot.scale, settings)
         slot.parameter.add_(change)
         for entry, tensor in state.items():
             slot.state[entry].copy_(tensor)
@@ -111,17 +113,17 @@ def _apply_to_block(rule: UpdateRule, slots: Sequence[Slot], block_size: int, se
     state = {entry: _per_feature(tensor) for entry, tensor in slot.state.items()}
     for index, flat in pieces(parameter.shape, block_size):
         part = {entry: tensor[:, flat] for entry, tensor in state.items()}
-        _apply_to_whole(rule, [Slot(parameter[index], grad[index], part, slot.step)], settings)
+        _apply_to_whole(rule, [Slot(parameter[index], grad[index], part, slot.step, slot.scale)], settings)
 
 
 def _in_memory_order(slot: Slot) -> Slot:
     parameter, grad, entries = in_memory_order(slot.parameter, slot.grad, list(slot.state.values()))
-    return Slot(parameter, grad, dict(zip(slot.state, entries, strict=True)), slot.step)
+    return slot._replace(parameter=parameter, grad=grad, state=dict(zip(slot.state, entries, strict=True)))
 
 
 def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
     """One call of the rule for all the slots, with few Python operations a slot: models have thousands of tensors."""
-    parameters, grads, states, steps = zip(*slots, strict=True)
+    parameters, grads, states, steps, scales = zip(*slots, strict=True)
     sizes = [grad.numel() for grad in grads]
     total = sum(sizes)
     padding = -total % (DOUBLE_LANES if _dtype(rule) == torch.float64 else LANES)
@@ -132,13 +134,17 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
         step = steps[0]
     else:
         step = _side_by_side([step.expand(size) for step, size in zip(steps, sizes, strict=True)], padding, 1.0)
+    if scales[0] is None or len(slots) == 1:
+        scale = scales[0]
+    else:
+        scale = _side_by_side([scale.expand(size) for scale, size in zip(scales, sizes, strict=True)], padding, 1.0)
     parameter = None if settings.weight_decay == 0 else _flattened(parameters, padding)
     grad = _flattened(grads, padding)
     on_host = step.dim() == 0 and grad.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_host:
-        change = _advance(rule, parameter, grad, state, float(step), settings)
+        change = _advance(rule, parameter, grad, state, float(step), scale, settings)
     else:
-        change, state = _step(rule, parameter, grad, state, step, settings)
+        change, state = _step(rule, parameter, grad, state, step, scale, settings)
     torch._foreach_add_(parameters, _unflatten_dense_tensors(change, parameters))
     for entry, tensor in state.items():
         if tensor is not views[entry][0]:
@@ -146,7 +152,13 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
 
 
 def _step(
-    rule: UpdateRule, parameter: Tensor | None, grad: Tensor, state: RuleState, step: Tensor, settings: Settings
+    rule: UpdateRule,
+    parameter: Tensor | None,
+    grad: Tensor,
+    state: RuleState,
+    step: Tensor,
+    scale: Tensor | None,
+    settings: Settings,
 ) -> tuple[Tensor, RuleState]:
     """What to add to the parameter, and the new state; nothing is read back or overwritten.
 
@@ -155,7 +167,7 @@ def _step(
     grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
     grad, kept = _without_nonfinite(grad, settings)
     update, new_state = rule(grad, state, step)
-    change = _change(update, parameter, settings)
+    change = _change(update, scale, parameter, settings)
     if kept is None:
         return change, new_state
     return change.masked_fill(kept, 0.0), {
@@ -164,17 +176,23 @@ def _step(
 
 
 def _advance(
-    rule: UpdateRule, parameter: Tensor | None, grad: Tensor, state: RuleState, step: float, settings: Settings
+    rule: UpdateRule,
+    parameter: Tensor | None,
+    grad: Tensor,
+    state: RuleState,
+    step: float,
+    scale: Tensor | None,
+    settings: Settings,
 ) -> Tensor:
     """Like :func:`_step` on a CPU, where a look at the values costs nothing; overwrites ``state``."""
     if settings.found_inf is not None and bool(settings.found_inf):
         return torch.zeros_like(grad)
     grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
     if math.isfinite(grad.sum()):  # then all are
-        return _change(rule.advance(grad, state, step), parameter, settings)
+        return _change(rule.advance(grad, state, step), scale, parameter, settings)
     grad, kept = _without_nonfinite(grad, settings)
     before = {} if kept is None else {entry: tensor.clone() for entry, tensor in state.items()}
-    change = _change(rule.advance(grad, state, step), parameter, settings)
+    change = _change(rule.advance(grad, state, step), scale, parameter, settings)
     for entry, tensor in before.items():
         state[entry].copy_(torch.where(kept, tensor, state[entry]))  # type: ignore[arg-type]
     return change if kept is None else change.masked_fill(kept, 0.0)
@@ -197,9 +215,9 @@ def _without_nonfinite(grad: Tensor, settings: Settings) -> tuple[Tensor, Tensor
     return grad, kept
 
 
-def _change(update: Tensor, parameter: Tensor | None, settings: Settings) -> Tensor:
-    """``lr (update - weight_decay parameter)``, to be added to the parameter."""
-    change = settings.lr * update
+def _change(update: Tensor, scale: Tensor | None, parameter: Tensor | None, settings: Settings) -> Tensor:
+    """``lr (scale update - weight_decay parameter)``, to be added to the parameter."""
+    change = settings.lr * (update if scale is None else scale.to(update.dtype) * update)
     if parameter is not None and settings.weight_decay != 0:
         change = change - settings.lr * settings.weight_decay * parameter.to(update.dtype)
     return change

@@ -100,7 +100,7 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
     for group in groups.values():
         parameters, grads = [slot.parameter for slot in group], [slot.grad for slot in group]
         states = [[slot.state[entry] for entry in plan.entries] for slot in group]
-        steps = [slot.step for slot in group]
+        steps, scales = [slot.step for slot in group], [slot.scale for slot in group]
         if torch.compiler.is_compiling():
             on_device = isinstance(settings.lr, Tensor)
             launch.traced_step_in_place(
@@ -108,6 +108,7 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
                 grads,
                 [tensor for entries in states for tensor in entries],
                 steps,
+                [scale for scale in scales if scale is not None],
                 plan.weights,
                 plan.architecture,
                 plan.description,
@@ -116,7 +117,7 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
                 *settings[1:],
             )
         else:
-            launch.step_in_place(plan, parameters, grads, states, steps, launch.Step(*settings), block_size)
+            launch.step_in_place(plan, parameters, grads, states, steps, scales, launch.Step(*settings), block_size)
 
 
 @torch.no_grad()
@@ -168,9 +169,10 @@ class ParticleStep:
         tensors = [self.weights, step, parameters, grad, *[state[entry] for entry in self.entries]]
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         apart = np.array([tensor.stride(0) * tensor.element_size() if tensor.dim() else 0 for tensor in tensors])
-        table = np.empty((len(grad), 2 + len(tensors)), np.int64)
+        table = np.empty((len(grad), 3 + len(tensors)), np.int64)
         table[:, :2] = grad[0].numel()
-        table[:, 2:] = addresses + np.arange(len(grad))[:, None] * apart
+        table[:, 2] = cpu.NO_SCALE
+        table[:, 3:] = addresses + np.arange(len(grad))[:, None] * apart
         self.kernel(table, cpu.Settings(1.0, 0.0, 1.0, False, False))
 
 

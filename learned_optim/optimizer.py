@@ -24,6 +24,7 @@ from learned_optim.surroundings import (
     is_capturing,
     local_coordinates,
     refuse_nonfinite,
+    root_mean_square,
     settings_on,
     without_autocast,
 )
@@ -38,8 +39,9 @@ class LearnedOptimizer(Optimizer):
 
     .. math:: p \leftarrow (1 - lr \cdot weight\_decay)\, p + lr \cdot \mathrm{rule}(\text{gradient history of } p)
 
-    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). Its arithmetic is float32, float64
-    for float64 parameters; moments are kept in that dtype too.
+    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016); the default rule multiplies the
+    updates of a tensor by a factor besides, found at the first step from its shape and values
+    (:meth:`UpdateRule.tensor_scale`). Its arithmetic is float32, float64 for float64 parameters; moments are kept in that dtype too.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
@@ -193,8 +195,9 @@ class LearnedOptimizer(Optimizer):
         parameters: list[Tensor] = []
         grads: list[Tensor] = []
         steps: list[Tensor] = []
+        scales: list[Tensor | None] = []
         states: list[list[Tensor]] = [[] for _ in entries]
-        self._init_group(group, parameters, grads, steps, *states)
+        self._init_group(group, parameters, grads, steps, scales, *states)
         if not parameters:
             return
         settings = self._settings(group)
@@ -204,7 +207,7 @@ class LearnedOptimizer(Optimizer):
         sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
         together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
         shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
-        for parameter, grad, step, *tensors in zip(parameters, grads, steps, *states, strict=True):
+        for parameter, grad, step, scale, *tensors in zip(parameters, grads, steps, scales, *states, strict=True):
             unread = compiling or (group["capturable"] and parameter.device.type != "cpu")
             count = None if unread else float(step)
             key = parameter.device, parameter.dtype, count
@@ -214,7 +217,7 @@ class LearnedOptimizer(Optimizer):
                 step = shared[key]
             elif step.device != parameter.device:  # torch.compile, without capturable
                 step = step.to(parameter.device, non_blocking=True)
-            slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step)
+            slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step, scale)
             together[key].append(local_coordinates(slot) if sharded else slot)
         for (device, dtype, _), slots in together.items():
             rule = self._placed_rules[device, _arithmetic_dtype(dtype)]
@@ -245,6 +248,7 @@ class LearnedOptimizer(Optimizer):
         parameters: list[Tensor],
         grads: list[Tensor],
         steps: list[Tensor],
+        scales: list[Tensor | None],
         *states: list[Tensor],
     ) -> None:
         """Gather what has a gradient, and create what is missing. torch.compile runs it by name, outside the graph."""
@@ -259,6 +263,7 @@ class LearnedOptimizer(Optimizer):
             parameters.append(parameter)
             grads.append(grad)
             steps.append(state["step"])
+            scales.append(state.get("scale"))
             for entry, tensors in zip(entries, states, strict=True):
                 tensors.append(state[entry])
         for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
@@ -277,6 +282,9 @@ class LearnedOptimizer(Optimizer):
     def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
         # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
         state["step"] = torch.zeros((), device=parameter.device if capturable else "cpu", dtype=torch.float32)
+        scale = self._rule.tensor_scale(parameter.shape, root_mean_square(parameter))
+        if scale is not None:
+            state["scale"] = scale
         arithmetic = _arithmetic_dtype(parameter.dtype)
         for entry, features in self._rule.state_features.items():
             # Made from the parameter, so that a DTensor's state is sharded like the DTensor.
@@ -317,6 +325,9 @@ class LearnedOptimizer(Optimizer):
                 step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
                 place = parameter.device if parameter in capturable else torch.device("cpu")
                 self.state[parameter]["step"] = step.to(place, copy=True)
+                if self._rule.tensor_scale(parameter.shape, torch.ones(())) is not None:
+                    scale = torch.as_tensor(state.get("scale", 1.0), dtype=torch.float32).detach()  # old ones have none
+                    self.state[parameter]["scale"] = scale.to(parameter.device, copy=True)
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [

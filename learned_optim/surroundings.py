@@ -53,7 +53,19 @@ def local_coordinates(slot: Slot) -> Slot:
     if grad.placements != parameter.placements:
         grad = grad.redistribute(parameter.device_mesh, parameter.placements)
     shards = {entry: tensor.to_local() for entry, tensor in state.items()}
-    return Slot(parameter.to_local(), grad.to_local(), shards, slot.step)
+    return slot._replace(parameter=parameter.to_local(), grad=grad.to_local(), state=shards)
+
+
+@torch.no_grad()
+def root_mean_square(parameter: Tensor) -> Tensor:
+    """Of all values of a parameter, of a DTensor on whatever process: 0-d, float32, on its device."""
+    # In float64, so that shards and memory orders do not change a bit of it; where there is none, they may.
+    dtype = torch.float32 if parameter.device.type == "mps" else torch.float64
+    norm: Any = torch.linalg.vector_norm(parameter.detach(), dtype=dtype)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    root: Tensor = norm / max(1, parameter.numel()) ** 0.5
+    return root.float()
 
 
 def refuse_nonfinite(grads: list[Tensor]) -> None:

@@ -72,14 +72,17 @@ class DividedPool(Pool):
         config: of the run.
         estimator: takes the windows.
         device: where inner training runs.
+        rule: of the architecture that is trained.
         world: the processes.
 
     Raises:
         ValueError: there are more processes than a meta-step has parts.
     """
 
-    def __init__(self, config: Config, estimator: Estimator, device: torch.device, world: World) -> None:
-        super().__init__(config, estimator, device)
+    def __init__(
+        self, config: Config, estimator: Estimator, device: torch.device, rule: UpdateRule, world: World
+    ) -> None:
+        super().__init__(config, estimator, device, rule)
         self.world = world
         self.pieces = estimator.pieces(config.unroll.instances)
         windows = config.unroll.windows_per_step

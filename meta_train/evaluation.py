@@ -91,12 +91,13 @@ def train(
     steps: int,
     generator: torch.Generator,
     tick: Callable[[], None] = lambda: None,
+    *,
+    by_tensor: bool = False,
 ) -> np.ndarray:
     """Train every instance of ``task`` and record its loss before each step and after the last.
 
-    All instances are rows of one parameter. For an optimizer that treats every coordinate by itself, as all of
-    :data:`BASELINES` and learned rules do, that is the same as one optimizer for each instance. When all of them have
-    diverged, training ends early.
+    One optimizer steps all instances. For one that treats every coordinate by itself, as all of :data:`BASELINES` do,
+    that is the same as one optimizer for each. When all of them have diverged, training ends early.
 
     Args:
         task: what is trained, from its initial parameters.
@@ -104,16 +105,21 @@ def train(
         steps: number of updates.
         generator: where batches are drawn from.
         tick: called after each step.
+        by_tensor: give the optimizer the tensors of every instance, in their shapes: a learned rule may heed these. If
+            not, one tensor of all coordinates, which is faster.
 
     Returns:
         Losses ``(steps + 1, instances)``, float64; what follows a non-finite loss counts as infinite.
     """
-    parameters = task.initial_parameters.clone().requires_grad_()
-    optimizer = make_optimizer([parameters])
+    parameters = task.initial_parameters.clone()
+    optimized = task.tensors(parameters) if by_tensor else [parameters.view(-1)]
+    optimizer = make_optimizer([tensor.requires_grad_() for tensor in optimized])
     losses = torch.full((steps + 1, task.instances), torch.inf, dtype=torch.float64, device=task.device)
     for step in range(steps + 1):
         with torch.no_grad():
-            losses[step], parameters.grad = task.losses_and_grads(parameters, task.batch(generator))
+            losses[step], grads = task.losses_and_grads(parameters, task.batch(generator))
+            for tensor, grad in zip(optimized, task.tensors(grads) if by_tensor else [grads.reshape(-1)], strict=True):
+                tensor.grad = grad
         if step % LOOK_EVERY == 0 and not losses[step].isfinite().any():
             break
         if step < steps:
@@ -166,10 +172,12 @@ class Problem:
         task = comparison_task(family, split, draw)
         self.task = VectorizedTask(task, seeds, derive_seed(seed, "comparison instances", block), device=device)
 
-    def run(self, make_optimizer: MakeOptimizer, tick: Callable[[], None] = lambda: None) -> np.ndarray:
-        """Losses ``(steps + 1, seeds)``; ``tick`` is called after each step."""
+    def run(
+        self, make_optimizer: MakeOptimizer, tick: Callable[[], None] = lambda: None, *, by_tensor: bool = False
+    ) -> np.ndarray:
+        """Losses ``(steps + 1, seeds)``; see :func:`train`."""
         with fixed_global_state(derive_seed(self.seed, "comparison dropout", self.block), self.task.device):
-            return train(self.task, make_optimizer, self.steps, self.generator(), tick)
+            return train(self.task, make_optimizer, self.steps, self.generator(), tick, by_tensor=by_tensor)
 
     def generator(self) -> torch.Generator:
         """Where the batches are drawn from, at its start."""

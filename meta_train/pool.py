@@ -85,10 +85,11 @@ class Pool:
         config: of the run.
         estimator: takes the windows.
         device: where inner training runs.
+        rule: of the architecture that is trained.
     """
 
-    def __init__(self, config: Config, estimator: Estimator, device: torch.device) -> None:
-        self.config, self.estimator, self.device = config, estimator, device
+    def __init__(self, config: Config, estimator: Estimator, device: torch.device, rule: UpdateRule) -> None:
+        self.config, self.estimator, self.device, self.rule = config, estimator, device, rule
         self.families = [task.build() for task in config.tasks]
         self.members: list[InnerTraining | None] = [None] * config.unroll.pool
 
@@ -193,7 +194,7 @@ class Pool:
             scale=scale,
             random_signs=settings.random_signs,
             outer=outer,
-        )
+        ).in_steps_of(self.rule)
 
     # Checkpoints
 

@@ -52,9 +52,9 @@ class Trainer(MetaTraining[UpdateRule]):
         self.config, self.rule = config, rule
         self.estimator = config.estimator.build()
         if world.size == 1:
-            self.pool = Pool(config, self.estimator, self.device)
+            self.pool = Pool(config, self.estimator, self.device, rule)
         else:
-            self.pool = DividedPool(config, self.estimator, self.device, world)
+            self.pool = DividedPool(config, self.estimator, self.device, rule, world)
         self.suites = {suite.name: Suite(config, suite, self.device, world) for suite in config.validation.suites}
         self.curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
 

@@ -56,6 +56,7 @@ class Suite:
         logarithms = torch.zeros(len(self.families) * self.tasks, dtype=torch.float64)
         own = range(self.world.rank, len(logarithms), self.world.size)
         for number, (task, seed) in zip(own, self.vectorized_tasks(split, own), strict=True):
+            task = task.in_steps_of(rule)
             generator = torch_generator(seed, "validation", number)
             with fixed_global_state(derive_seed(seed, "validation dropout"), self.device):
                 state = start(rule, task, generator)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from learned_optim.meta_train.seeds import fixed_global_state, torch_generator
 from learned_optim.meta_train.tasks import Batch, Task
+from learned_optim.rules import UpdateRule
 
 
 class VectorizedTask:
@@ -59,6 +60,29 @@ class VectorizedTask:
             scale = (2 * bits - 1) * (1 if scale is None else scale)
         self.scale = None if scale is None else scale.to(self.device)
         self.initial_parameters = initial if self.scale is None else initial / self.scale
+
+    def in_steps_of(self, rule: UpdateRule) -> "VectorizedTask":
+        """The same task in other units: a stored coordinate is the used one over its tensor's scale under the rule.
+
+        A rule that does not heed the size of gradients then trains it, all coordinates alike, as
+        :class:`~learned_optim.LearnedOptimizer` trains the modules.
+        """
+        parts = []
+        for stored, shape in zip(self._split(self.initial_parameters), self.shapes.values(), strict=True):
+            scale = rule.tensor_scale(shape, stored.norm(dim=-1) / max(1, shape.numel()) ** 0.5)
+            parts.append(torch.ones_like(stored) if scale is None else scale[:, None].expand_as(stored))
+        units = torch.cat(parts, 1)
+        if bool((units == 1).all()):
+            return self
+        task = copy.copy(self)
+        task.scale = units if self.scale is None else self.scale * units
+        task.initial_parameters = self.initial_parameters / units
+        return task
+
+    def tensors(self, values: Tensor) -> list[Tensor]:
+        """Views of ``values`` ``(B, N)``, instance by instance, in the shapes of the module's tensors."""
+        rows = [self._split(row) for row in values]
+        return [part.view(shape) for parts in rows for part, shape in zip(parts, self.shapes.values(), strict=True)]
 
     @property
     def coordinates(self) -> int:
@@ -150,8 +174,13 @@ class VectorizedTask:
 
     def named(self, parameters: Tensor) -> dict[str, Tensor]:
         """Parameters of one instance ``(N,)`` as tensors of :attr:`skeleton`, by name."""
-        parts = parameters.split([shape.numel() for shape in self.shapes.values()])
+        parts = self._split(parameters)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        """Tensor by tensor, the last axis of ``(..., N)``."""
+        parts: tuple[Tensor, ...] = parameters.split([shape.numel() for shape in self.shapes.values()], -1)
+        return parts
 
     def _instance_loss(self, parameters: Tensor, buffers: dict[str, Tensor], batch: Batch) -> Tensor:
         loss: Tensor = functional_call(self.skeleton, {**self.named(parameters), **buffers}, (batch,))

@@ -40,6 +40,7 @@ def as_slots(
 ) -> list[Slot]:
     """Slots as after some steps: moments in the dtype of the arithmetic, the rest in ``recurrent``."""
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    heeds_tensors = rule.tensor_scale((1,), torch.ones(())) is not None
     slots = []
     for index, parameter in enumerate(parameters):
         kept = torch.empty_like(parameter, dtype=dtype).copy_(0.01 * parameter)  # about as large as the updates
@@ -48,12 +49,20 @@ def as_slots(
             for entry, value in random_state(rule, *parameter.shape).items()
         }
         # Backward may leave gradients in another layout than the parameters'.
-        slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state, step))
+        scale = torch.tensor(1.5 / (index + 1)) if heeds_tensors else None
+        slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state, step, scale))
     return slots
 
 
 def clones(slots: Sequence[Slot]) -> list[Slot]:
-    return [Slot(p.clone(), g.clone(), {entry: value.clone() for entry, value in s.items()}, n) for p, g, s, n in slots]
+    return [
+        slot._replace(
+            parameter=slot.parameter.clone(),
+            grad=slot.grad.clone(),
+            state={entry: value.clone() for entry, value in slot.state.items()},
+        )
+        for slot in slots
+    ]
 
 
 def assert_same(actual: Tensor, expected: Tensor, arithmetic: torch.dtype, largest: float) -> None:
@@ -230,7 +239,7 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
     rule = randomised(build()).to(torch.float64 if dtype == torch.float64 else torch.float32)
     (whole,) = as_slots(rule, [normal(sum(sizes))], dtype, recurrent)
     parts = [
-        Slot(parameter.clone(), grad.clone(), dict(zip(whole.state, state, strict=True)), FIRST)
+        Slot(parameter.clone(), grad.clone(), dict(zip(whole.state, state, strict=True)), FIRST, whole.scale)
         for parameter, grad, *state in zip(
             whole.parameter.split(sizes),
             whole.grad.split(sizes),

@@ -88,8 +88,14 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
     return [
-        Slot(p.to(device), g.to(device), {entry: value.to(device) for entry, value in s.items()}, n.to(device))
-        for p, g, s, n in slots
+        Slot(
+            slot.parameter.to(device),
+            slot.grad.to(device),
+            {entry: value.to(device) for entry, value in slot.state.items()},
+            slot.step.to(device),
+            None if slot.scale is None else slot.scale.to(device),
+        )
+        for slot in slots
     ]
 
 
@@ -142,6 +148,8 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Tenso
     parameter = slot.parameter.double()
     lr = float(settings.lr)
     entries = {entry: torch.from_numpy(getattr(reference, entry)) for entry in slot.state}
+    if slot.scale is not None:
+        update = slot.scale.double() * update
     return parameter + lr * (update - settings.weight_decay * parameter), entries
 
 
@@ -379,6 +387,7 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: 
             whole.grad[first:last],
             {entry: value[:, first:last].clone() for entry, value in whole.state.items()},
             FIRST,
+            whole.scale,
         )
         for first, last in [(0, 1), (1, 40), (40, 90)]
     ]
@@ -402,7 +411,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
     addresses = [0 if tensor is None else tensor.data_ptr() - 4 * far for tensor in tensors]
     plan = fused.plan_of(rule)
     launch.kernels().lstm_l2l_step[(1,)](
-        torch.tensor([far + 5, -far // block, *addresses]),
+        torch.tensor([far + 5, -far // block, *addresses[:3], 0, *addresses[3:]]),
         torch.zeros(1, dtype=torch.int32),
         plan.weights,
         slot.step,
@@ -412,7 +421,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
         None,
         **plan.constants,
         **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", "HIDDEN_DTYPE", "CELL_DTYPE"], tl.float32),
-        **dict.fromkeys(["LR_ON_DEVICE", "DECAYS", "MAXIMIZE", "SKIP_NONFINITE"], False),
+        **dict.fromkeys(["SCALED", "LR_ON_DEVICE", "DECAYS", "MAXIMIZE", "SKIP_NONFINITE"], False),
         BLOCK=block,
         UNITS=1,
     )

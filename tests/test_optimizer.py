@@ -248,10 +248,11 @@ def test_precision_of_parameters_is_not_that_of_their_state(
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     for value, state in optimizer.state.items():
         assert value.dtype == dtype
-        kept = {entry: tensor.dtype for entry, tensor in state.items() if entry != "step"}
         rule = optimizer.rule
+        kept = {entry: tensor.dtype for entry, tensor in state.items() if entry not in ("step", "scale")}
         assert kept == {entry: recurrent if entry in rule.recurrent_state else moments for entry in rule.state_features}
-        assert all(tensor.shape[1:] == value.shape for entry, tensor in state.items() if entry != "step")
+        assert all(state[entry].shape[1:] == value.shape for entry in rule.state_features)
+        assert state["scale"].dtype == state["step"].dtype == torch.float32
 
 
 def test_mixed_precisions_and_shapes_are_not_mixed_up() -> None:

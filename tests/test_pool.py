@@ -179,7 +179,7 @@ def test_course_of_a_member_does_not_depend_on_the_others(estimator: str) -> Non
         estimate = trainer.pool.advance(trainer.rule, meta_step % 3, meta_step, horizon)
         if meta_step % 3 == 1:
             together.append(estimate)
-    alone = Pool(config, config.estimator.build(), torch.device("cpu"))
+    alone = Pool(config, config.estimator.build(), torch.device("cpu"), trainer.rule)
     for meta_step, expected in zip(range(1, 24, 3), together, strict=True):
         estimate = alone.advance(trainer.rule, 1, meta_step, horizon)
         assert torch.equal(estimate.losses, expected.losses)

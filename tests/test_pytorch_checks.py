@@ -541,7 +541,8 @@ def test_cutting_and_shuffling_coordinates_does_not_change_a_trajectory(
     whole = train([values.clone()], grads)
     assert_equal(train([part.clone() for part in values.split(sizes)], grads), whole)
     assert_equal(train([values[places]], grads[:, places]), whole[places])
-    assert_equal(train([values.clone().view(1, total, 1)], grads), whole)
+    if configuration.options["rule"] != "default":  # that one heeds the shape of matrices
+        assert_equal(train([values.clone().view(1, total, 1)], grads), whole)
 
 
 # With a GPU.

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,8 @@ class UpdateRule(nn.Module, ABC):
     """A learned function from the gradient history of a coordinate to its update.
 
     A rule is *coordinatewise*: the update of a coordinate depends on that coordinate's own gradients, on the step
-    count and on nothing else. It therefore commutes with flattening, concatenating and sharding parameters.
+    count and on nothing else. It therefore commutes with flattening, concatenating and sharding parameters. A tensor
+    may have a factor on all its updates, which is found once, before training: :meth:`tensor_scale`.
 
     Memory is feature-major: ``grad`` has any shape ``coordinates``; each entry of the state has the shape
     ``(features, *coordinates)``. Sub-classes keep no state of their own besides their weights, the meta-parameters.
@@ -64,6 +65,18 @@ class UpdateRule(nn.Module, ABC):
             The update, to be *added* to the parameter, shape ``coordinates``; and the new state, in the dtype of the
             meta-parameters.
         """
+
+    def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:
+        """What the updates of a tensor are multiplied by, all the time; None for a rule that does not look at tensors.
+
+        Args:
+            shape: of the parameter.
+            initial_rms: root mean square of its values before the first step; of several tensors if not 0-d.
+
+        Returns:
+            Positive, of the shape of ``initial_rms``.
+        """
+        return None
 
     @torch.no_grad()
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:

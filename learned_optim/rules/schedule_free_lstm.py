@@ -1,7 +1,7 @@
 """A small LSTM that steers a schedule-free optimizer with a learning rate of each coordinate's own."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ WARMUP = 50.0  # steps over which the rate rises to its value, and caution fades
 RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
+RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
 OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
 SIGNALS = 1 + len(MOMENTUM_DECAYS) + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
 OUTPUTS = 3
@@ -59,6 +60,13 @@ class ScheduleFreeLSTM(UpdateRule):
         ``w = 1 / (1 + (t - 1) exp(-1 - bounded(2 q)))``, ``a = displacement + move`` ,
 
         ``update = 0.1 move + 0.9 w a``, ``displacement <- (1 - w) a`` .
+
+    All this is multiplied by a factor for each tensor of two or more dimensions. A step of every weight by ``rate`` in
+    its own best direction changes what a unit computes in proportion to its number of inputs, so that wide layers bear
+    less (Yang & Hu 2021, Tensor Programs IV, section 3; Yang et al. 2022, table 3, for Adam). With ``initial_rms`` of
+    the weights before training, ``1 / sqrt(inputs)`` or so, the factor is
+
+        ``min(1, 92 initial_rms / sqrt(inputs))`` .
 
     The LSTM reads d, momenta over rms (decays 0.9 and 0.99), agreement, ``log(rms / rms_slow)``, ``l / 6``, how far z
     has left x in terms of the rate, ``softsign(displacement / (rate exp(l) t))``, and ``tanh(t / time scale)``. Moves
@@ -106,6 +114,16 @@ class ScheduleFreeLSTM(UpdateRule):
             "hidden": self.hidden_size,
             "cell": self.hidden_size,
         }
+
+    def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor:
+        """Less than 1 for wide layers and for small weights; see the class."""
+        if len(shape) < 2:
+            return torch.ones_like(initial_rms)
+        inputs = max(1, math.prod(shape[1:]))
+        as_drawn = (3 * inputs) ** -0.5  # by torch.nn.Linear; what starts at zero does not show its size
+        rms = torch.where(initial_rms > 0, initial_rms, as_drawn)
+        scale: Tensor = RELATIVE_RATE * inputs**-0.5 * rms
+        return scale.clamp(max=1.0)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:

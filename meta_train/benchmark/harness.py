@@ -157,7 +157,9 @@ class _Runs:
                     self.device,
                 )
             }
-        losses = self.built[runs].run(contender.maker(rate, self.problem.steps), self.bar.step)
+        losses = self.built[runs].run(
+            contender.maker(rate, self.problem.steps), self.bar.step, by_tensor=contender.is_rule
+        )
         return {kept: losses if kept == "losses" else final_loss(losses)}
 
 
