@@ -1,4 +1,4 @@
-"""One launch of a rule's kernel for all tensors of a device: table of addresses, choice of sizes, the launch itself.
+"""One launch of a rule's kernel for all tensors of a device: rows of addresses, choice of sizes, the launch itself.
 
 Triton is imported by the first launch, not before. On a CPU the launch is a call of compiled C.
 """
@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +20,12 @@ from torch import Tensor
 
 from learned_optim.kernels import cpu
 from learned_optim.kernels.layout import blocks, in_memory_order, pieces
+from learned_optim.kernels.tables import on_device, tables
 
 WARPS = 4
 """Warps of a program. Threads of a program share nothing but the cache, so that more would change little."""
 UNROLLED_UNITS = 8
 """A layer of at most so many units is one straight piece of code; larger ones loop over their units."""
-TABLES = 64
-"""Tables kept, one for each set of addresses: where the allocator returns gradients to the same places, no upload."""
 LARGEST_COPY = 1 << 20
 """Coordinates that are copied at a time, with their state, where a parameter or gradient has gaps or another memory
 order than the state."""
@@ -165,7 +163,7 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         _call(plan, tensors, settings)
         return
     shared = all(row.step is first.step for row in tensors)
-    steps = _on_device([first.step] if shared else [row.step for row in tensors], device)
+    steps = on_device([first.step] if shared else [row.step for row in tensors], device)
     choice = sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
     block = block or choice.block
     rows: list[int] = []
@@ -177,7 +175,7 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         rows.append(0 if row.scale is None else row.scale.data_ptr())
         rows += [entry.data_ptr() for entry in row.entries]
         programs += -(-size // block)
-    table, tensor_of_program = _tables(tuple(rows), len(tensors), programs, device)
+    table, tensor_of_program = tables(tuple(rows), len(tensors), programs, device)
     arguments = {
         "table": table,
         "tensor_of_program": tensor_of_program,
@@ -356,65 +354,6 @@ def _triton_dtype(dtype: torch.dtype) -> Any:
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return tensor if tensor is None or tensor.device == device else tensor.to(device, non_blocking=True)
-
-
-def _on_device(steps: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    if all(step.device == device for step in steps):
-        return steps
-    if len(steps) == 1:
-        return [torch.full((), float(steps[0]), device=device, dtype=torch.float32)]
-    return list(_uploaded([float(step) for step in steps], torch.float32, device).unbind())
-
-
-_cache: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
-
-
-def _tables(rows: tuple[int, ...], tensors: int, programs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The rows on the device, and for each program the row of its tensor.
-
-    What they hold follows from the arguments alone, so that a kept pair is never out of date.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        table = _in_graph(rows, device)
-        return table, _tensors_of_programs(table, tensors, programs)
-    key = (rows, programs, device, _stream(device))
-    if key in _cache:
-        _cache.move_to_end(key)
-        return _cache[key]
-    table = _uploaded(rows, torch.int64, device)
-    _cache[key] = table, _tensors_of_programs(table, tensors, programs)
-    if len(_cache) > TABLES:
-        _cache.popitem(last=False)
-    return _cache[key]
-
-
-def _in_graph(values: Sequence[int], device: torch.device) -> Tensor:
-    """A table that each replay of a CUDA graph makes anew, in the graph's memory.
-
-    The values travel as arguments of the graph's kernels: a buffer of the host would have to outlive the graph.
-    """
-    table = torch.zeros(len(values), dtype=torch.int64, device=device)
-    torch._foreach_add_(list(table.unbind()), list(values))
-    return table
-
-
-def _tensors_of_programs(table: Tensor, tensors: int, programs: int) -> Tensor:
-    first = table.view(tensors, -1)[:, 1]
-    counts = torch.diff(first, append=first.new_full((1,), programs))
-    return torch.repeat_interleave(
-        counts.int(), output_size=programs
-    )  # whose size is known here: nothing is waited for
-
-
-def _uploaded(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the device without waiting for it."""
-    cuda = device.type == "cuda"  # elsewhere, whether memory can be pinned is not known
-    host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=cuda)
-    return host.to(device, non_blocking=cuda)
-
-
-def _stream(device: torch.device) -> int:
-    return 0 if device.type == "cpu" else int(torch.accelerator.current_stream(device).stream_id)
 
 
 def device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -20,6 +20,7 @@ from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
 from learned_optim.surroundings import (
+    check_state,
     count_step,
     is_capturing,
     local_coordinates,
@@ -41,7 +42,8 @@ class LearnedOptimizer(Optimizer):
 
     The rule is applied to every coordinate by itself (Andrychowicz et al. 2016); the default rule multiplies the
     updates of a tensor by a factor besides, found at the first step from its shape and values
-    (:meth:`UpdateRule.tensor_scale`). Its arithmetic is float32, float64 for float64 parameters; moments are kept in that dtype too.
+    (:meth:`UpdateRule.tensor_scale`). Its arithmetic is float32, float64 for float64 parameters; moments are kept in
+    that dtype too.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
@@ -313,7 +315,7 @@ class LearnedOptimizer(Optimizer):
         def check(_: Optimizer, state_dict: dict[str, Any]) -> None:
             saved.update(self._state_by_parameter(state_dict))
             for parameter, state in saved.items():
-                self._check_state(parameter, state)
+                check_state(self._rule, parameter, state)
 
         def restore(_: Optimizer) -> None:
             # The base class has cast the entries to the dtypes of the parameters and shares the rest with state_dict.
@@ -346,22 +348,6 @@ class LearnedOptimizer(Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         states = ((parameter, state_dict["state"].get(key)) for key, parameter in zip(keys, parameters, strict=False))
         return {parameter: state for parameter, state in states if state}
-
-    def _check_state(self, parameter: Tensor, state: dict[str, Any]) -> None:
-        shapes = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
-        features = {entry: shape[0] if shape else 1 for entry, shape in shapes.items()}
-        needed = {"step": 1, **self._rule.state_features}
-        if {entry: features.get(entry) for entry in needed} != needed:  # users may have added entries of their own
-            raise ValueError(
-                f"the state was saved with another rule: it holds {features} (entry: features), "
-                f"the rule {self._rule.name!r} needs {needed}; construct the optimizer with that rule"
-            )
-        for entry in self._rule.state_features:
-            if shapes[entry][1:] != parameter.shape:
-                raise ValueError(
-                    f"the state was saved for other parameters: {entry!r} is for one of shape {shapes[entry][1:]}, "
-                    f"the parameter in its place has {tuple(parameter.shape)}"
-                )
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: besides the base class's, the rule."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.execution import Settings, Slot
+from learned_optim.rules import UpdateRule
 
 
 def count_step(steps: list[Tensor], found_inf: Tensor | None) -> None:
@@ -78,3 +79,21 @@ def refuse_nonfinite(grads: list[Tensor]) -> None:
             "a gradient is NaN or infinite, and nonfinite='error'; nothing was changed. Find the cause with "
             "torch.autograd.set_detect_anomaly(True), or use nonfinite='skip'"
         )
+
+
+def check_state(rule: UpdateRule, parameter: Tensor, state: dict[str, Any]) -> None:
+    """Raise a ValueError if a saved state is not one of this rule for this parameter."""
+    shapes = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
+    features = {entry: shape[0] if shape else 1 for entry, shape in shapes.items()}
+    needed = {"step": 1, **rule.state_features}
+    if {entry: features.get(entry) for entry in needed} != needed:  # users may have added entries of their own
+        raise ValueError(
+            f"the state was saved with another rule: it holds {features} (entry: features), "
+            f"the rule {rule.name!r} needs {needed}; construct the optimizer with that rule"
+        )
+    for entry in rule.state_features:
+        if shapes[entry][1:] != parameter.shape:
+            raise ValueError(
+                f"the state was saved for other parameters: {entry!r} is for one of shape {shapes[entry][1:]}, "
+                f"the parameter in its place has {tuple(parameter.shape)}"
+            )

@@ -67,17 +67,22 @@ class VectorizedTask:
         A rule that does not heed the size of gradients then trains it, all coordinates alike, as
         :class:`~learned_optim.LearnedOptimizer` trains the modules.
         """
-        parts = []
-        for stored, shape in zip(self._split(self.initial_parameters), self.shapes.values(), strict=True):
-            scale = rule.tensor_scale(shape, stored.norm(dim=-1) / max(1, shape.numel()) ** 0.5)
-            parts.append(torch.ones_like(stored) if scale is None else scale[:, None].expand_as(stored))
-        units = torch.cat(parts, 1)
-        if bool((units == 1).all()):
+        units = self.scales(rule)
+        if units is None:
             return self
         task = copy.copy(self)
         task.scale = units if self.scale is None else self.scale * units
         task.initial_parameters = self.initial_parameters / units
         return task
+
+    def scales(self, rule: UpdateRule) -> Tensor | None:
+        """:meth:`UpdateRule.tensor_scale` of each coordinate's tensor, ``(B, N)``; None if all are 1."""
+        parts = []
+        for stored, shape in zip(self._split(self.initial_parameters), self.shapes.values(), strict=True):
+            scale = rule.tensor_scale(shape, stored.norm(dim=-1) / max(1, shape.numel()) ** 0.5)
+            parts.append(torch.ones_like(stored) if scale is None else scale[:, None].expand_as(stored))
+        scales = torch.cat(parts, 1)
+        return None if bool((scales == 1).all()) else scales
 
     def tensors(self, values: Tensor) -> list[Tensor]:
         """Views of ``values`` ``(B, N)``, instance by instance, in the shapes of the module's tensors."""

@@ -37,14 +37,17 @@ pytestmark = [
 
 
 class Net(nn.Module):
-    """Sizes that two processes cannot share evenly: rows of 5, a bias of 1, of which one process has nothing."""
+    """Sizes that two processes cannot share evenly: rows of 5, a bias of 1, of which one process has nothing.
+
+    The first weights are small, so that the default rule gives them a scale.
+    """
 
     def __init__(self, width: int = 5) -> None:
         super().__init__()
         self.first, self.second, self.third = nn.Linear(3, width), nn.Linear(width, 4), nn.Linear(4, 1)
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters()):
-                parameter.copy_(0.5 * normal(*parameter.shape, seed=index))
+                parameter.copy_((0.5 if index > 0 else 0.005) * normal(*parameter.shape, seed=index))
 
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = self.third(self.second(self.first(inputs).tanh()).tanh())
@@ -85,6 +88,7 @@ def assert_sharded_equals_unsharded(net: nn.Module, reference: nn.Module) -> Non
         optimizer.step()
         plain.step()
     assert_same(net, reference)
+    assert 0 < min(state["scale"] for state in plain.state.values()) < 0.5
     for one, other in zip(net.parameters(), reference.parameters(), strict=True):
         for entry, value in plain.state[other].items():
             shard = optimizer.state[one][entry]
@@ -173,6 +177,7 @@ def continue_from_checkpoint(folder: Path) -> None:
     plain = LearnedOptimizer(reference.parameters(), lr=0.5)
     train(reference, plain, steps=3 * (earlier + 1))
     assert_same(net, reference)
+    assert 0 < min(state["scale"] for state in plain.state.values()) < 0.5
     for one, other in zip(net.parameters(), reference.parameters(), strict=True):
         for entry, value in plain.state[other].items():
             assert optimizer.state[one][entry].dtype == value.dtype

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from learned_optim import LearnedOptimizer
 from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.few_shot.algorithms import (
     FOMAML,
@@ -384,3 +385,24 @@ def test_combination_needs_a_factor_for_each_step() -> None:
     with pytest.raises(ValueError, match="a factor for each of 3 inner steps"):
         Reptile(torch.zeros(2), SGD(0.1), 3, combination=[1.0])
     assert isinstance(Reptile(torch.zeros(2), SGD(0.1), 1, combination=[1.0]), GradientAlgorithm)
+
+
+def test_rule_inside_does_not_adapt_otherwise_than_the_optimizer() -> None:
+    learner, episodes = learner_and_episodes(Clouds(batch_norm=False), 1)
+    learner.initial_parameters *= 0.01  # small weights take small steps
+    rule, generator = default_rule().requires_grad_(False), torch.Generator().manual_seed(0)
+    scales = learner.scales(rule)
+    assert scales is not None
+    assert float(scales.min()) < 0.5
+    algorithm = MAML(learner.fresh_parameters, rule, 3)
+    *_, adapted = algorithm.adapt(learner, episodes.support, 3, generator)
+
+    module = learner.module_with(learner.fresh_parameters)
+    optimizer = LearnedOptimizer(module.parameters(), rule)
+    inputs, labels = (part[0] for part in episodes.support)
+    for _ in range(3):
+        optimizer.zero_grad()
+        learner.few_shot.losses(module(inputs)[None], labels[None]).sum().backward()
+        optimizer.step()
+    # the optimizer keeps scales in float32
+    torch.testing.assert_close(adapted.predict(inputs[None])[0], module(inputs), rtol=1e-6, atol=1e-9)

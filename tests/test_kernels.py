@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import kernel_resources
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
-from learned_optim.kernels import cpu, launch
+from learned_optim.kernels import cpu, launch, tables
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
 from reference import ScaleFreeLSTMReference, ScheduleFreeLSTMReference
 from test_execution import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
@@ -359,10 +359,10 @@ def test_step_counts_of_tensors_are_not_mixed_up(build: Build, place: Place) -> 
 def test_step_counts_on_the_host_serve_tensors_elsewhere() -> None:
     cpu = torch.device("cpu")
     steps = [torch.tensor(3.0, device="meta") for _ in range(2)]
-    assert launch._on_device(steps, torch.device("meta")) is steps
+    assert tables.on_device(steps, torch.device("meta")) is steps
     counts = [torch.tensor(1.0), torch.tensor(5.0)]
-    assert [float(step) for step in launch._on_device(counts, cpu)] == [1.0, 5.0]
-    assert launch._uploaded([1, 2**40], torch.int64, cpu).tolist() == [1, 2**40]
+    assert [float(step) for step in tables.on_device(counts, cpu)] == [1.0, 5.0]
+    assert tables.uploaded([1, 2**40], torch.int64, cpu).tolist() == [1, 2**40]
 
 
 @each(COUNTING)
@@ -440,21 +440,21 @@ class TestTables:
     def test_made_in_a_graph_is_the_one_that_is_uploaded(self) -> None:
         rows = (5, 0, 2**47 + 8, 3, 0, 7, 300, 1, 2**46, 4, 0, 9)
         cpu = torch.device("cpu")
-        uploaded, of_programs = launch._tables(rows, 2, 4, cpu)
+        uploaded, of_programs = tables.tables(rows, 2, 4, cpu)
         assert uploaded.tolist() == list(rows)
         assert of_programs.tolist() == [0, 1, 1, 1]
-        assert torch.equal(launch._in_graph(rows, cpu), uploaded)
+        assert torch.equal(tables.in_graph(rows, cpu), uploaded)
 
     def test_are_kept_for_the_same_addresses_only_and_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(launch, "TABLES", 2)
-        launch._cache.clear()
+        monkeypatch.setattr(tables, "TABLES", 2)
+        tables._cache.clear()
         cpu = torch.device("cpu")
-        first, _ = launch._tables((1, 0, 10), 1, 1, cpu)
-        assert launch._tables((1, 0, 10), 1, 1, cpu)[0] is first
-        other, _ = launch._tables((1, 0, 11), 1, 1, cpu)
+        first, _ = tables.tables((1, 0, 10), 1, 1, cpu)
+        assert tables.tables((1, 0, 10), 1, 1, cpu)[0] is first
+        other, _ = tables.tables((1, 0, 11), 1, 1, cpu)
         assert other.tolist() == [1, 0, 11]
-        launch._tables((1, 0, 12), 1, 1, cpu)
-        assert len(launch._cache) == 2
+        tables.tables((1, 0, 12), 1, 1, cpu)
+        assert len(tables._cache) == 2
 
     def test_gradient_at_a_new_address_is_not_missed(self, interpreted: None) -> None:
         rule = randomised(ScaleFreeLSTM()).float()

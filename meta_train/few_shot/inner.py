@@ -3,7 +3,25 @@
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules import RuleState
+from learned_optim.rules import RuleState, UpdateRule
+
+
+class ScaledRule:
+    """A rule whose updates are multiplied by the scales of a learner's tensors.
+
+    Args:
+        rule: any.
+        scales: :meth:`VectorizedTask.scales` of a learner, ``(1, N)``.
+    """
+
+    def __init__(self, rule: UpdateRule, scales: Tensor) -> None:
+        self.rule, self.scales = rule, scales
+        self.init_state = rule.init_state
+
+    def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        """See :meth:`UpdateRule.forward`; ``grad`` is ``(B, N)``."""
+        update, state = self.rule(grad, state, step)
+        return self.scales * update, state
 
 
 class SGD(nn.Module):

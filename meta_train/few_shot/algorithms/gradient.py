@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from learned_optim.meta_train.few_shot.algorithms.base import Adapted, Algorithm
 from learned_optim.meta_train.few_shot.episodes import Episodes, Examples
+from learned_optim.meta_train.few_shot.inner import ScaledRule
 from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.unroll import InnerOptimizer, start, unroll
+from learned_optim.rules import UpdateRule
 
 NO_RANDOMNESS = torch.Generator()
 """For the unroll, which hands it to the learner, whose batches have been drawn already."""
@@ -57,6 +59,13 @@ class GradientAlgorithm(Algorithm):
         """Where ``count`` learners start, ``(count, N)``."""
         return self.initial.expand(count, -1)
 
+    def _inner_for(self, learner: Learner) -> InnerOptimizer:
+        """The inner optimizer; a rule may heed the learner's tensors, by their fresh parameters."""
+        if not isinstance(self.inner, UpdateRule):
+            return self.inner
+        scales = learner.scales(self.inner)
+        return self.inner if scales is None else ScaledRule(self.inner, scales)
+
     def points(
         self, learner: Learner, batches: Iterator[Examples], count: int, steps: int, *, second_derivatives: bool = False
     ) -> Iterator[Point]:
@@ -71,11 +80,11 @@ class GradientAlgorithm(Algorithm):
             steps: inner steps.
             second_derivatives: see above.
         """
-        fed = learner.fed(self.starting_points(learner, count), batches)
-        state = start(self.inner, fed, NO_RANDOMNESS, second_derivatives=second_derivatives)
+        fed, inner = learner.fed(self.starting_points(learner, count), batches), self._inner_for(learner)
+        state = start(inner, fed, NO_RANDOMNESS, second_derivatives=second_derivatives)
         yield Point(state.parameters, state.initial_loss, state.grad)
         for _ in range(steps):
-            window = unroll(self.inner, fed, state, 1, NO_RANDOMNESS, second_derivatives=second_derivatives)
+            window = unroll(inner, fed, state, 1, NO_RANDOMNESS, second_derivatives=second_derivatives)
             state = window.state
             yield Point(state.parameters, window.losses[0], state.grad)
 
