@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- {} table, written by benchmarks/readme_tables.py -->", "<!-- end of the table -->"
 
 EDGE_MARK = r"\*"  # an asterisk of its own in Markdown
-FOLDERS = ("unseen", "paper", "generalization", "horizon", "larger")
+FOLDERS = ("unseen", "paper", "generalization", "horizon", "larger", "width")
 """Where summary.csv is read; no problem may stand in two of them with the same optimizer."""
 
 HELD_OUT = {
@@ -53,6 +53,17 @@ HORIZON = {
     "ill-conditioned-10000": "100-d quadratic, condition 10,000, noisy, 10,000 steps",
 }
 """Problem -> title, of the third."""
+WIDTH = {
+    "perceptron-32": "perceptron 784-32-32-32-10 ReLU, Fashion-MNIST",
+    "perceptron-128": "the same of 128",
+    "perceptron-512": "the same of 512",
+    "perceptron-1024": "the same of 1,024: 2.9 million parameters",
+    "transformer-32": "transformer of 2 blocks of width 32, characters of Python",
+    "transformer-192": "the same of 192: 930,000 parameters",
+    "gru-32": "GRU of 32, characters of Python",
+    "gru-192": "the same of 192",
+}
+"""Problem -> title, of widths."""
 LARGER = {
     "large-autoencoder": "autoencoder 784-256-16, MNIST, 411,000 parameters, 1,000 steps",
     "large-physics": "differential equation, 4 layers of 64, 12,700 parameters, 1,000 steps",
@@ -231,6 +242,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
     "README.md": {
         "claim": claim,
         "generalization": lambda results: speedup_table(results, GENERALIZATION),
+        "width": lambda results: speedup_table(results, WIDTH),
         "horizon": lambda results: speedup_table(results, HORIZON),
         "held-out": held_out_table,
         "paper": paper_table,

@@ -87,12 +87,16 @@ def paint(painting: Painting) -> float:
     if painting.initial == "noise":
         noise = torch.randn(content.shape, generator=torch_generator(painting.seed, "neural art"))
         start = noise.to(painting.device)
-    coordinates = start.requires_grad_()
+    coordinates = start.flatten().requires_grad_()  # a vector: the shape of a picture says nothing to an optimizer
+
+    def picture() -> Tensor:
+        return to_picture(coordinates.view(content.shape))
+
     optimizer = make_optimizer(painting.optimizer, coordinates, painting.lr)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = network.loss(to_picture(coordinates), targets, weights)
+        loss = network.loss(picture(), targets, weights)
         loss.backward()
         return loss.detach()
 
@@ -100,7 +104,7 @@ def paint(painting: Painting) -> float:
     loss = float(closure())
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss} after {painting.steps} steps; lower --lr")
-    save_picture(to_picture(coordinates), painting.out)
+    save_picture(picture(), painting.out)
     return loss
 
 

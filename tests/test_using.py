@@ -32,8 +32,10 @@ def bytes_a_parameter(make: Callable[..., Optimizer], dtype: torch.dtype, **opti
     optimizer = make([values], **options)
     optimizer.step()
     state: dict[str, Tensor] = optimizer.state[values]
-    total = sum(tensor.numel() * tensor.element_size() for entry, tensor in state.items() if entry != "step")
-    assert state["step"].numel() * state["step"].element_size() == 4
+    of_tensor = [state[entry] for entry in ("step", "scale") if entry in state]
+    assert all(value.numel() * value.element_size() == 4 for value in of_tensor)
+    of_coordinates = [value for entry, value in state.items() if entry not in ("step", "scale")]
+    total = sum(tensor.numel() * tensor.element_size() for tensor in of_coordinates)
     return total / values.numel()
 
 
