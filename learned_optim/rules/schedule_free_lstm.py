@@ -63,7 +63,7 @@ class ScheduleFreeLSTM(UpdateRule):
 
     All this is multiplied by a factor for each tensor of two or more dimensions. A step of every weight by ``rate`` in
     its own best direction changes what a unit computes in proportion to its number of inputs, so that wide layers bear
-    less (Yang & Hu 2021, Tensor Programs IV, section 3; Yang et al. 2022, table 3, for Adam). With ``initial_rms`` of
+    less (Yang et al. 2022, Tensor Programs V, table 3: the rate of Adam falls as 1 / inputs). With ``initial_rms`` of
     the weights before training, ``1 / sqrt(inputs)`` or so, the factor is
 
         ``min(1, 92 initial_rms / sqrt(inputs))`` .
