@@ -57,7 +57,8 @@ def test_records_are_those_of_the_run(small: Path) -> None:
 
     def descent(parameters: object) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(parameters, lr=0.1)  # type: ignore[arg-type]
-        optimizer.register_step_post_hook(lambda *_: points.append(optimizer.param_groups[0]["params"][0].detach() + 0))
+        (coordinates,) = optimizer.param_groups[0]["params"]
+        optimizer.register_step_post_hook(lambda *_: points.append(coordinates.detach().view(2, -1) + 0))
         return optimizer
 
     losses = problem.run(descent)

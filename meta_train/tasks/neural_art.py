@@ -139,18 +139,18 @@ class NeuralArtTask(Task):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Weighted sum of content, style and total variation."""
         assert isinstance(module, Canvas)
-        network = self.network.to(module.picture)
-        return network.loss(to_picture(module.picture), module.targets, self.weights)
+        coordinates = module.coordinates.view(module.shape)
+        return self.network.to(coordinates).loss(to_picture(coordinates), module.targets, self.weights)
 
 
 class Canvas(nn.Module):
-    """A picture, and what it is to become."""
+    """A picture, and what it is to become. It is a vector to an optimizer: a matrix would count as a layer."""
 
     content: Tensor
 
     def __init__(self, start: Tensor, targets: Targets) -> None:
         super().__init__()
-        self.picture = nn.Parameter(start)
+        self.coordinates, self.shape = nn.Parameter(start.flatten()), start.shape
         self.register_buffer("content", targets.content)
         self.layers = len(targets.grams)
         for layer, matrix in enumerate(targets.grams):
