@@ -99,18 +99,18 @@ class Problem:
         self.task = VectorizedTask(self.inner, seeds, derive_seed(seed, "metz instances"))
         self.test_batch = tuple(tensor[EXAMPLES:].expand(seeds, -1, *tensor.shape[1:]) for tensor in everything.data)
 
-    def run(self, make_optimizer: MakeOptimizer) -> Losses:
-        """Train all seeds."""
+    def run(self, make_optimizer: MakeOptimizer, *, by_tensor: bool = False) -> Losses:
+        """Train all seeds; see :func:`~learned_optim.meta_train.evaluation.train`."""
         test: list[Tensor] = []
 
         def observed(parameters: Iterable[Tensor]) -> Optimizer:
-            (coordinates,) = parameters
-            matrix = coordinates.detach().view(self.task.instances, -1)
-            optimizer, steps = make_optimizer([coordinates]), 0
+            tensors = list(parameters)
+            optimizer, steps = make_optimizer(tensors), 0
 
             def record(*_: object) -> None:
                 nonlocal steps
                 if steps % RECORD == 0:
+                    matrix = torch.cat([tensor.detach().flatten() for tensor in tensors]).view(self.task.instances, -1)
                     with torch.no_grad():
                         test.append(self.task.losses(matrix, self.test_batch))
                 steps += 1
@@ -119,7 +119,8 @@ class Problem:
             optimizer.register_step_post_hook(record)
             return optimizer
 
-        losses = train(self.task, observed, self.steps, torch_generator(self.seed, "metz batches"))
+        generator = torch_generator(self.seed, "metz batches")
+        losses = train(self.task, observed, self.steps, generator, by_tensor=by_tensor)
         training = np.stack([losses[0], *losses[1:].reshape(-1, RECORD, losses.shape[1]).mean(1)])
         return Losses(training, torch.stack(test).nan_to_num(torch.inf).double().numpy())
 
@@ -202,7 +203,7 @@ def evaluate(rules: Mapping[str, str]) -> None:
     summary: list[tuple[str, ...]] = [("optimizer", "tuned_for", "rate", "edge", *columns)]
     curves: list[tuple[str, ...]] = [("optimizer", "tuned_for", "step", *columns)]
     for name, tuned_for, shown_rate, mark, build in candidates:
-        losses = problem.run(build)
+        losses = problem.run(build, by_tensor=name in rules)
         bands = [mean_and_band(getattr(losses, measure)) for measure in MEASURES]
         finals = [value for measure in MEASURES for value in mean_and_band(losses.final(measure)[None])]
         summary.append((name, tuned_for, shown_rate, mark, *(f"{float(value[0]):.6g}" for value in finals)))

@@ -90,7 +90,11 @@ CONDITIONS = (
 
 
 class Disturbed(Optimizer):
-    """An optimizer that is given other gradients, and another rate at each step."""
+    """An optimizer that is given other gradients, and another rate at each step.
+
+    Its parameters hold the coordinates of all seeds, one seed after the other, in however many tensors: disturbances
+    are the same for all optimizers.
+    """
 
     def __init__(self, inner: Optimizer, condition: Condition) -> None:
         super().__init__(inner.param_groups, {})
@@ -103,9 +107,13 @@ class Disturbed(Optimizer):
         for group, rate in zip(self.inner.param_groups, self.rates, strict=True):
             if self.condition.rate_factor is not None:
                 group["lr"] = rate * self.condition.rate_factor(self.count / self.condition.steps)
-            for parameter in group["params"]:
-                if self.condition.gradient is not None:
-                    parameter.grad = self.condition.gradient(parameter.grad, self.count, self.generator)
+            if self.condition.gradient is not None:
+                grads = [parameter.grad for parameter in group["params"]]
+                together = torch.cat([grad.flatten() for grad in grads]).view(SEEDS, -1)
+                changed = self.condition.gradient(together, self.count, self.generator).flatten()
+                parts = changed.split([grad.numel() for grad in grads])
+                for parameter, part in zip(group["params"], parts, strict=True):
+                    parameter.grad = part.view(parameter.shape)
         self.inner.step()
         self.count += 1
 

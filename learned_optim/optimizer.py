@@ -25,7 +25,7 @@ from learned_optim.surroundings import (
     is_capturing,
     local_coordinates,
     refuse_nonfinite,
-    root_mean_square,
+    scale_of,
     settings_on,
     without_autocast,
 )
@@ -265,7 +265,7 @@ class LearnedOptimizer(Optimizer):
             parameters.append(parameter)
             grads.append(grad)
             steps.append(state["step"])
-            scales.append(state.get("scale"))
+            scales.append(state["scale"] if self._rule.heeds_tensors else None)
             for entry, tensors in zip(entries, states, strict=True):
                 tensors.append(state[entry])
         for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
@@ -284,7 +284,7 @@ class LearnedOptimizer(Optimizer):
     def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
         # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
         state["step"] = torch.zeros((), device=parameter.device if capturable else "cpu", dtype=torch.float32)
-        scale = self._rule.tensor_scale(parameter.shape, root_mean_square(parameter))
+        scale = scale_of(self._rule, parameter)
         if scale is not None:
             state["scale"] = scale
         arithmetic = _arithmetic_dtype(parameter.dtype)
@@ -327,7 +327,7 @@ class LearnedOptimizer(Optimizer):
                 step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
                 place = parameter.device if parameter in capturable else torch.device("cpu")
                 self.state[parameter]["step"] = step.to(place, copy=True)
-                if self._rule.tensor_scale(parameter.shape, torch.ones(())) is not None:
+                if self._rule.heeds_tensors:
                     scale = torch.as_tensor(state.get("scale", 1.0), dtype=torch.float32).detach()  # old ones have none
                     self.state[parameter]["scale"] = scale.to(parameter.device, copy=True)
 
@@ -361,6 +361,10 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        if self._rule.heeds_tensors:
+            for parameter, kept in self.state.items():
+                if kept:
+                    kept.setdefault("scale", torch.ones((), device=parameter.device))
 
 
 def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:

@@ -58,10 +58,18 @@ def local_coordinates(slot: Slot) -> Slot:
 
 
 @torch.no_grad()
+def scale_of(rule: UpdateRule, parameter: Tensor) -> Tensor | None:
+    """The factor on all updates of a parameter, 0-d, float32, on its device; None for a rule that heeds no tensors."""
+    if not rule.heeds_tensors:
+        return None
+    scale = rule.tensor_scale(parameter.shape, root_mean_square(parameter)) if parameter.dim() > 1 else None
+    return torch.ones((), device=parameter.device) if scale is None else scale
+
+
 def root_mean_square(parameter: Tensor) -> Tensor:
     """Of all values of a parameter, of a DTensor on whatever process: 0-d, float32, on its device."""
-    # In float64, so that shards and memory orders do not change a bit of it; where there is none, they may.
-    dtype = torch.float32 if parameter.device.type == "mps" else torch.float64
+    # In float64, so that shards and memory orders do not change a bit of it; where there may be none, they may.
+    dtype = torch.float64 if parameter.device.type in ("cpu", "cuda", "meta") else torch.float32
     norm: Any = torch.linalg.vector_norm(parameter.detach(), dtype=dtype)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()

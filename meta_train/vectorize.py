@@ -61,6 +61,7 @@ class VectorizedTask:
         self.scale = None if scale is None else scale.to(self.device)
         self.initial_parameters = initial if self.scale is None else initial / self.scale
 
+    @torch.no_grad()
     def in_steps_of(self, rule: UpdateRule) -> "VectorizedTask":
         """The same task in other units: a stored coordinate is the used one over its tensor's scale under the rule.
 
@@ -75,11 +76,15 @@ class VectorizedTask:
         task.initial_parameters = self.initial_parameters / units
         return task
 
+    @torch.no_grad()
     def scales(self, rule: UpdateRule) -> Tensor | None:
         """:meth:`UpdateRule.tensor_scale` of each coordinate's tensor, ``(B, N)``; None if all are 1."""
+        if not rule.heeds_tensors:
+            return None
         parts = []
         for stored, shape in zip(self._split(self.initial_parameters), self.shapes.values(), strict=True):
-            scale = rule.tensor_scale(shape, stored.norm(dim=-1) / max(1, shape.numel()) ** 0.5)
+            rms = stored.norm(dim=-1) / max(1, shape.numel()) ** 0.5
+            scale = rule.tensor_scale(shape, rms) if len(shape) > 1 else None
             parts.append(torch.ones_like(stored) if scale is None else scale[:, None].expand_as(stored))
         scales = torch.cat(parts, 1)
         return None if bool((scales == 1).all()) else scales

@@ -40,7 +40,6 @@ def as_slots(
 ) -> list[Slot]:
     """Slots as after some steps: moments in the dtype of the arithmetic, the rest in ``recurrent``."""
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-    heeds_tensors = rule.tensor_scale((1,), torch.ones(())) is not None
     slots = []
     for index, parameter in enumerate(parameters):
         kept = torch.empty_like(parameter, dtype=dtype).copy_(0.01 * parameter)  # about as large as the updates
@@ -49,7 +48,7 @@ def as_slots(
             for entry, value in random_state(rule, *parameter.shape).items()
         }
         # Backward may leave gradients in another layout than the parameters'.
-        scale = torch.tensor(1.5 / (index + 1)) if heeds_tensors else None
+        scale = torch.tensor(1.5 / (index + 1)) if rule.heeds_tensors else None
         slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state, step, scale))
     return slots
 

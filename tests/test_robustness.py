@@ -44,6 +44,17 @@ def test_noise_is_as_large_as_the_gradient_and_differs_from_step_to_step() -> No
     assert not torch.equal(first, second)
 
 
+def test_tensors_are_not_disturbed_otherwise_than_one_vector() -> None:
+    condition, parts = NAMED["noise as large as the gradient"], GRADIENT.flatten().split([300, 700] * 4)
+    parameters = [torch.zeros_like(part, requires_grad=True) for part in parts]
+    optimizer = Disturbed(torch.optim.SGD(parameters, lr=0.0), condition)
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.clone()
+    optimizer.step()
+    (whole,) = gradients_seen(condition, 1)
+    assert torch.equal(torch.cat([parameter.grad for parameter in parameters]), whole.flatten())  # type: ignore[misc]
+
+
 def test_nineteen_of_twenty_gradients_are_zero_the_others_as_they_were() -> None:
     (seen,) = gradients_seen(NAMED["19 of 20 gradients are zero"], 1)
     kept = seen != 0

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -52,11 +53,38 @@ def test_matrix_of_zeros_is_not_held_still() -> None:
     assert scale_of(torch.zeros(50, 3000)) == pytest.approx(scale_of(drawn), rel=0.01)
 
 
+def test_matrix_of_next_to_nothing_is_not_held_still() -> None:
+    assert scale_of(torch.full((50, 300), 1e-9)) == pytest.approx(0.01 * scale_of(torch.zeros(50, 300)), rel=1e-4)
+
+
+def test_dimension_for_the_batch_is_not_taken_for_a_unit() -> None:
+    positions = 0.02 * normal(1, 20, 300).float()
+    assert scale_of(positions) == scale_of(positions[0]) < 1
+    assert scale_of(positions[:, :1]) == scale_of(positions[0, :1])
+
+
+class Halves(ScheduleFreeLSTM):
+    """A rule of a user's, which tells some matrices from others."""
+
+    def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:  # type: ignore[override]
+        return torch.full_like(initial_rms, 0.5) if shape[0] == 2 else None
+
+
+def test_rule_that_leaves_some_tensors_alone_is_not_misunderstood() -> None:
+    tensors = [nn.Parameter(torch.zeros(shape)) for shape in [(3,), (2, 3), (3, 3)]]
+    optimizer = LearnedOptimizer(tensors, Halves(2))
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    vector, halved, alone = (tensor.detach().flatten()[0] for tensor in tensors)
+    assert vector == alone == 2 * halved != 0
+
+
 def test_training_does_not_depend_on_the_unit_of_small_weights() -> None:
     """The rule does not see the scale of gradients, and steps are in proportion to the weights."""
     grads = [normal(40, 30, seed=seed).float() for seed in range(5)]
     ends = []
-    for unit in (1.0, 2.0**-7):
+    for unit in (1.0, 2.0**-3):
         weights = nn.Parameter(unit * 0.01 * normal(40, 30).float())
         optimizer = LearnedOptimizer([weights])
         for grad in grads:
@@ -108,6 +136,16 @@ def test_state_from_before_there_were_scales_is_not_refused() -> None:
     optimizer.load_state_dict(saved)
     assert optimizer.state[weights]["scale"] == 1  # which that training had
     optimizer.step()
+
+
+def test_optimizer_that_was_pickled_before_there_were_scales_is_not_refused() -> None:
+    weights = nn.Parameter(0.01 * normal(20, 100).float())
+    optimizer = LearnedOptimizer([weights])
+    weights.grad = torch.ones_like(weights)
+    optimizer.step()
+    del optimizer.state[weights]["scale"]
+    copied = copy.deepcopy(optimizer)
+    assert [state["scale"] for state in copied.state.values()] == [1]
 
 
 @pytest.mark.parametrize("rule", [ScaleFreeLSTM(2), LSTML2L(2)], ids=["scale-free-lstm", "lstm-l2l"])

@@ -19,8 +19,9 @@ class UpdateRule(nn.Module, ABC):
     """A learned function from the gradient history of a coordinate to its update.
 
     A rule is *coordinatewise*: the update of a coordinate depends on that coordinate's own gradients, on the step
-    count and on nothing else. It therefore commutes with flattening, concatenating and sharding parameters. A tensor
-    may have a factor on all its updates, which is found once, before training: :meth:`tensor_scale`.
+    count and on nothing else. It therefore commutes with concatenating and sharding parameters. A matrix may have a
+    factor on all its updates, which is found once, before training: :meth:`tensor_scale`. But for that, a rule
+    commutes with flattening too.
 
     Memory is feature-major: ``grad`` has any shape ``coordinates``; each entry of the state has the shape
     ``(features, *coordinates)``. Sub-classes keep no state of their own besides their weights, the meta-parameters.
@@ -67,16 +68,25 @@ class UpdateRule(nn.Module, ABC):
         """
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:
-        """What the updates of a tensor are multiplied by, all the time; None for a rule that does not look at tensors.
+        """What the updates of a matrix are multiplied by, all the time; None for a rule that does not look at tensors.
+
+        Only a rule that does not see the scale of gradients may override it: meta-training changes the unit of the
+        parameters instead. Vectors and scalars are not asked for; theirs is 1. The weights must not matter. A rule
+        that overrides it has no entry ``"scale"`` in its state: optimizers keep the factor under this name.
 
         Args:
-            shape: of the parameter.
+            shape: of the parameter, two or more dimensions.
             initial_rms: root mean square of its values before the first step; of several tensors if not 0-d.
 
         Returns:
             Positive, of the shape of ``initial_rms``.
         """
         return None
+
+    @property
+    def heeds_tensors(self) -> bool:
+        """Whether :meth:`tensor_scale` is the rule's own."""
+        return type(self).tensor_scale is not UpdateRule.tensor_scale
 
     @torch.no_grad()
     def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:

@@ -116,12 +116,15 @@ class ScheduleFreeLSTM(UpdateRule):
         }
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor:
-        """Less than 1 for wide layers and for small weights; see the class."""
-        if len(shape) < 2:
-            return torch.ones_like(initial_rms)
+        """Less than 1 for wide layers and for small weights; see the class.
+
+        Weights of zero count as drawn by PyTorch, others as at least a hundredth of that.
+        """
+        while len(shape) > 2 and shape[0] == 1:  # a dimension for the batch, as position embeddings have
+            shape = shape[1:]
         inputs = max(1, math.prod(shape[1:]))
-        as_drawn = (3 * inputs) ** -0.5  # by torch.nn.Linear; what starts at zero does not show its size
-        rms = torch.where(initial_rms > 0, initial_rms, as_drawn)
+        as_drawn = (3 * inputs) ** -0.5  # by torch.nn.Linear; what starts near zero does not show its size
+        rms = torch.where(initial_rms > 0, initial_rms.clamp(min=as_drawn / 100), as_drawn)
         scale: Tensor = RELATIVE_RATE * inputs**-0.5 * rms
         return scale.clamp(max=1.0)
 
