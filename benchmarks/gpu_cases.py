@@ -71,6 +71,8 @@ def bytes_that_must_move(optimizer: Optimizer) -> int:
             total += 2 * parameter.nbytes + parameter.grad.nbytes
             state = optimizer.state[parameter]
             total += sum(
-                2 * value.nbytes for key, value in state.items() if key != "step" and isinstance(value, Tensor)
+                2 * value.nbytes
+                for key, value in state.items()
+                if key not in ("step", "scale") and isinstance(value, Tensor)
             )
     return total

@@ -363,8 +363,8 @@ class LearnedOptimizer(Optimizer):
                 group.setdefault(key, value)
         if self._rule.heeds_tensors:
             for parameter, kept in self.state.items():
-                if kept:
-                    kept.setdefault("scale", torch.ones((), device=parameter.device))
+                if isinstance(kept, dict) and kept:  # hooks of users may put in anything
+                    kept.setdefault("scale", torch.ones((), device=parameter.device, dtype=torch.float32))
 
 
 def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:

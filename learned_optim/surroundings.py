@@ -63,7 +63,7 @@ def scale_of(rule: UpdateRule, parameter: Tensor) -> Tensor | None:
     if not rule.heeds_tensors:
         return None
     scale = rule.tensor_scale(parameter.shape, root_mean_square(parameter)) if parameter.dim() > 1 else None
-    return torch.ones((), device=parameter.device) if scale is None else scale
+    return torch.ones((), device=parameter.device, dtype=torch.float32) if scale is None else scale
 
 
 def root_mean_square(parameter: Tensor) -> Tensor:

@@ -284,7 +284,7 @@ def test_benchmark_options_reach_the_comparison(capsys: pytest.CaptureFixture[st
 def test_interrupted_benchmark_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: object) -> object:
+    def interrupted(*arguments: object, **options: object) -> object:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("learned_optim.meta_train.evaluation.train", interrupted)
