@@ -254,7 +254,7 @@ class LearnedOptimizer(Optimizer):
         *states: list[Tensor],
     ) -> None:
         """Gather what has a gradient, and create what is missing. torch.compile runs it by name, outside the graph."""
-        entries = list(self._rule.state_features)
+        entries, heeds_tensors = list(self._rule.state_features), self._rule.heeds_tensors
         for parameter in group["params"]:
             grad = parameter.grad
             if grad is None:
@@ -265,7 +265,7 @@ class LearnedOptimizer(Optimizer):
             parameters.append(parameter)
             grads.append(grad)
             steps.append(state["step"])
-            scales.append(state["scale"] if self._rule.heeds_tensors else None)
+            scales.append(state["scale"] if heeds_tensors else None)
             for entry, tensors in zip(entries, states, strict=True):
                 tensors.append(state[entry])
         for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
