@@ -115,26 +115,6 @@ def test_tuning_sees_nothing_of_the_comparison_but_its_architecture(monkeypatch:
         assert tuning & comparison == set()
 
 
-def test_rules_are_not_trained_without_the_shapes_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[bool, list[torch.Size]]] = []
-    train = evaluation.train
-
-    def watched(task: Any, make: Any, *arguments: Any, **options: Any) -> np.ndarray:
-        def making(parameters: Any) -> Any:
-            parameters = list(parameters)
-            seen.append((options["by_tensor"], [each.shape for each in parameters]))
-            return make(parameters)
-
-        return train(task, making, *arguments, **options)
-
-    monkeypatch.setattr(evaluation, "train", watched)
-    run(suite(), names=(), rules=["default"])
-    (points,) = [shapes for by_tensor, shapes in seen if by_tensor]
-    assert points == [points[0]] * 3  # of a quadratic, one for each seed
-    for by_tensor, shapes in seen:
-        assert by_tensor or [len(shape) for shape in shapes] == [1]
-
-
 def test_results_are_those_of_the_problem_itself(tmp_path: Path) -> None:
     chosen = suite()
     adam, sgd = run(chosen, tmp_path)["noisy"]

@@ -3,21 +3,27 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from learned_optim import LearnedOptimizer, load_rule
+from learned_optim.meta_train import evaluation
 from learned_optim.meta_train.config import config_from_tables
 from learned_optim.meta_train.evaluation import train
 from learned_optim.meta_train.pool import Pool
+from learned_optim.meta_train.settings import Config
 from learned_optim.meta_train.tasks import Task
 from learned_optim.meta_train.tasks.mlp import MLPTask
+from learned_optim.meta_train.trainer import Trainer
 from learned_optim.meta_train.unroll import start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM
 from learned_optim.rules.schedule_free_lstm import RELATIVE_RATE
+from test_benchmark import run, suite
 from test_rules import normal
 
 INSTANCES, STEPS, SEED = 3, 12, 5
@@ -198,14 +204,70 @@ def test_part_of_a_task_in_steps_is_not_another() -> None:
 
 
 def test_pool_does_not_hold_tasks_in_other_steps() -> None:
-    tables = {
-        "steps": 1,
-        "rule": {"architecture": "schedule-free-lstm"},
-        "tasks": [{"family": "mlp", "dataset": "digits", "width": [200, 200], "layers": [2, 2]}],
-        "unroll": {"horizon": [10, 10], "instances": 2},
-    }
-    config = config_from_tables(tables)
+    config = config_of_wide_tasks()
     rule = config.rule.build(0)
     task = Pool(config, config.estimator.build(), torch.device("cpu"), rule).build_task(1)
     assert task.scale is not None
     assert float(task.scale.min()) < 0.9 <= float(task.scale.max()) == 1
+
+
+def test_rules_are_not_trained_without_the_shapes_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, list[torch.Size]]] = []
+    train = evaluation.train
+
+    def watched(task: Any, make: Any, *arguments: Any, **options: Any) -> np.ndarray:
+        def making(parameters: Any) -> Any:
+            parameters = list(parameters)
+            seen.append((options["by_tensor"], [each.shape for each in parameters]))
+            return make(parameters)
+
+        return train(task, making, *arguments, **options)
+
+    monkeypatch.setattr(evaluation, "train", watched)
+    run(suite(), names=(), rules=["default"])
+    (points,) = [shapes for by_tensor, shapes in seen if by_tensor]
+    assert points == [points[0]] * 3  # of a quadratic, one for each seed
+    for by_tensor, shapes in seen:
+        assert by_tensor or [len(shape) for shape in shapes] == [1]
+
+
+def config_of_wide_tasks() -> Config:
+    return config_from_tables(
+        {
+            "steps": 1,
+            "rule": {"architecture": "schedule-free-lstm"},
+            "tasks": [{"family": "mlp", "dataset": "digits", "width": [200, 200], "layers": [2, 2]}],
+            "unroll": {"horizon": [10, 10], "instances": 2},
+            "validation": {"horizon": 20, "tasks": 1, "instances": 2},
+        }
+    )
+
+
+class Blind(ScheduleFreeLSTM):
+    """The rule without factors."""
+
+    def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:  # type: ignore[override]
+        return None
+
+
+def test_validation_does_not_judge_other_steps() -> None:
+    trainer = Trainer(config_of_wide_tasks())
+    blind = Blind()
+    blind.load_state_dict(trainer.rule.state_dict())
+    assert trainer.validate(trainer.rule) != trainer.validate(blind)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_step_does_not_forget_the_scale() -> None:
+    torch._dynamo.reset()
+    initial, ends = 0.01 * normal(6, 50).float(), []
+    for compiles in (False, True):
+        weights = nn.Parameter(initial.clone())
+        optimizer = LearnedOptimizer([weights])
+        step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True) if compiles else optimizer.step
+        for seed in range(3):
+            weights.grad = normal(6, 50, seed=seed).float()
+            step()
+        ends.append(weights.detach() - initial)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-9)
