@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.merge_results import merge
 from learned_optim import cli
-from learned_optim.meta_train.plots import COLOURS, LEARNED_COLOURS, STYLE, save_figure
+from learned_optim.meta_train.plots import COLOURS, LEARNED_COLOURS, STYLE, legend_above, save_figure
 
 RESULTS = Path(__file__).parent / "results" / "paper"
 Curve = np.ndarray
@@ -96,10 +95,7 @@ def figure(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
             draw(panel, EXPERIMENTS[problem], curves[problem])
         for panel in panels[len(shown) :]:
             panel.set_visible(False)
-        lines: dict[str, Artist] = {}
-        for panel in panels:
-            lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        picture.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=len(lines))
+        legend_above(picture)
     return picture
 
 

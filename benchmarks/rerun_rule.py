@@ -176,7 +176,8 @@ def redraw(folder: Path, suite: Suite) -> None:
                 problem=problems[name],
                 optimizer=optimizer,
                 is_rule=not rate,
-                label=f"{optimizer} (lr {rate})" if rate and "@" not in optimizer else optimizer,
+                is_tuned=bool(rate) and "@" not in optimizer,
+                rate=float(rate) if rate else None,
                 curve=points(tables, name, optimizer),
             )
         )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,7 +27,9 @@ COLOURS = {
     "NAG": "#64b5cd",
 }
 OTHER_COLOUR = "#333333"  # of a baseline at a given rate
-TITLE_WIDTH = 38  # letters that fit over a panel
+TITLE_WIDTH, RATES_WIDTH = 38, 64  # letters that fit over a panel
+RATES_HEIGHT = 9  # points of a line of rates
+LEGEND_WIDTH = 1.4  # inches of an entry
 LEARNED_COLOURS = ("#c44e52", "#dd8452", "#937860")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -64,11 +67,21 @@ def comparison_figure(results: Results, timings: Timings | None = None) -> Figur
         draw_curves(panel, group, timings)
     for panel in panels[len(results) :]:
         panel.set_visible(False)
+    legend_above(figure)
     return figure
 
 
+def legend_above(figure: Figure) -> None:
+    """One legend for all panels, where it covers no curve."""
+    lines: dict[str, Artist] = {}
+    for panel in figure.axes:
+        lines |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    columns = max(1, min(len(lines), int(figure.get_figwidth() / LEGEND_WIDTH)))
+    figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=columns)
+
+
 def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = None) -> None:
-    """Loss of every optimizer of one problem; learned rules in warm colours, on top."""
+    """Loss of every optimizer of one problem; learned rules in warm colours, on top. Tuned rates stand above."""
     colours = _colours(group)
     floor, start, end = math.inf, 0.0, 0.0
     for result in group:
@@ -76,7 +89,7 @@ def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = 
         cost = timings[result.problem.name, result.optimizer].median if timings else 1.0
         width, order = (2.0, 3) if result.is_rule else (1.2, 2)
         colour = colours[result.optimizer]
-        panel.plot(steps * cost, mean, color=colour, linewidth=width, zorder=order, label=result.label)
+        panel.plot(steps * cost, mean, color=colour, linewidth=width, zorder=order, label=result.optimizer)
         panel.fill_between(steps * cost, low, high, color=colour, alpha=0.2, linewidth=0, zorder=order)
         finite = mean[np.isfinite(mean) & (mean > 0)]
         floor, start = min([floor, *finite]), max([start, *finite[:1]])
@@ -84,9 +97,14 @@ def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = 
     if math.isfinite(floor):  # else nothing can be drawn on a logarithmic axis
         panel.set(yscale="log", ylim=(floor * 0.8, start * 2))
     title = textwrap.fill(group[0].problem.label, TITLE_WIDTH)
-    panel.set(title=title, ylabel="training loss", xlabel="seconds" if timings else "step")
+    rates = ", ".join(f"{result.optimizer} {result.rate:g}" for result in group if result.is_tuned)
+    if rates:
+        rates = textwrap.fill(f"lr: {rates}", RATES_WIDTH)
+        above = panel.annotate(rates, (0.5, 1.0), (0, 3), xycoords="axes fraction", textcoords="offset points")
+        above.set(ha="center", va="bottom", fontsize=7, color="#666666")
+    panel.set_title(title, pad=6 + RATES_HEIGHT * (1 + rates.count("\n")) if rates else None)
+    panel.set(ylabel="training loss", xlabel="seconds" if timings else "step")
     panel.set_xlim(0, end)
-    panel.legend(fontsize=7.5)
 
 
 class Speed(NamedTuple):

@@ -343,6 +343,15 @@ class TestFigures:
         titles = [panel.get_title() for panel in figure.axes if panel.get_visible()]
         assert titles == [f"{name}, 20 steps" for name in names]
 
+    def test_name_every_optimizer_once_and_its_rates(self) -> None:
+        group = [result("Adam", rate=0.1), result("NAG", rate=0.03), result("mine")]
+        figure = comparison_figure({"p": group, "q": group})
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["Adam", "NAG", "mine"]
+        for panel in figure.axes:
+            assert panel.get_legend() is None
+            assert [text.get_text() for text in panel.texts] == ["lr: Adam 0.1, NAG 0.03"]
+
     def test_show_every_optimizer_once(self) -> None:
         labels = {line.get_label() for line in profile_figure(speeds_of(RESULTS)).axes[0].lines}
         assert labels == {"Adam", "SGD", "NAG", "mine"}

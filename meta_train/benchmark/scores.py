@@ -33,11 +33,6 @@ class Result:
     """Mean final loss of every rate tried, on the tuning seeds; empty where nothing was tuned."""
 
     @property
-    def label(self) -> str:
-        """Name, with the rate where one was tuned."""
-        return f"{self.optimizer} (lr {self.rate:g})" if self.tuning else self.optimizer
-
-    @property
     def is_tuned(self) -> bool:
         """Whether this is a hand-designed optimizer at its best rate."""
         return bool(self.tuning)
