@@ -4,10 +4,8 @@ The arguments and errors are those that PyTorch tests its own optimizers with.
 """
 
 import copy
-import itertools
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import SGD, Adam, Optimizer, lr_scheduler, swa_utils
+from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import (
     ErrorOptimizerInput,
@@ -378,92 +376,6 @@ def test_profiler_does_not_miss_the_step(make: Make) -> None:
     assert names.count(f"Optimizer.zero_grad#{kind}.zero_grad") == 1
 
 
-# Schedulers and averages.
-
-SCHEDULERS: Mapping[str, Callable[[Optimizer], Any]] = {
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
-    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.9),
-    "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2),
-    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [1, 3]),
-    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, total_iters=2),
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o, total_iters=4),
-    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
-    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, total_iters=6, power=2.0),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=5),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=2),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, step_size_up=2, cycle_momentum=False),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=8, cycle_momentum=False),
-    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.ConstantLR(o, total_iters=2), lr_scheduler.ExponentialLR(o, 0.9)]
-    ),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, total_iters=2), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[2]
-    ),
-    "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=3),
-}
-
-
-def test_no_scheduler_of_torch_is_missing_here() -> None:
-    others = {"LRScheduler", "ReduceLROnPlateau"}  # the base class; a test of its own
-    assert {name for name in SCHEDULERS if name != "SWALR"} == set(lr_scheduler.__all__) - others
-
-
-def test_cycled_momentum_is_not_ignored_silently() -> None:
-    for make_scheduler in (
-        lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=8),
-        lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0),
-    ):
-        with pytest.raises(ValueError, match="cycle_momentum"):
-            make_scheduler(LearnedOptimizer(Net().parameters()))
-
-
-def scheduled(make: Make, make_scheduler: Callable[[Optimizer], Any], lr: float | Tensor) -> list[float]:
-    net = Net()
-    optimizer = make(net.parameters(), lr=lr)
-    scheduler, rates = make_scheduler(optimizer), []
-    for _ in range(5):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        train(net, optimizer, 1, scheduler)
-    return rates
-
-
-@each_optimizer
-@pytest.mark.parametrize("tensor", [False, True], ids=["float-lr", "tensor-lr"])
-def test_no_scheduler_sets_other_rates_than_for_sgd(make: Make, tensor: bool) -> None:
-    for name, make_scheduler in SCHEDULERS.items():
-        with warnings.catch_warnings():  # SequentialLR steps its parts in a way that LRScheduler itself warns of
-            warnings.filterwarnings("ignore", message="(Detected call of|The epoch parameter)", category=UserWarning)
-            rates = scheduled(make, make_scheduler, torch.tensor(0.5) if tensor else 0.5)
-            expected = scheduled(SGD, make_scheduler, 0.5)
-        assert rates == pytest.approx(expected, rel=1e-6), name  # a tensor's rate is a float32
-
-
-@each_optimizer
-def test_plateau_does_not_leave_the_learning_rate(make: Make) -> None:
-    optimizer = make(Net().parameters(), lr=1.0)
-    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
-    for loss in (1.0, 1.0, 1.0):
-        scheduler.step(loss)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-
-
-@each_optimizer
-@pytest.mark.parametrize("average", ["mean", "ema"])
-def test_averaged_model_does_not_miss_a_step(make: Make, average: str) -> None:
-    net = Net()
-    optimizer = make(net.parameters())
-    averaging = {"avg_fn": None} if average == "mean" else {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)}
-    averaged = swa_utils.AveragedModel(net, **averaging)
-    snapshots = []
-    for _ in range(3):
-        snapshots.append(train(net, optimizer, steps=1))
-        averaged.update_parameters(net)
-    for index, value in enumerate(averaged.module.parameters()):
-        first, second, third = (snapshot[index] for snapshot in snapshots)
-        expected = (first + second + third) / 3 if average == "mean" else 0.81 * first + 0.09 * second + 0.1 * third
-        torch.testing.assert_close(value.detach(), expected)
-
-
 # Saving.
 
 CONTINUE = """
@@ -597,160 +509,3 @@ def test_torch_func_does_not_fail_on_a_rule(build: Callable[[int], UpdateRule]) 
     expected = sum((gradient[name] * direction[name]).sum() for name in weights)
     derivative = torch.func.jvp(meta_loss, (weights,), (direction,))[1]
     torch.testing.assert_close(derivative, expected)  # forward and reverse mode, two different computations
-
-
-def compiled_pair(make: Make, backend: str, fullgraph: bool) -> None:
-    torch._dynamo.reset()
-    net, other = Net(), Net()
-    eager, optimizer = make(net.parameters()), make(other.parameters())
-
-    def step() -> None:
-        optimizer.step()
-
-    compiled = torch.compile(step, backend=backend, fullgraph=fullgraph)
-    for _ in range(4):
-        train(net, eager, steps=1)
-        optimizer.zero_grad()
-        loss_of(other).backward()
-        compiled()
-    # Compiled loops round differently; the steps move parameters by 1e-3 and more.
-    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        [t.float() for s in eager.state.values() for t in s.values()],
-        [t.float() for s in optimizer.state.values() for t in s.values()],
-        rtol=1e-2,  # bfloat16
-        atol=1e-6,
-    )
-
-
-COMPILED: Mapping[str, tuple[Make, bool]] = {
-    "Adam": (partial(Adam, lr=0.01), False),  # its decorator breaks the graph on purpose
-    "rule-default": (LearnedOptimizer, True),
-    "rule-default-capturable": (partial(LearnedOptimizer, capturable=True, weight_decay=1e-4), True),
-    "rule-lstm-l2l": (partial(LearnedOptimizer, rule="lstm-l2l-quadratic", maximize=True), True),
-    "rule-error": (partial(LearnedOptimizer, nonfinite="error"), False),  # asks whether to raise: breaks the graph
-}
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(("make", "fullgraph"), list(COMPILED.values()), ids=list(COMPILED))
-def test_compiled_step_does_not_depart_from_eager(make: Make, fullgraph: bool) -> None:
-    compiled_pair(make, "aot_eager", fullgraph)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_change_of_a_tensor_learning_rate_does_not_compile_again() -> None:
-    torch._dynamo.reset()
-    net, other = Net(), Net()
-    rate, eager = torch.tensor(1.0), LearnedOptimizer(net.parameters())
-    optimizer = LearnedOptimizer(other.parameters(), lr=rate)
-    compiled = torch.compile(lambda: optimizer.step(), backend="aot_eager", fullgraph=True)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(4):
-            train(net, eager, steps=1)
-            optimizer.zero_grad()
-            loss_of(other).backward()
-            compiled()
-            rate.mul_(0.5)
-            eager.param_groups[0]["lr"] *= 0.5
-    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("make", [partial(Adam, lr=0.01), LearnedOptimizer], ids=["Adam", "rule-default"])
-def test_scheduler_does_not_keep_a_compiled_step_from_working(make: Make) -> None:
-    # Schedulers replace step by a wrapper that torch.compile does not follow: with fullgraph=True it says so.
-    torch._dynamo.reset()
-    net, other = Net(), Net()
-    eager, optimizer = make(net.parameters()), make(other.parameters())
-    schedulers = [lr_scheduler.ExponentialLR(each, 0.5) for each in (eager, optimizer)]
-    compiled = torch.compile(lambda: optimizer.step(), backend="aot_eager")
-    for _ in range(4):
-        train(net, eager, 1, schedulers[0])
-        optimizer.zero_grad()
-        loss_of(other).backward()
-        compiled()
-        schedulers[1].step()
-    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # compiles C++: half a minute on a quiet machine
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_inductor_does_not_depart_from_eager() -> None:
-    # In bfloat16 the last bit of an activation, which the two compute in different ways, would be a visible jump.
-    compiled_pair(partial(LearnedOptimizer, state_dtype=torch.float32), "inductor", fullgraph=True)
-
-
-@each_optimizer
-def test_capturable_step_is_not_another_step(make: Make) -> None:
-    if isinstance(make, partial) and make.func is Adam:
-        pytest.skip("Adam refuses capturable=True on a CPU")
-    net, other = Net(), Net()
-    optimizer = make(other.parameters(), capturable=True)
-    expected = train(net, make(net.parameters()), steps=5)
-    for one, two in zip(train(other, optimizer, steps=5), expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-
-
-# With a GPU.
-
-
-@needs_cuda
-@each_optimizer
-def test_cuda_step_does_not_wait_for_the_device(make: Make) -> None:
-    net = Net().cuda()
-    optimizer = make(net.parameters())
-    train(net, optimizer, steps=2)
-    loss_of(net).backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@needs_cuda
-@each_optimizer
-def test_replayed_cuda_graph_does_not_depart_from_eager(make: Make) -> None:
-    net, other = Net().cuda(), Net().cuda()
-    eager, optimizer = make(net.parameters(), capturable=True), make(other.parameters(), capturable=True)
-    inputs, targets = normal(8, 4, seed=10).float().cuda(), normal(8, 4, seed=11).float().cuda()
-
-    def step(module: Net, stepped: Optimizer) -> None:
-        stepped.zero_grad(set_to_none=False)
-        (module(inputs) - targets).square().mean().backward()
-        stepped.step()
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(other, optimizer)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(other, optimizer)
-    for _ in range(4):
-        graph.replay()
-    for _ in range(7):
-        step(net, eager)
-    assert optimizer.state[other.first.weight]["step"].item() == 7
-    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
-
-
-@needs_cuda
-@each_optimizer
-@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(["cpu", "cuda"])), ids=["to-gpu", "to-cpu"])
-def test_state_does_not_stay_behind_on_the_other_device(make: Make, first: str, second: str) -> None:
-    net, other = Net().to(first), Net().to(second)
-    optimizer, continued = make(net.parameters()), make(other.parameters())
-    train(net, optimizer)
-    other.load_state_dict(net.state_dict())
-    continued.load_state_dict(optimizer.state_dict())
-    expected = train(net, optimizer)
-    for one, two in zip(train(other, continued), expected, strict=True):
-        torch.testing.assert_close(one.cpu(), two.cpu(), rtol=1e-4, atol=1e-5)
