@@ -46,7 +46,7 @@ from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, Update
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gpu"
 TIME_LIMIT = 460  # seconds for all sections; what no time is left for is reported as such
-TESTS = ("tests/test_kernels.py", "tests/test_training_kernels.py", "tests/test_contract.py")
+TESTS = ("tests/test_kernels.py", "tests/test_training_kernels.py", "tests/test_contract_compiled.py")
 Row = tuple[str, ...]
 
 
