@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -141,13 +142,14 @@ def written(error: float | None) -> str:
 
 def omniglot_table(folder: Path) -> str:
     """Accuracy after 1 and 10 steps, batch norm transductive and not: a line for each training."""
-    lines = ["| | ways, shots | meta-steps | step 1 | step 10 | step 1, not transductive | step 10 |"]
-    lines.append("| --- " * 7 + "|")
+    head = ["", "ways, shots", "meta-steps", "inner steps", "queries", "step 1", "step 10"]
+    lines = [f"| {' | '.join([*head, 'step 1, not transductive', 'step 10'])} |", "| --- " * 9 + "|"]
     for path in sorted(folder.glob("omniglot-*.csv"), key=in_order):
         rows = read(folder, path.name)
         details = json.loads(path.with_suffix(".json").read_text())
-        trained = "-" if details["meta_step"] is None else f"{details['config']['steps']:,}"
-        cells = [rows[0]["algorithm"], f"{rows[0]['ways']}, {rows[0]['shots']}", trained]
+        config = details["config"]
+        trained = "-" if details["meta_step"] is None else f"{config['steps']:,}"
+        cells = [rows[0]["algorithm"], f"{rows[0]['ways']}, {rows[0]['shots']}", trained, *setting(config)]
         for batch_norm in ("transductive", "not transductive"):
             steps = {row["step"]: percent(row) for row in rows if row["batch_norm"] == batch_norm}
             if len(steps) == 1:  # features, and nothing to adapt
@@ -155,6 +157,15 @@ def omniglot_table(folder: Path) -> str:
             cells += [steps.get(step, "-") for step in ("1", "10")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def setting(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Inner steps in meta-training and queries of each class, where the algorithm has them."""
+    name = config["algorithm"]["name"]
+    return (
+        str(config["algorithm"]["steps"]) if name in ("maml", "fomaml", "meta-sgd", "reptile") else "-",
+        str(config["task"]["options"].get("queries", 1)) if name in ("maml", "fomaml", "meta-sgd") else "-",
+    )
 
 
 def in_order(path: Path) -> tuple[int, int, str]:

@@ -63,20 +63,25 @@ def sinusoid_config(name: str, shots: int) -> FewShotConfig:
 
 # What two cores can do: a quarter of the paper's episodes in a meta-step, a fifth of its meta-steps.
 CONVOLUTIONAL = ("episodes=8", "steps=12_000", "meta_optimizer.schedule=cosine", "validation.every=500")
-# With five queries of each class for one, and a higher rate, 600 meta-steps come as far as 2,000 or more.
-FIVE_QUERIES = (*CONVOLUTIONAL, "task.queries=5", "meta_optimizer.lr=3e-3")
+# Five queries of each class for one and a higher rate: a few hundred meta-steps come as far as thousands.
+FIVE_QUERIES = ("task.queries=5", "meta_optimizer.lr=3e-3")
 
 # The Omniglot runs: a shipped configuration and what is changed in it.
 OMNIGLOT: dict[str, tuple[str, tuple[str, ...]]] = {
     "maml": ("maml-omniglot-mlp", ()),
     "fomaml": ("maml-omniglot-mlp", ("algorithm.name=fomaml",)),
+    "maml, 5 queries": ("maml-omniglot-mlp", ("steps=24_000", "algorithm.steps=3", *FIVE_QUERIES)),
+    "fomaml, 5 queries": (
+        "maml-omniglot-mlp",
+        ("steps=24_000", "algorithm.name=fomaml", "algorithm.steps=3", *FIVE_QUERIES),
+    ),
     "reptile": ("reptile-omniglot-mlp", ()),
     "meta-sgd": ("maml-omniglot-mlp", ("algorithm.name=meta-sgd",)),
     "prototypical": ("prototypical-omniglot-mlp", ()),
     "matching": ("prototypical-omniglot-mlp", ("algorithm.name=matching",)),
     "pre-training": ("pretraining-omniglot-mlp", ()),
-    "maml, conv": ("maml-omniglot", FIVE_QUERIES),
-    "fomaml, conv": ("maml-omniglot", ("algorithm.name=fomaml", "algorithm.steps=3", *FIVE_QUERIES)),
+    "maml, conv": ("maml-omniglot", (*CONVOLUTIONAL, *FIVE_QUERIES)),
+    "fomaml, conv": ("maml-omniglot", ("algorithm.name=fomaml", "algorithm.steps=3", *CONVOLUTIONAL, *FIVE_QUERIES)),
     "meta-sgd, conv": ("maml-omniglot", ("algorithm.name=meta-sgd", *CONVOLUTIONAL)),
     "reptile, conv": ("reptile-omniglot-mlp", ("task.network=conv", "steps=12_000")),
 }
