@@ -179,6 +179,18 @@ class TestModel:
             assert torch.equal(loaded.algorithm.state_dict()[f"inner.{name}"], value)
         assert FewShotTrainer.resume(tmp_path / "run").finished
 
+    def test_inputs_of_another_shape_are_refused(self) -> None:
+        omniglot = FewShotModel.of(config({"name": "maml"}, task={"family": "omniglot", "ways": 3, "network": "mlp"}))
+        images, labels = torch.rand(3, 1, 28, 28), torch.arange(3)
+        for wrong in (images.expand(-1, 3, -1, -1), images[0], images.flatten(1)):
+            with pytest.raises(ValueError, match=r"takes inputs of shape \(n, 1, 28, 28\), got"):
+                omniglot.adapt(wrong, labels[: len(wrong)])
+            with pytest.raises(ValueError, match=r"takes inputs of shape \(n, 1, 28, 28\), got"):
+                omniglot.adapt(images, labels).predict(wrong)
+        wave = FewShotModel.of(config({"name": "maml"}, task={"family": "sinusoid"}))
+        with pytest.raises(ValueError, match=r"takes inputs of shape \(n, 1\), got \(5,\)"):
+            wave.adapt(torch.rand(5), torch.rand(5))
+
     def test_labels_out_of_range_and_missing_targets_are_refused(self) -> None:
         task = {"family": "omniglot", "ways": 3, "network": "mlp"}
         model = FewShotModel.of(config({"name": "prototypical"}, task=task))

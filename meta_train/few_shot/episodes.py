@@ -52,6 +52,11 @@ class FewShotTask(Task):
         return 0
 
     @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """That of an example, which a user's are held against; None: not known."""
+        return None
+
+    @property
     @abstractmethod
     def features(self) -> int:
         """Size of what :meth:`embedding` returns for an example."""

@@ -55,6 +55,11 @@ class MiniImageNet(ImageTask):
         return len(self.classes("train").first)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Three channels of ``size`` x ``size`` pixels."""
+        return 3, self.size, self.size
+
+    @property
     def features(self) -> int:
         """Filters times places after four poolings."""
         return self.filters * (self.size // 16) ** 2

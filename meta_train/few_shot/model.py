@@ -101,8 +101,10 @@ class FewShotModel:
             seed: of the order of minibatches, where the algorithm takes these.
 
         Raises:
-            ValueError: not as many targets as inputs, or a label out of range.
+            ValueError: not as many targets as inputs, a label out of range, or inputs of another shape than the
+                learner's.
         """
+        check_shape(self.learner, inputs)
         if len(inputs) != len(targets):
             raise ValueError(f"each input needs a target, got {len(inputs)} and {len(targets)}")
         ways = self.learner.few_shot.ways
@@ -111,14 +113,14 @@ class FewShotModel:
         steps = self.config.validation_steps if steps is None else steps
         generator = torch.Generator().manual_seed(seed)
         *_, adapted = self.algorithm.adapt(self.learner, (inputs[None], targets[None]), steps, generator)
-        return AdaptedModel(adapted)
+        return AdaptedModel(adapted, self.learner)
 
 
 class AdaptedModel:
     """A learner that has been adapted to one task."""
 
-    def __init__(self, adapted: Adapted) -> None:
-        self.adapted = adapted
+    def __init__(self, adapted: Adapted, learner: Learner) -> None:
+        self.adapted, self.learner = adapted, learner
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, *, transductive: bool = False) -> Tensor:
@@ -126,7 +128,11 @@ class AdaptedModel:
 
         ``transductive``: whether batch norm may take its statistics from all inputs together; if not, a prediction does
         not depend on what else is predicted.
+
+        Raises:
+            ValueError: inputs of another shape than the learner's.
         """
+        check_shape(self.learner, inputs)
         return self.adapted.predict(inputs[None], transductive=transductive)[0]
 
     def module(self) -> nn.Module:
@@ -138,6 +144,14 @@ class AdaptedModel:
         if not isinstance(self.adapted, AdaptedParameters):
             raise TypeError("this algorithm compares examples and adapts no parameters: use predict()")
         return self.adapted.learner.module_with(self.adapted.parameters[0])
+
+
+def check_shape(learner: Learner, inputs: Tensor) -> None:
+    """Raise ``ValueError`` for inputs ``(n, ...)`` that the learner cannot take."""
+    expected = learner.few_shot.input_shape
+    if expected is not None and tuple(inputs.shape[1:]) != expected:
+        wanted = ", ".join(map(str, ("n", *expected)))
+        raise ValueError(f"this learner takes inputs of shape ({wanted}), got {tuple(inputs.shape)}")
 
 
 def save_few_shot(algorithm: Algorithm, config: FewShotConfig, path: Path, provenance: Mapping[str, Any]) -> None:

@@ -55,6 +55,11 @@ class Omniglot(ImageTask):
         self.check_sizes(DRAWINGS)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """A channel of 28 x 28 pixels."""
+        return 1, SIZE, SIZE
+
+    @property
     def features(self) -> int:
         """Width of the last hidden layer."""
         return FILTERS if self.network == "conv" else WIDTHS[-1]

@@ -37,6 +37,11 @@ class Sinusoid(FewShotTask):
             raise ValueError("hidden must name one layer or more, got none")
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """A place on the wave."""
+        return (1,)
+
+    @property
     def features(self) -> int:
         """Units of the last hidden layer."""
         return self.hidden[-1]
