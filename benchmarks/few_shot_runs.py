@@ -63,7 +63,7 @@ def sinusoid_config(name: str, shots: int) -> FewShotConfig:
 
 # What two cores can do: a quarter of the paper's episodes in a meta-step, a fifth of its meta-steps.
 CONVOLUTIONAL = ("episodes=8", "steps=12_000", "meta_optimizer.schedule=cosine", "validation.every=500")
-# Five queries of each class for one and a higher rate: a few hundred meta-steps come as far as thousands.
+# Five queries of each class for one and a higher rate: 600 meta-steps of FOMAML come further than 1,500 did.
 FIVE_QUERIES = ("task.queries=5", "meta_optimizer.lr=3e-3")
 
 # The Omniglot runs: a shipped configuration and what is changed in it.
