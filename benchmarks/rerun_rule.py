@@ -26,7 +26,7 @@ from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.provenance import provenance
-from learned_optim.meta_train.benchmark.scores import Result, speedup
+from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, load_suite
 from learned_optim.meta_train.evaluation import BASELINES
 from learned_optim.meta_train.plots import (
@@ -37,6 +37,7 @@ from learned_optim.meta_train.plots import (
     save_figure,
     speedup_figure,
 )
+from learned_optim.meta_train.speedups import speedup
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, object]

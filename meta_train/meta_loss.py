@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learned_optim.meta_train.vectorize import VectorizedTask
 
-MetaLossName = Literal["mean", "final", "log"]
+MetaLossName = Literal["mean", "final", "log", "speedup"]
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """``(losses (steps, B), initial loss (B,)) -> 0-d``"""
 
@@ -36,7 +36,7 @@ def log_loss(losses: Tensor, initial_loss: Tensor) -> Tensor:
 
 
 META_LOSSES: dict[MetaLossName, Reduction] = {"mean": mean_loss, "final": final_loss, "log": log_loss}
-"""Reductions by the name that stands in a configuration."""
+"""Reductions by the name that stands in a configuration; ``speedup`` is none, as it compares particles."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class MetaLoss:
     """Which losses of a window count, and how.
 
     Args:
-        name: how they become one number: one of :data:`META_LOSSES`.
+        name: how they become one number: one of :data:`META_LOSSES`; or ``"speedup"``, which compares particles over
+            whole inner trainings, see :func:`learned_optim.meta_train.speedups.log_slowdowns`.
         bounded: no loss counts as more than the task's :attr:`Task.loss_bound` or, of a task that has none, 1.5 times
             its initial loss (Metz et al. 2022; Moudgil et al. 2025).
         clamp: no loss counts as more than this (Metz et al. 2019: 10), in the loss's own unit.
@@ -52,6 +53,9 @@ class MetaLoss:
             losses on the batch that also yields the next inner gradient.
 
     A loss that is not finite counts as the lower of the bounds, if there is one.
+
+    Raises:
+        ValueError: ``"speedup"`` with a bound: it needs none, as a diverged training counts as four times slower.
     """
 
     name: MetaLossName = "mean"
@@ -59,13 +63,28 @@ class MetaLoss:
     clamp: float | None = None
     outer_batches: int = 0
 
+    def __post_init__(self) -> None:
+        if self.compares and (self.bounded or self.clamp is not None):
+            raise ValueError("meta_loss 'speedup' needs no bound; leave out bounded and clamp")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is told from all particles of a window together."""
+        return self.name == "speedup"
+
     @classmethod
     def of(cls, given: "MetaLoss | MetaLossName") -> "MetaLoss":
         """``given``, or that of this name."""
         return given if isinstance(given, cls) else cls(given)  # type: ignore[arg-type]
 
     def reduction(self, task: VectorizedTask) -> Reduction:
-        """The function of a window's losses, bounds included."""
+        """The function of a window's losses, bounds included.
+
+        Raises:
+            ValueError: for ``"speedup"``, which only estimators of losses alone can take.
+        """
+        if self.compares:
+            raise ValueError("meta_loss 'speedup' has no gradient; take the estimator 'es' with it")
         reduce, clamp = META_LOSSES[self.name], self.clamp
         if not self.bounded and clamp is None:
             return reduce

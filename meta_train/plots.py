@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.report import Results, Timings, reference_of
-from learned_optim.meta_train.benchmark.scores import FASTEST, SLOWEST, Result, problem_speedups
+from learned_optim.meta_train.benchmark.scores import Result, problem_speedups
+from learned_optim.meta_train.speedups import FASTEST, SLOWEST
 
 COLOURS = {
     "Adam": "#4c72b0",

@@ -154,7 +154,8 @@ class EstimatorConfig(Strict):
 
     name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single"] = "truncated-bptt"
     meta_loss: MetaLossName = "mean"
-    """How the losses of a window become one number: their mean, the last one, or the mean logarithm."""
+    """How the losses of a window become one number: their mean, the last one, the mean logarithm; or, with "es", the
+    logarithm of how much faster a particle is than the median of those that train beside it."""
     bounded: bool = False
     """Whether no loss counts as more than the task's bound (1.5 ln C for C classes; else 1.5 initial losses)."""
     clamp: Positive | None = None
@@ -182,6 +183,10 @@ class EstimatorConfig(Strict):
     def __post_init__(self) -> None:
         if self.outer_split == "validation" and self.outer_batches == 0:
             raise ValueError('outer_split = "validation" needs outer_batches = 1 or more')
+        if self.meta_loss == "speedup" and self.name != "es":
+            raise ValueError(
+                f'meta_loss = "speedup" compares whole inner trainings: take name = "es", got {self.name!r}'
+            )
         self.build()
 
     def build(self) -> Estimator:

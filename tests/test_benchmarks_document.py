@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from learned_optim import cli
-from learned_optim.meta_train.benchmark.scores import DIVERGED, FASTEST, POINTS, SLOWEST
+from learned_optim.meta_train.benchmark.scores import DIVERGED, POINTS
 from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
 from learned_optim.meta_train.evaluation import LADDER, MOMENTUM
+from learned_optim.meta_train.speedups import FASTEST, SLOWEST
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
 TEXT = (FOLDER / "benchmarks.md").read_text()

@@ -68,3 +68,10 @@ def test_without_a_bound_nothing_is_hidden() -> None:
 def test_names_stand_for_the_plain_meta_loss() -> None:
     assert MetaLoss.of("log") == MetaLoss("log")
     assert MetaLoss.of(MetaLoss("log", clamp=3.0)) == MetaLoss("log", clamp=3.0)
+
+
+def test_speed_ups_take_no_bound_and_have_no_gradient() -> None:
+    with pytest.raises(ValueError, match="needs no bound; leave out bounded and clamp"):
+        MetaLoss("speedup", bounded=True)
+    with pytest.raises(ValueError, match="take the estimator 'es'"):
+        MetaLoss("speedup").reduction(quadratics())

@@ -5,22 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from learned_optim.meta_train.benchmark.report import ratio_text
 from learned_optim.meta_train.benchmark.scores import (
     DIVERGED,
-    FASTEST,
     POINTS,
-    SLOWEST,
     Result,
     problem_speedups,
-    running_final,
     score,
-    speedup,
-    steps_to,
 )
 from learned_optim.meta_train.benchmark.suites import SuiteProblem
 from learned_optim.meta_train.evaluation import final_loss
+from learned_optim.meta_train.speedups import FASTEST, SLOWEST, log_slowdowns, running_final, speedup, steps_to
 
 STEPS = 1000
 
@@ -67,6 +64,22 @@ def test_speed_up_of_a_curve_that_falls_so_many_times_as_fast(factor: float) -> 
     found = float(speedup(falling(factor), falling(1.0))[0])
     assert found == pytest.approx(factor, rel=0.08)
     assert (found == 1.0) == (factor == 1.0)
+
+
+def test_slowdowns_are_told_from_the_median_of_the_particles_on_the_same_instances() -> None:
+    """Two groups of three particles, copy by copy; the losses of the second group are a thousand times higher."""
+    factors = np.array([[1.0, 1.0], [2.0, 0.5], [0.5, 4.0]])
+    curves = np.stack([falling(factor, seeds=2) for factor in factors.flatten()], axis=1) * [[[1], [1000]] * 3]
+    losses = torch.from_numpy(curves.reshape(STEPS + 1, 6, 2))
+    found = log_slowdowns(losses[1:], losses[0], copies=3)
+    # The middle one of each group is the reference: 1 of both.
+    expected = -np.log(factors).flatten()
+    np.testing.assert_allclose(found, expected, atol=0.08)
+    assert found[:2].tolist() == [0.0, 0.0]
+    losses[700:, 4] = torch.nan
+    diverged = log_slowdowns(losses[1:], losses[0], copies=3)
+    assert diverged[4] == -math.log(SLOWEST)
+    assert torch.equal(diverged[[0, 1, 2, 3, 5]], found[[0, 1, 2, 3, 5]])
 
 
 def test_speed_up_is_bounded() -> None:

@@ -24,9 +24,15 @@ from learned_optim.meta_train.estimators import (
     TruncatedBPTT,
     truncated_bptt,
 )
-from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, antithetic, as_particles
+from learned_optim.meta_train.estimators.perturbation import (
+    PerturbationEstimator,
+    antithetic,
+    antithetic_rule,
+    as_particles,
+)
 from learned_optim.meta_train.meta_loss import MetaLoss
 from learned_optim.meta_train.particles import ParticleRule, as_meta_grads, flat_meta_parameters
+from learned_optim.meta_train.speedups import log_slowdowns
 from learned_optim.meta_train.tasks import Batch, Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.unroll import InnerState, start, unroll
@@ -364,6 +370,26 @@ def test_estimate_is_its_formula_particle_by_particle(
         torch.testing.assert_close(parameters_to_vector(estimate.grads), expected, rtol=1e-7, atol=1e-12)
         torch.testing.assert_close(estimate.meta_loss, meta_losses.mean(), rtol=ROUNDING, atol=0)
         assert estimate.losses.shape == (STEPS, *estimate.state.inner.initial_loss.shape)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_es_on_speed_ups_pulls_towards_the_faster_of_each_pair(groups: int) -> None:
+    rule = randomised(ScaleFreeLSTM(hidden_size=2))
+    task = VectorizedTask(QuadraticTask(3, None, 0.0, 1.0), INSTANCES, seed=0)
+    estimator = ES(sigma=0.3, pairs=3, groups=groups, meta_loss="speedup")
+    inner, random = start(rule, task, generator(1)), generator(2)
+    estimate = estimator.window(rule, task, estimator.start(rule, task, inner, random), 60, generator(2))
+
+    again = generator(2)
+    noise = estimator.perturbations(rule, groups, again)
+    with torch.no_grad():
+        particles = as_particles(inner, groups, 6)
+        losses = unroll(antithetic_rule(rule, noise), task, particles, 60, again).losses
+    slowdowns = log_slowdowns(losses, particles.initial_loss, 6)
+    assert float(slowdowns.min()) < 0 < float(slowdowns.max())
+    above, below = slowdowns.view(2, -1)
+    expected = ((above - below)[:, None] * noise / (2 * 0.3**2)).mean(0)
+    torch.testing.assert_close(parameters_to_vector(estimate.grads), expected)
 
 
 @each_rule

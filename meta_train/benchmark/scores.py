@@ -1,4 +1,4 @@
-"""From losses to figures: final loss, divergence, speed-up over a reference, and their bands."""
+"""From losses to figures: final loss, divergence, and speed-ups over a reference with their bands."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,8 @@ import numpy as np
 
 from learned_optim.meta_train.benchmark.suites import SuiteProblem
 from learned_optim.meta_train.evaluation import Edge, final_loss, mean_and_band, resampled, weighted_means
+from learned_optim.meta_train.speedups import speedup
 
-SLOWEST, FASTEST = 0.25, 10.0
-"""Bounds of a speed-up, so that no single problem decides a mean. A diverged training counts as the slowest."""
 DIVERGED = 2.0  # initial losses; noise alone does not double a loss
 POINTS = 200  # of a stored or drawn curve
 RESAMPLES = 200  # a band of speed-ups to some percent; each takes two passes over all losses
@@ -60,50 +59,6 @@ class Result:
         steps = np.unique(np.linspace(0, last, min(last, POINTS) + 1).round().astype(int))
         sums = np.add.reduceat(self.losses, np.concatenate([[0], steps[:-1] + 1]), axis=0)
         return steps, *mean_and_band(sums / np.diff(steps, prepend=-1)[:, None])
-
-
-def running_final(losses: np.ndarray) -> np.ndarray:
-    """At each step the final loss of a training that ends there: mean of its last tenth, at least of one loss.
-
-    Losses ``(steps + 1, columns)``, which are infinite once they are not finite; the result has the same shape.
-    """
-    steps = np.arange(len(losses))
-    window = np.maximum(1, steps // 10)
-    infinite = ~np.isfinite(losses)
-    sums = np.cumsum(np.where(infinite, 0, losses)[::-1], axis=0)[::-1]  # from the end, where losses are small
-    sums = np.concatenate([sums, np.zeros_like(losses[:1])])
-    means = (sums[steps + 1 - window] - sums[steps + 1]) / window[:, None]
-    return np.where(infinite, np.inf, means)
-
-
-def steps_to(running: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """First step from 1 on at which each column of ``(steps + 1, columns)`` is down to its target; infinite if none."""
-    reached = running[1:] <= target
-    return np.where(reached.any(axis=0), 1 + reached.argmax(axis=0), np.inf)
-
-
-def speedup(
-    losses: np.ndarray, reference: np.ndarray, cost: float = 1.0, diverged: np.ndarray | bool = False
-) -> np.ndarray:
-    """How many times faster than a reference, between :data:`SLOWEST` and :data:`FASTEST`.
-
-    Steps that the reference needs to reach its own final loss, over the steps needed to reach it too. Where that loss
-    is not reached, steps that the reference needs to reach what *was* reached, over all steps.
-
-    Args:
-        losses: mean over seeds, ``(steps + 1, columns)``.
-        reference: those of the reference, likewise.
-        cost: seconds of a step over those of the reference; 1 compares steps.
-        diverged: columns that count as the slowest.
-    """
-    own, other = running_final(losses), running_final(reference)
-    target = other[-1]
-    with np.errstate(invalid="ignore"):
-        factor = steps_to(other, target) / steps_to(own, target)  # 0 where it is not reached
-        behind = steps_to(other, own[-1]) / (len(losses) - 1)
-    factor = np.where(factor > 0, factor, behind) / cost
-    factor = np.where(np.isfinite(target), factor, FASTEST)  # of a reference that diverged
-    return np.where(diverged | ~np.isfinite(own[-1]), SLOWEST, np.clip(factor, SLOWEST, FASTEST))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.func import vmap
 from learned_optim.meta_train.estimators.base import Estimator
 from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.speedups import log_slowdowns
 from learned_optim.meta_train.unroll import InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
@@ -82,6 +83,8 @@ class PerturbationEstimator(Estimator):
         """Meta-losses ``(2 K,)`` and window of the antithetic particles with the perturbations ``(K, M)``."""
         moved, batches = antithetic_rule(rule, noise), self.meta_loss.outer_batches
         window = unroll(moved, task, particles, steps, generator, outer_batches=batches)
+        if self.meta_loss.compares:
+            return log_slowdowns(window.counted, particles.initial_loss, 2 * self.pairs), window
         return self.reduction(task)(window.counted, particles.initial_loss), window
 
     def slopes(self, meta_losses: Tensor) -> Tensor:
