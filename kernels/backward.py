@@ -274,6 +274,7 @@ def schedule_free_lstm_backward(
     GAIN: tl.constexpr,
     FORGETTING: tl.constexpr,
     CHANCE: tl.constexpr,
+    SURGE: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
@@ -326,8 +327,21 @@ def schedule_free_lstm_backward(
     output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + INPUTS + HIDDEN)
     outputs = outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
     agreement = signals[AGREEMENT]
-    factor, new_rate, gain, bounded_rate, bounded_gain = adapted_rate(
-        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, CHANCE, WARMUP, GAIN_SLOPE
+    factor, new_rate, gain, bounded_rate, bounded_gain, surge = adapted_rate(
+        agreement,
+        signals[AGREEMENT + 1],
+        old_log_rate,
+        outputs,
+        count,
+        BOUND,
+        RATE,
+        RATE_SLOPE,
+        GAIN,
+        FORGETTING,
+        CHANCE,
+        SURGE,
+        WARMUP,
+        GAIN_SLOPE,
     )
     move = factor * signals[0]
     share, others, bounded_recency = share_of_the_last(outputs[2], count, BOUND, RECENCY, RECENCY_SLOPE)
@@ -371,7 +385,7 @@ def schedule_free_lstm_backward(
     d_before = (1.0 - FORGETTING) * d_rate + d_inputs[AGREEMENT + 2] * (1.0 / BOUND) - d_scaled * old_displacement
     tl.store(d_log_rate + first, d_before, mask)
     d_agreement = d_inputs[AGREEMENT] + gain * d_rate
-    d_ratio = d_inputs[AGREEMENT + 1]
+    d_ratio = d_inputs[AGREEMENT + 1] + SURGE * d_log_factor * (1.0 - surge * surge)
     d_fast = d_ratio - d_agreement * agreement
     d_momenta = ()
     for k in tl.static_range(1, AGREEMENT):

@@ -149,7 +149,7 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
     average(momentum, grad, MOMENTUM_DECAYS, MOMENTA);
     vec rms = root(second_moment[0] * shared->second_moment_corrections[0] + EPSILON_SQUARED);
     vec slow_rms = root(second_moment[1] * shared->second_moment_corrections[1] + EPSILON_SQUARED);
-    vec over = 1.0f / rms;
+    vec over = 1.0f / rms, ratio = rms / slow_rms;
     vec direction = clamped(grad * over, LARGEST_DIRECTION);
     vec agreement = direction * (before * shared->momentum_corrections[0] * over);
     vec averaging = *displacement * exponential(-*log_rate) * (1.0f / (RATE * count));
@@ -158,7 +158,7 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
     *next++ = direction;
     for (int k = 0; k < MOMENTA; k++) *next++ = momentum[k] * shared->momentum_corrections[k] * over;
     *next++ = agreement;
-    *next++ = logarithm(rms / slow_rms);
+    *next++ = logarithm(ratio);
     *next++ = *log_rate * (1.0f / BOUND);
     *next++ = averaging / (1.0f + magnitude(averaging));
     memcpy(next, hidden, sizeof(vec) * HIDDEN);
@@ -171,7 +171,8 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
     *log_rate = clamped((1.0f - FORGETTING) * *log_rate + gain * cautious, BOUND);
     vec square = *log_rate * *log_rate;
     vec credible = *log_rate * square / (square + CHANCE * CHANCE);
-    vec factor = bounded_exponential(credible + RATE_SLOPE * outputs[0], BOUND, 1.0f);
+    vec surge = 1.0f - 2.0f / (1.0f + ratio * ratio); /* tanh(log(ratio)); at most 10, the ratio can be squared */
+    vec factor = bounded_exponential(credible + SURGE * surge + RATE_SLOPE * outputs[0], BOUND, 1.0f);
     vec move = -RATE * shared->warmth * factor * direction;
     vec ahead = *displacement + move;
     vec bounded_recency = BOUND * hyperbolic_tangent(outputs[2] * (RECENCY_SLOPE / BOUND));

@@ -161,6 +161,7 @@ def schedule_free_inputs(
 @triton.jit
 def adapted_rate(
     agreement,
+    log_ratio,
     log_rate,
     outputs,
     count,
@@ -170,20 +171,23 @@ def adapted_rate(
     GAIN: tl.constexpr,
     FORGETTING: tl.constexpr,
     CHANCE: tl.constexpr,
+    SURGE: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
 ):
     """What ``schedule-free-lstm`` multiplies the direction with, and the new log rate before it is cut.
 
-    Also how much that changes for an agreement of 1, and the tanh that bounds the first and the last of these.
+    Also how much that changes for an agreement of 1, the tanh that bounds the first and the last of these, and how far
+    gradients are above those of late.
     """
     gain, bounded_gain = bounded_exp(outputs[1], BOUND, GAIN_SLOPE)
     gain *= GAIN * tl.where(agreement <= 0.0, 1.0 + tl.exp(count * (-1.0 / WARMUP)), 1.0)
     log_rate = (1.0 - FORGETTING) * log_rate + gain * agreement
     credible, _ = beyond_chance(clamped(log_rate, BOUND), CHANCE)
-    factor, bounded_rate = bounded_exp(credible + RATE_SLOPE * outputs[0], BOUND, 1.0)
+    surge = tanh(log_ratio)
+    factor, bounded_rate = bounded_exp(credible + SURGE * surge + RATE_SLOPE * outputs[0], BOUND, 1.0)
     warmth = tl.minimum(count * (1.0 / WARMUP), 1.0)
-    return -RATE * warmth * factor, log_rate, gain, bounded_rate, bounded_gain
+    return -RATE * warmth * factor, log_rate, gain, bounded_rate, bounded_gain, surge
 
 
 @triton.jit
@@ -334,6 +338,7 @@ def schedule_free_lstm(
     GAIN: tl.constexpr,
     FORGETTING: tl.constexpr,
     CHANCE: tl.constexpr,
+    SURGE: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
@@ -387,9 +392,22 @@ def schedule_free_lstm(
         3,
         UNITS,
     )
-    agreement = inputs[1 + len(MOMENTUM_DECAYS)]
-    factor, new_rate, _, _, _ = adapted_rate(
-        agreement, old_log_rate, outputs, count, BOUND, RATE, RATE_SLOPE, GAIN, FORGETTING, CHANCE, WARMUP, GAIN_SLOPE
+    agreement, log_ratio = inputs[1 + len(MOMENTUM_DECAYS)], inputs[2 + len(MOMENTUM_DECAYS)]
+    factor, new_rate, _, _, _, _ = adapted_rate(
+        agreement,
+        log_ratio,
+        old_log_rate,
+        outputs,
+        count,
+        BOUND,
+        RATE,
+        RATE_SLOPE,
+        GAIN,
+        FORGETTING,
+        CHANCE,
+        SURGE,
+        WARMUP,
+        GAIN_SLOPE,
     )
     tl.store(new_log_rate, clamped(new_rate, BOUND), written)
     move = factor * inputs[0]

@@ -202,6 +202,7 @@ def _plan_of_schedule_free_lstm(rule: Any) -> Packed:
         "GAIN": schedule_free_lstm.GAIN,
         "FORGETTING": schedule_free_lstm.FORGETTING,
         "CHANCE": schedule_free_lstm.CHANCE,
+        "SURGE": schedule_free_lstm.SURGE,
         "WARMUP": schedule_free_lstm.WARMUP,
         "GAIN_SLOPE": schedule_free_lstm.GAIN_SLOPE,
         "INTERPOLATION": schedule_free_lstm.INTERPOLATION,

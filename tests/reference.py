@@ -264,6 +264,7 @@ class ScheduleFreeLSTMReference:
     GAIN = 0.2
     FORGETTING = 0.003
     CHANCE = 0.7
+    SURGE = 0.3
     WARMUP = 50
     RECENCY = 1.0
     BOUND = 6.0
@@ -339,7 +340,9 @@ class ScheduleFreeLSTMReference:
         log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
         credible = log_rate**3 / (log_rate**2 + self.CHANCE**2)
         warmth = min(t / self.WARMUP, 1.0)
-        move = -self.rate * warmth * np.exp(bounded(credible + self.RATE_SLOPE * scale)) * direction
+        surge = (fast**2 - slow**2) / (fast**2 + slow**2)  # tanh(log(fast / slow))
+        log_factor = bounded(credible + self.SURGE * surge + self.RATE_SLOPE * scale)
+        move = -self.rate * warmth * np.exp(log_factor) * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
         update: Array = (1.0 - self.INTERPOLATION) * move + self.INTERPOLATION * share * (displacement + move)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]

@@ -365,15 +365,15 @@ def test_untrained_scale_free_lstm_does_not_leave_torch_adams_trajectory(eps: fl
 def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None:
     # RMSprop with hypergradients and, kept apart as in the paper, its points and their mean.
     constants, rate, steps = ScheduleFreeLSTMReference, 0.03, 300
-    second_moment, momentum, log_rate = np.zeros(5), np.zeros(5), np.zeros(5)
+    second_moment, slow_moment, momentum, log_rate = np.zeros(5), np.zeros(5), np.zeros(5), np.zeros(5)
 
     def gradient(y: Array) -> Array:
         # The last one is pushed no more once it is below 0.5: the mean still follows.
         return np.array([0.1, 1.0, 10.0, 100.0, 1.0]) * np.where(np.arange(5) < 4, np.sin(y), np.maximum(y - 0.5, 0.0))
 
     def moves(grad: Array, t: int) -> Array:
-        nonlocal second_moment, momentum, log_rate
-        second_moment = 0.9 * second_moment + 0.1 * grad**2
+        nonlocal second_moment, slow_moment, momentum, log_rate
+        second_moment, slow_moment = 0.9 * second_moment + 0.1 * grad**2, 0.99 * slow_moment + 0.01 * grad**2
         rms = np.sqrt(second_moment / (1 - 0.9**t) + constants.EPS**2)
         direction = np.clip(grad / rms, -constants.LARGEST_DIRECTION, constants.LARGEST_DIRECTION)
         agreement = direction * momentum / (1 - 0.9**t) / rms
@@ -382,8 +382,10 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
         log_rate = np.clip(log_rate, -constants.BOUND, constants.BOUND)
         credible = log_rate / (1 + (constants.CHANCE / np.where(log_rate == 0, 1, log_rate)) ** 2)
         momentum = 0.9 * momentum + 0.1 * grad
+        slow_rms = np.sqrt(slow_moment / (1 - 0.99**t) + constants.EPS**2)
+        log_factor = credible + constants.SURGE * np.tanh(np.log(rms / slow_rms))
         warmth = min(t / constants.WARMUP, 1)
-        return -rate * warmth * np.exp(constants.BOUND * np.tanh(credible / constants.BOUND)) * direction
+        return -rate * warmth * np.exp(constants.BOUND * np.tanh(log_factor / constants.BOUND)) * direction
 
     def share(t: int) -> float:
         return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))

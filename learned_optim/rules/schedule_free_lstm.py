@@ -25,13 +25,15 @@ INTERPOLATION = 0.9  # how close gradients are taken to the average: Defazio et 
 GAIN = 0.2  # change of the log rate for a gradient that agrees fully with those before, untrained
 FORGETTING = 0.003  # of the log rate in a step, so that agreement by chance does not add up
 CHANCE = 0.7  # log rates up to about this come about by chance, and count for little
+SURGE = 0.3  # gradients larger than of late move up to exp(0.3) times as far, smaller ones as much less
 WARMUP = 50.0  # steps over which the rate rises to its value, and caution fades
 RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
 RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
 OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
-SIGNALS = 1 + len(MOMENTUM_DECAYS) + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
+AGREEMENT = 1 + len(MOMENTUM_DECAYS)  # place among the signals, after direction and momenta
+SIGNALS = AGREEMENT + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
 OUTPUTS = 3
 
 
@@ -47,10 +49,13 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``l <- 0.997 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 6
 
-        ``move = -rate * min(t / 50, 1) * exp(bounded(l^3 / (l^2 + 0.7^2) + 3 s)) * d`` .
+        ``surge = tanh(log(rms / rms_slow))``
+
+        ``move = -rate * min(t / 50, 1) * exp(bounded(l^3 / (l^2 + 0.7^2) + 0.3 surge + 3 s)) * d`` .
 
     What chance can explain of ``l`` is left out; and as nearly everything agrees while the rate is still low, a
-    negative agreement counts ``1 + exp(-t / 50)`` times.
+    negative agreement counts ``1 + exp(-t / 50)`` times. With ``surge`` some of what the division by rms takes out is
+    put back: gradients that are larger than they were over the last hundred steps say more.
 
     The move is that of the fast sequence z of a schedule-free optimizer (Defazio et al. 2024): with x a mean of all z
     so far, the parameter is ``y = 0.1 z + 0.9 x``. Averaging does what a falling rate does elsewhere, without knowing
@@ -153,7 +158,8 @@ class ScheduleFreeLSTM(UpdateRule):
         agreement = direction * (before / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        signals = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
+        log_ratio = (rms / slow_rms).log()
+        signals = [agreement, log_ratio, log_rate / BOUND, averaging / (1 + averaging.abs())]
         step_features = torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
         hidden, cell = self.cell(
             torch.cat([direction[None], corrected_momentum / rms, torch.stack(signals)]),
@@ -165,7 +171,7 @@ class ScheduleFreeLSTM(UpdateRule):
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
         log_rate = ((1 - FORGETTING) * log_rate + gain * cautious).clamp(-BOUND, BOUND)
-        factor = bounded(beyond_chance(log_rate) + RATE_SLOPE * scale).exp()
+        factor = bounded(beyond_chance(log_rate) + SURGE * log_ratio.tanh() + RATE_SLOPE * scale).exp()
         move = -self.rate * (step / WARMUP).clamp(max=1.0) * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
@@ -184,64 +190,81 @@ class ScheduleFreeLSTM(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        *particles, coordinates = grad.shape
-
-        def rows(name: str, count: int) -> Tensor:
-            return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
-
-        signals = rows("signals", SIGNALS + self.hidden_size + 1)
-        direction, momenta, agreement, rms_ratio, rate_row, averaging, hidden, one = signals.split(
-            [1, len(MOMENTUM_DECAYS), *[1] * OWN_SIGNALS, self.hidden_size, 1], -2
-        )
-        momentum, second_moment = state["momentum"], state["second_moment"]
+        signals = self._read(grad, state, step)
+        scale, gain, recency = self._steer(signals, state, step).split(1, -2)
+        direction, agreement, log_ratio = (signals.narrow(-2, row, 1) for row in (0, AGREEMENT, AGREEMENT + 1))
         displacement, log_rate = state["displacement"], state["log_rate"]
-        corrections = bias_corrections(MOMENTUM_DECAYS, step)
 
-        largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
-        square = torch.mul(gradient, gradient, out=rows("square", 1))
-        second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
-        both_rms = rows("rms", len(SECOND_MOMENT_DECAYS))
-        correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
-        torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=both_rms)
-        rms, slow_rms = both_rms.sqrt_().split(1, -2)
-        torch.div(rms, slow_rms, out=rms_ratio).log_()
-        over_rms = rms.reciprocal_()
-        torch.mul(gradient, over_rms, out=direction).clamp_(-LARGEST_DIRECTION, LARGEST_DIRECTION)
-        torch.mul(momentum.narrow(-2, 0, 1), over_rms, out=agreement).mul_(direction).mul_(corrections[0])
-        momentum.lerp_(gradient, column(tuple(1 - decay for decay in MOMENTUM_DECAYS), grad))
-        torch.mul(momentum, over_rms, out=momenta)  # without the bias corrections
-        torch.mul(log_rate, 1 / BOUND, out=rate_row)
-        torch.neg(log_rate, out=averaging).exp_().mul_(displacement).mul_(1 / (self.rate * step))
-        averaging.div_(torch.abs(averaging, out=rows("square", 1)).add_(1.0))
-        hidden.copy_(state["hidden"])
-        one.fill_(1.0)
-
-        # Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
-        input_scale = column((1.0, *corrections, *[1.0] * (OWN_SIGNALS + self.hidden_size)), grad).squeeze(-1)
-        step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), grad)
-        with in_dtype(state["cell"], grad.dtype) as cell:
-            context = (self.step_weight @ step_features).squeeze(-1)
-            self.cell.advance(signals, cell, hidden, context, input_scale)
-        state["hidden"].copy_(hidden)
-        weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1)], -1)
-        slopes = column((RATE_SLOPE / BOUND, GAIN_SLOPE / BOUND, RECENCY_SLOPE / BOUND), grad)
-        hidden_and_one = signals.narrow(-2, SIGNALS, self.hidden_size + 1)
-        output = torch.matmul(weight.mul_(slopes), hidden_and_one, out=rows("output", OUTPUTS))
-        scale, gain_and_recency = output.split([1, 2], -2)
-        gain, recency = gain_and_recency.tanh_().mul_(column((BOUND, -BOUND), grad)).exp_().split(1, -2)
-        negative = torch.clamp(agreement, max=0.0, out=rows("square", 1))
+        negative = torch.clamp(agreement, max=0.0, out=rows_like(grad, "square", 1))
         agreement.add_(negative, alpha=math.exp(-step / WARMUP))
+        gain = gain.tanh_().mul_(BOUND).exp_()
         log_rate.mul_(1 - FORGETTING).addcmul_(agreement, gain, value=GAIN).clamp_(-BOUND, BOUND)
-        square = torch.mul(log_rate, log_rate, out=rows("square", 1))
-        credible = torch.mul(log_rate, square, out=rows("move", 1)).div_(square.add_(CHANCE**2))
-        scale.add_(credible, alpha=1 / BOUND).tanh_().mul_(BOUND).exp_()
-        move: Tensor = torch.mul(direction, scale, out=rows("move", 1)).mul_(-self.rate * min(step / WARMUP, 1.0))
-        share = recency.mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
+        square = torch.mul(log_rate, log_rate, out=rows_like(grad, "square", 1))
+        credible = torch.mul(log_rate, square, out=rows_like(grad, "move", 1)).div_(square.add_(CHANCE**2))
+        surge = torch.tanh(log_ratio, out=square)
+        scale.add_(credible, alpha=1 / BOUND).add_(surge, alpha=SURGE / BOUND).tanh_().mul_(BOUND).exp_()
+        warmth = min(step / WARMUP, 1.0)
+        move: Tensor = torch.mul(direction, scale, out=rows_like(grad, "move", 1)).mul_(-self.rate * warmth)
+        share = recency.tanh_().mul_(-BOUND).exp_().mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
         ahead = displacement.add_(move)
         update: Tensor = (move * (1 - INTERPOLATION)).addcmul_(ahead, share, value=INTERPOLATION).squeeze(-2)
         displacement.addcmul_(ahead, share, value=-1.0)
         return update
+
+    def _read(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
+        """What the LSTM reads, its hidden state and a row of ones, ``(..., signals, C)``; the moments move on.
+
+        Momenta are without their bias corrections.
+        """
+        signals = rows_like(grad, "signals", SIGNALS + self.hidden_size + 1)
+        direction, momenta, agreement, log_ratio, rate_row, averaging, hidden, one = signals.split(
+            [1, len(MOMENTUM_DECAYS), *[1] * OWN_SIGNALS, self.hidden_size, 1], -2
+        )
+        momentum, second_moment, log_rate = state["momentum"], state["second_moment"], state["log_rate"]
+        largest = largest_with_finite_square(grad.dtype)
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows_like(grad, "grad", 1))
+        square = torch.mul(gradient, gradient, out=rows_like(grad, "square", 1))
+        second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
+        both_rms = rows_like(grad, "rms", len(SECOND_MOMENT_DECAYS))
+        correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
+        torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=both_rms)
+        rms, slow_rms = both_rms.sqrt_().split(1, -2)
+        torch.div(rms, slow_rms, out=log_ratio).log_()
+        over_rms = rms.reciprocal_()
+        torch.mul(gradient, over_rms, out=direction).clamp_(-LARGEST_DIRECTION, LARGEST_DIRECTION)
+        (before,) = bias_corrections(MOMENTUM_DECAYS[:1], step)
+        torch.mul(momentum.narrow(-2, 0, 1), over_rms, out=agreement).mul_(direction).mul_(before)
+        momentum.lerp_(gradient, column(tuple(1 - decay for decay in MOMENTUM_DECAYS), grad))
+        torch.mul(momentum, over_rms, out=momenta)
+        torch.mul(log_rate, 1 / BOUND, out=rate_row)
+        torch.neg(log_rate, out=averaging).exp_().mul_(state["displacement"]).mul_(1 / (self.rate * step))
+        averaging.div_(torch.abs(averaging, out=rows_like(grad, "square", 1)).add_(1.0))
+        hidden.copy_(state["hidden"])
+        one.fill_(1.0)
+        return signals
+
+    def _steer(self, signals: Tensor, state: RuleState, step: float) -> Tensor:
+        """The LSTM's outputs times their slopes over the bound, ``(..., outputs, C)``; hidden and cell state move on.
+
+        Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
+        """
+        hidden = signals.narrow(-2, SIGNALS, self.hidden_size)
+        corrections = bias_corrections(MOMENTUM_DECAYS, step)
+        input_scale = column((1.0, *corrections, *[1.0] * (OWN_SIGNALS + self.hidden_size)), signals).squeeze(-1)
+        step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), signals)
+        with in_dtype(state["cell"], signals.dtype) as cell:
+            context = (self.step_weight @ step_features).squeeze(-1)
+            self.cell.advance(signals, cell, hidden, context, input_scale)
+        state["hidden"].copy_(hidden)
+        weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1)], -1)
+        slopes = column((RATE_SLOPE / BOUND, GAIN_SLOPE / BOUND, RECENCY_SLOPE / BOUND), signals)
+        hidden_and_one = signals.narrow(-2, SIGNALS, self.hidden_size + 1)
+        return torch.matmul(weight.mul_(slopes), hidden_and_one, out=rows_like(signals[..., 0, :], "output", OUTPUTS))
+
+
+def rows_like(grad: Tensor, name: str, count: int) -> Tensor:
+    """Scratch memory ``(..., count, C)`` for a gradient ``(..., C)``."""
+    return scratch.empty(name, (*grad.shape[:-1], count, grad.shape[-1]), grad.dtype)
 
 
 def beyond_chance(log_rate: Tensor) -> Tensor:
