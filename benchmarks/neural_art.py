@@ -6,6 +6,7 @@ No rule was meta-trained on these photographs and paintings, but for the first p
 The loss is that of the family ``neural-art``. Adam has the best of its rates on each picture, which takes trying.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -104,4 +105,5 @@ def middle(picture: Image.Image) -> tuple[int, int, int, int]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

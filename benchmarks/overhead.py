@@ -8,6 +8,7 @@ Writes results/overhead.csv and .json (provenance). One thread, and processor ti
 else runs on the machine then counts little. All candidates are timed in turn, and the least of the rounds is quoted.
 """
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -78,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -4,6 +4,7 @@ Writes the table of docs/scale.md. What travels is asked of the estimators; a wo
 ``results/throughput.csv``; the rest are the assumptions below.
 """
 
+import argparse
 import csv
 import math
 from pathlib import Path
@@ -84,6 +85,7 @@ def milliseconds(seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
     DOCUMENT.write_text(before + BEGIN + table() + END + rest.partition(END)[2])

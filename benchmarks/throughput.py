@@ -8,6 +8,7 @@ steps. An antithetic pair counts once. Columns after the speed: shares of a wind
 prints the load before and after.
 """
 
+import argparse
 import contextlib
 import os
 import statistics
@@ -100,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

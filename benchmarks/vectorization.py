@@ -6,6 +6,7 @@ Writes results/vectorization.csv and .json (provenance). Run it on a quiet machi
 The window of truncated backpropagation is 20 steps; the meta-gradient is taken through 2,048 coordinates at most.
 """
 
+import argparse
 import os
 import statistics
 import time
@@ -63,4 +64,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()
