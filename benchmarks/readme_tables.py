@@ -229,6 +229,20 @@ def reproduction_table(results: Results) -> str:
     return table(["problem", "seeds", "lstm-l2l", "95% band", *baselines], rows)
 
 
+def robustness_table(root: Path = RESULTS) -> str:
+    """The default rule and Adam, tuned under each disturbance; bold where the rule ends lower."""
+    with (root / "robustness.csv").open(newline="") as file:
+        results = {(row["condition"], row["optimizer"]): row for row in csv.DictReader(file)}
+    rows = []
+    for condition in dict.fromkeys(condition for condition, _ in results):
+        rule, adam = (results[condition, name] for name in ("default", "Adam"))
+        ours, theirs = (row["final_over_initial_loss"] for row in (rule, adam))
+        text = f"{float(ours):.2g}"
+        rows.append([condition, f"**{text}**" if float(ours) < float(theirs) else text])
+        rows[-1].append(f"{float(theirs):.2g} ({float(adam['rate']):g})")
+    return table(["disturbance", "default rule", "Adam, tuned under it (rate)"], rows)
+
+
 def experiments_run(results: Results) -> Iterable[tuple[str, str, str, str]]:
     """Problem, title, rule and the paper's ratio of those experiments whose rule has been run."""
     for problem, experiment in EXPERIMENTS.items():
@@ -250,7 +264,10 @@ TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
         "held-out": held_out_table,
         "paper": paper_table,
     },
-    "docs/results.md": {"larger": lambda results: speedup_table(results, LARGER)},
+    "docs/results.md": {
+        "larger": lambda results: speedup_table(results, LARGER),
+        "robustness": lambda _: robustness_table(),
+    },
     "docs/reproduction.md": {"reproduction": reproduction_table},
 }
 """By document, and by the name that stands in the marker before the table."""
