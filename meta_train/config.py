@@ -119,12 +119,16 @@ def flat(table: Any, place: str = "") -> dict[str, Any]:
 
 def shipped_configs() -> dict[str, Path]:
     """Configurations that come with the package, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.toml"))}
+    return _by_name(Path(__file__).parent / "configs")
 
 
 def shipped_few_shot_configs() -> dict[str, Path]:
     """Those of few-shot runs."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "few_shot" / "configs").glob("*.toml"))}
+    return _by_name(Path(__file__).parent / "few_shot" / "configs")
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def _locate(source: str | Path) -> Path:
