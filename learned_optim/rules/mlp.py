@@ -118,22 +118,20 @@ class MLP(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        *particles, coordinates = grad.shape
         scales = len(DECAYS)
 
-        def rows(name: str, count: int) -> Tensor:
-            return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
-
         largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
-        square = torch.mul(gradient, gradient, out=rows("square", 1))
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=scratch.rows(grad, "grad", 1))
+        square = torch.mul(gradient, gradient, out=scratch.rows(grad, "square", 1))
         weights = column(tuple(1 - decay for decay in DECAYS), grad)
         corrections = column(bias_corrections(DECAYS, step), grad)
         momentum = state["momentum"].lerp_(gradient, weights)
         second_moment = state["second_moment"].lerp_(square, weights)
-        rms = torch.addcmul(column((EPSILON**2,), grad), second_moment, corrections, out=rows("rms", scales)).sqrt_()
+        rms = torch.addcmul(
+            column((EPSILON**2,), grad), second_moment, corrections, out=scratch.rows(grad, "rms", scales)
+        ).sqrt_()
 
-        signals = rows("signals", FEATURES + 1)
+        signals = scratch.rows(grad, "signals", FEATURES + 1)
         directions, rms_ratios, one = signals.split([DIRECTIONS, scales - 1, 1], -2)
         torch.div(momentum, rms, out=directions.narrow(-2, 0, scales)).mul_(corrections)
         torch.div(gradient, rms.narrow(-2, GRAD, 1), out=directions.narrow(-2, scales, 1))
@@ -143,9 +141,9 @@ class MLP(UpdateRule):
         step_features = column(tuple(math.tanh(step / scale - 1) for scale in TIME_SCALES), grad)
         offset = self.hidden_bias.unsqueeze(-1) + self.step_weight @ step_features
         weight = torch.cat([self.hidden_weight, offset], -1)
-        hidden = torch.matmul(weight, signals, out=rows("hidden", self.hidden_size)).relu_()
+        hidden = torch.matmul(weight, signals, out=scratch.rows(grad, "hidden", self.hidden_size)).relu_()
         start = column(tuple(float(place == START) for place in range(DIRECTIONS + 1)), grad)
-        output = torch.matmul(self.output_weight, hidden, out=rows("output", DIRECTIONS + 1))
+        output = torch.matmul(self.output_weight, hidden, out=scratch.rows(grad, "output", DIRECTIONS + 1))
         output.add_(self.output_bias.unsqueeze(-1) + start)
         coefficients, magnitude = output.split([DIRECTIONS, 1], -2)
         direction: Tensor = coefficients.mul_(directions).sum(-2)

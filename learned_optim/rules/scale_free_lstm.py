@@ -126,24 +126,20 @@ class ScaleFreeLSTM(UpdateRule):
         """See :meth:`UpdateRule.advance`."""
         if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
             return super().advance(grad, state, step)
-        *particles, coordinates = grad.shape
         momenta = len(self.momentum_decays)
 
-        def rows(name: str, count: int) -> Tensor:
-            return scratch.empty(name, (*particles, count, coordinates), grad.dtype)
-
         largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows("grad", 1))
-        square = torch.mul(gradient, gradient, out=rows("square", 1))
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=scratch.rows(grad, "grad", 1))
+        square = torch.mul(gradient, gradient, out=scratch.rows(grad, "square", 1))
         momentum, second_moment = state["momentum"], state["second_moment"]
         momentum.lerp_(gradient, column(tuple(1 - decay for decay in self.momentum_decays), grad))
         second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
-        rms = rows("rms", len(SECOND_MOMENT_DECAYS))
+        rms = scratch.rows(grad, "rms", len(SECOND_MOMENT_DECAYS))
         correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
         torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=rms)
         fast_rms, slow_rms = rms.sqrt_().split(1, -2)
 
-        signals = rows("signals", momenta + 2 + self.hidden_size + 1)
+        signals = scratch.rows(grad, "signals", momenta + 2 + self.hidden_size + 1)
         directions, rms_ratio, hidden, one = signals.split([momenta + 1, 1, self.hidden_size, 1], -2)
         torch.div(momentum, slow_rms, out=directions.narrow(-2, 0, momenta))  # without the momenta's bias corrections
         torch.div(gradient, fast_rms, out=directions.narrow(-2, momenta, 1))
@@ -164,7 +160,9 @@ class ScaleFreeLSTM(UpdateRule):
         factors = (*(-self.rate * correction for correction in corrections), LOG_SCALE_SLOPE / LOG_SCALE_BOUND)
         weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1) + one_for_adam], -1)
         hidden_and_one = signals.narrow(-2, momenta + 2, self.hidden_size + 1)
-        output = torch.matmul(weight.mul_(column(factors, grad)), hidden_and_one, out=rows("output", momenta + 2))
+        output = torch.matmul(
+            weight.mul_(column(factors, grad)), hidden_and_one, out=scratch.rows(grad, "output", momenta + 2)
+        )
         coefficients, scale = output.split([momenta + 1, 1], -2)
         update: Tensor = coefficients.mul_(directions).sum(-2)
         return update.mul_(scale.squeeze(-2).tanh_().mul_(LOG_SCALE_BOUND).exp_())

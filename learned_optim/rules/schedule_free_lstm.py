@@ -195,16 +195,16 @@ class ScheduleFreeLSTM(UpdateRule):
         direction, agreement, log_ratio = (signals.narrow(-2, row, 1) for row in (0, AGREEMENT, AGREEMENT + 1))
         displacement, log_rate = state["displacement"], state["log_rate"]
 
-        negative = torch.clamp(agreement, max=0.0, out=rows_like(grad, "square", 1))
+        negative = torch.clamp(agreement, max=0.0, out=scratch.rows(grad, "square", 1))
         agreement.add_(negative, alpha=math.exp(-step / WARMUP))
         gain = gain.tanh_().mul_(BOUND).exp_()
         log_rate.mul_(1 - FORGETTING).addcmul_(agreement, gain, value=GAIN).clamp_(-BOUND, BOUND)
-        square = torch.mul(log_rate, log_rate, out=rows_like(grad, "square", 1))
-        credible = torch.mul(log_rate, square, out=rows_like(grad, "move", 1)).div_(square.add_(CHANCE**2))
+        square = torch.mul(log_rate, log_rate, out=scratch.rows(grad, "square", 1))
+        credible = torch.mul(log_rate, square, out=scratch.rows(grad, "move", 1)).div_(square.add_(CHANCE**2))
         surge = torch.tanh(log_ratio, out=square)
         scale.add_(credible, alpha=1 / BOUND).add_(surge, alpha=SURGE / BOUND).tanh_().mul_(BOUND).exp_()
         warmth = min(step / WARMUP, 1.0)
-        move: Tensor = torch.mul(direction, scale, out=rows_like(grad, "move", 1)).mul_(-self.rate * warmth)
+        move: Tensor = torch.mul(direction, scale, out=scratch.rows(grad, "move", 1)).mul_(-self.rate * warmth)
         share = recency.tanh_().mul_(-BOUND).exp_().mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
         ahead = displacement.add_(move)
         update: Tensor = (move * (1 - INTERPOLATION)).addcmul_(ahead, share, value=INTERPOLATION).squeeze(-2)
@@ -216,16 +216,16 @@ class ScheduleFreeLSTM(UpdateRule):
 
         Momenta are without their bias corrections.
         """
-        signals = rows_like(grad, "signals", SIGNALS + self.hidden_size + 1)
+        signals = scratch.rows(grad, "signals", SIGNALS + self.hidden_size + 1)
         direction, momenta, agreement, log_ratio, rate_row, averaging, hidden, one = signals.split(
             [1, len(MOMENTUM_DECAYS), *[1] * OWN_SIGNALS, self.hidden_size, 1], -2
         )
         momentum, second_moment, log_rate = state["momentum"], state["second_moment"], state["log_rate"]
         largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=rows_like(grad, "grad", 1))
-        square = torch.mul(gradient, gradient, out=rows_like(grad, "square", 1))
+        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=scratch.rows(grad, "grad", 1))
+        square = torch.mul(gradient, gradient, out=scratch.rows(grad, "square", 1))
         second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
-        both_rms = rows_like(grad, "rms", len(SECOND_MOMENT_DECAYS))
+        both_rms = scratch.rows(grad, "rms", len(SECOND_MOMENT_DECAYS))
         correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
         torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=both_rms)
         rms, slow_rms = both_rms.sqrt_().split(1, -2)
@@ -238,7 +238,7 @@ class ScheduleFreeLSTM(UpdateRule):
         torch.mul(momentum, over_rms, out=momenta)
         torch.mul(log_rate, 1 / BOUND, out=rate_row)
         torch.neg(log_rate, out=averaging).exp_().mul_(state["displacement"]).mul_(1 / (self.rate * step))
-        averaging.div_(torch.abs(averaging, out=rows_like(grad, "square", 1)).add_(1.0))
+        averaging.div_(torch.abs(averaging, out=scratch.rows(grad, "square", 1)).add_(1.0))
         hidden.copy_(state["hidden"])
         one.fill_(1.0)
         return signals
@@ -259,12 +259,9 @@ class ScheduleFreeLSTM(UpdateRule):
         weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1)], -1)
         slopes = column((RATE_SLOPE / BOUND, GAIN_SLOPE / BOUND, RECENCY_SLOPE / BOUND), signals)
         hidden_and_one = signals.narrow(-2, SIGNALS, self.hidden_size + 1)
-        return torch.matmul(weight.mul_(slopes), hidden_and_one, out=rows_like(signals[..., 0, :], "output", OUTPUTS))
-
-
-def rows_like(grad: Tensor, name: str, count: int) -> Tensor:
-    """Scratch memory ``(..., count, C)`` for a gradient ``(..., C)``."""
-    return scratch.empty(name, (*grad.shape[:-1], count, grad.shape[-1]), grad.dtype)
+        return torch.matmul(
+            weight.mul_(slopes), hidden_and_one, out=scratch.rows(signals[..., 0, :], "output", OUTPUTS)
+        )
 
 
 def beyond_chance(log_rate: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ class Scratch(threading.local):
             buffer = self.buffers[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")
         return buffer[:count].view(shape)
 
+    def rows(self, like: Tensor, name: str, count: int) -> Tensor:
+        """The same of shape ``(..., count, C)``, in the dtype of ``like``, a gradient ``(..., C)``."""
+        return self.empty(name, (*like.shape[:-1], count, like.shape[-1]), like.dtype)
+
 
 scratch = Scratch()
 
