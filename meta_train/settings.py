@@ -183,10 +183,6 @@ class EstimatorConfig(Strict):
     def __post_init__(self) -> None:
         if self.outer_split == "validation" and self.outer_batches == 0:
             raise ValueError('outer_split = "validation" needs outer_batches = 1 or more')
-        if self.meta_loss == "speedup" and self.name != "es":
-            raise ValueError(
-                f'meta_loss = "speedup" compares whole inner trainings: take name = "es", got {self.name!r}'
-            )
         self.build()
 
     def build(self) -> Estimator:

@@ -82,6 +82,17 @@ def test_slowdowns_are_told_from_the_median_of_the_particles_on_the_same_instanc
     assert torch.equal(diverged[[0, 1, 2, 3, 5]], found[[0, 1, 2, 3, 5]])
 
 
+def test_slowdowns_are_those_of_the_curves_from_the_initial_loss_on() -> None:
+    curves = np.random.default_rng(0).lognormal(size=(6, 5, 1))
+    losses = torch.from_numpy(curves)
+    median = np.median(curves[:, :, 0], axis=1, keepdims=True)
+    expected = -np.log(speedup(curves[:, :, 0], np.repeat(median, 5, axis=1)))
+    found = log_slowdowns(losses[1:], losses[0], copies=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert len(set(expected)) > 2
+    assert not np.allclose(log_slowdowns(losses[2:], losses[1], copies=5), expected)
+
+
 def test_speed_up_is_bounded() -> None:
     assert speedup(falling(100.0), falling(1.0)).tolist() == [FASTEST]
     assert speedup(falling(0.01), falling(1.0)).tolist() == [SLOWEST]

@@ -392,6 +392,12 @@ def test_es_on_speed_ups_pulls_towards_the_faster_of_each_pair(groups: int) -> N
     torch.testing.assert_close(parameters_to_vector(estimate.grads), expected)
 
 
+@pytest.mark.parametrize("build", [PES, ESSingle, Reparameterization, Combined, TruncatedBPTT])
+def test_only_es_takes_speed_ups(build: type[Estimator]) -> None:
+    with pytest.raises(ValueError, match=f"take the estimator 'es', got {build.name!r}"):
+        build(meta_loss="speedup")  # type: ignore[call-arg]
+
+
 @each_rule
 @pytest.mark.parametrize("options", [{}, {"second_derivatives": True}], ids=["replay", "second-derivatives"])
 @each_meta_loss

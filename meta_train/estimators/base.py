@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
 from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import InnerState
 from learned_optim.meta_train.vectorize import VectorizedTask
@@ -80,6 +81,18 @@ class Estimator(ABC):
     """Name in configurations."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names that may stand in an :attr:`Estimate.report`; a run logs the mean of each."""
+    compares_particles: ClassVar[bool] = False
+    """Whether the meta-loss may be told from all particles of a window together, as ``"speedup"`` is."""
+
+    @classmethod
+    def accepted(cls, meta_loss: MetaLoss | MetaLossName) -> MetaLoss:
+        """The meta-loss, or that of this name; ``ValueError`` if it compares particles and the estimator does not."""
+        given = MetaLoss.of(meta_loss)
+        if given.compares and not cls.compares_particles:
+            raise ValueError(
+                f"meta_loss 'speedup' compares whole inner trainings: take the estimator 'es', got {cls.name!r}"
+            )
+        return given
 
     def start(
         self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator

@@ -27,6 +27,7 @@ class ES(EvolutionStrategy):
 
     name = "es"
     persistent = False
+    compares_particles = True
 
     def directions(
         self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator

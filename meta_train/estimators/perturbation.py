@@ -46,7 +46,7 @@ class PerturbationEstimator(Estimator):
             raise ValueError(f"sigma must be positive, got {sigma}")
         if pairs < 1 or (groups is not None and groups < 1):
             raise ValueError(f"pairs and groups must be at least 1, got {pairs} and {groups}")
-        self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, MetaLoss.of(meta_loss)
+        self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, self.accepted(meta_loss)
 
     def pieces(self, instances: int) -> int:
         """G for this many instances.

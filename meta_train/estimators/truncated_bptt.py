@@ -275,7 +275,7 @@ class TruncatedBPTT(Estimator):
         replay_coordinates: int | None = None,
     ) -> None:
         check_replay(second_derivatives, replay_coordinates)
-        self.meta_loss = MetaLoss.of(meta_loss)
+        self.meta_loss = self.accepted(meta_loss)
         self.second_derivatives, self.replay_coordinates = second_derivatives, replay_coordinates
 
     def window(
