@@ -23,6 +23,7 @@ from .rules import (
     scale_free_update,
     schedule_free_inputs,
     share_of_the_last,
+    surge,
     time_features,
 )
 
@@ -275,6 +276,7 @@ def schedule_free_lstm_backward(
     FORGETTING: tl.constexpr,
     CHANCE: tl.constexpr,
     SURGE: tl.constexpr,
+    LARGEST_RATIO: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
@@ -327,7 +329,7 @@ def schedule_free_lstm_backward(
     output_weights = weights + HIDDEN * 4 * (1 + len(TIME_SCALES) + INPUTS + HIDDEN)
     outputs = outputs_again(output_weights, new_hidden + first_unit, size, mask, HIDDEN, 3)
     agreement = signals[AGREEMENT]
-    factor, new_rate, gain, bounded_rate, bounded_gain, surge = adapted_rate(
+    factor, new_rate, gain, bounded_rate, bounded_gain = adapted_rate(
         agreement,
         signals[AGREEMENT + 1],
         old_log_rate,
@@ -340,6 +342,7 @@ def schedule_free_lstm_backward(
         FORGETTING,
         CHANCE,
         SURGE,
+        LARGEST_RATIO,
         WARMUP,
         GAIN_SLOPE,
     )
@@ -385,7 +388,8 @@ def schedule_free_lstm_backward(
     d_before = (1.0 - FORGETTING) * d_rate + d_inputs[AGREEMENT + 2] * (1.0 / BOUND) - d_scaled * old_displacement
     tl.store(d_log_rate + first, d_before, mask)
     d_agreement = d_inputs[AGREEMENT] + gain * d_rate
-    d_ratio = d_inputs[AGREEMENT + 1] + SURGE * d_log_factor * (1.0 - surge * surge)
+    _, slope = surge(signals[AGREEMENT + 1], LARGEST_RATIO)
+    d_ratio = d_inputs[AGREEMENT + 1] + SURGE * d_log_factor * slope
     d_fast = d_ratio - d_agreement * agreement
     d_momenta = ()
     for k in tl.static_range(1, AGREEMENT):

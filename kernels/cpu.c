@@ -171,7 +171,8 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
     *log_rate = clamped((1.0f - FORGETTING) * *log_rate + gain * cautious, BOUND);
     vec square = *log_rate * *log_rate;
     vec credible = *log_rate * square / (square + CHANCE * CHANCE);
-    vec surge = 1.0f - 2.0f / (1.0f + ratio * ratio); /* tanh(log(ratio)); at most 10, the ratio can be squared */
+    vec squares = ratio * ratio; /* at most 10 */
+    vec surge = (1.0f - 2.0f / (1.0f + squares)) * (1.0f - squares * squares * (1.0f / (LARGEST_RATIO * LARGEST_RATIO)));
     vec factor = bounded_exponential(credible + SURGE * surge + RATE_SLOPE * outputs[0], BOUND, 1.0f);
     vec move = -RATE * shared->warmth * factor * direction;
     vec ahead = *displacement + move;

@@ -172,22 +172,30 @@ def adapted_rate(
     FORGETTING: tl.constexpr,
     CHANCE: tl.constexpr,
     SURGE: tl.constexpr,
+    LARGEST_RATIO: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
 ):
     """What ``schedule-free-lstm`` multiplies the direction with, and the new log rate before it is cut.
 
-    Also how much that changes for an agreement of 1, the tanh that bounds the first and the last of these, and how far
-    gradients are above those of late.
+    Also how much that changes for an agreement of 1, and the tanh that bounds the first and the last of these.
     """
     gain, bounded_gain = bounded_exp(outputs[1], BOUND, GAIN_SLOPE)
     gain *= GAIN * tl.where(agreement <= 0.0, 1.0 + tl.exp(count * (-1.0 / WARMUP)), 1.0)
     log_rate = (1.0 - FORGETTING) * log_rate + gain * agreement
     credible, _ = beyond_chance(clamped(log_rate, BOUND), CHANCE)
-    surge = tanh(log_ratio)
-    factor, bounded_rate = bounded_exp(credible + SURGE * surge + RATE_SLOPE * outputs[0], BOUND, 1.0)
+    larger, _ = surge(log_ratio, LARGEST_RATIO)
+    factor, bounded_rate = bounded_exp(credible + SURGE * larger + RATE_SLOPE * outputs[0], BOUND, 1.0)
     warmth = tl.minimum(count * (1.0 / WARMUP), 1.0)
-    return -RATE * warmth * factor, log_rate, gain, bounded_rate, bounded_gain, surge
+    return -RATE * warmth * factor, log_rate, gain, bounded_rate, bounded_gain
+
+
+@triton.jit
+def surge(log_ratio, LARGEST_RATIO: tl.constexpr):
+    """How far gradients are above those of late, 0 again where a single one is all there is; the derivative of that."""
+    larger = tanh(log_ratio)
+    lone = tl.exp(4.0 * log_ratio) * (1.0 / (LARGEST_RATIO * LARGEST_RATIO))
+    return larger * (1.0 - lone), (1.0 - larger * larger) * (1.0 - lone) - 4.0 * lone * larger
 
 
 @triton.jit
@@ -339,6 +347,7 @@ def schedule_free_lstm(
     FORGETTING: tl.constexpr,
     CHANCE: tl.constexpr,
     SURGE: tl.constexpr,
+    LARGEST_RATIO: tl.constexpr,
     WARMUP: tl.constexpr,
     GAIN_SLOPE: tl.constexpr,
     INTERPOLATION: tl.constexpr,
@@ -393,7 +402,7 @@ def schedule_free_lstm(
         UNITS,
     )
     agreement, log_ratio = inputs[1 + len(MOMENTUM_DECAYS)], inputs[2 + len(MOMENTUM_DECAYS)]
-    factor, new_rate, _, _, _, _ = adapted_rate(
+    factor, new_rate, _, _, _ = adapted_rate(
         agreement,
         log_ratio,
         old_log_rate,
@@ -406,6 +415,7 @@ def schedule_free_lstm(
         FORGETTING,
         CHANCE,
         SURGE,
+        LARGEST_RATIO,
         WARMUP,
         GAIN_SLOPE,
     )

@@ -203,6 +203,7 @@ def _plan_of_schedule_free_lstm(rule: Any) -> Packed:
         "FORGETTING": schedule_free_lstm.FORGETTING,
         "CHANCE": schedule_free_lstm.CHANCE,
         "SURGE": schedule_free_lstm.SURGE,
+        "LARGEST_RATIO": schedule_free_lstm.LARGEST_RATIO,
         "WARMUP": schedule_free_lstm.WARMUP,
         "GAIN_SLOPE": schedule_free_lstm.GAIN_SLOPE,
         "INTERPOLATION": schedule_free_lstm.INTERPOLATION,

@@ -265,6 +265,7 @@ class ScheduleFreeLSTMReference:
     FORGETTING = 0.003
     CHANCE = 0.7
     SURGE = 0.3
+    LARGEST_RATIO = 10.0
     WARMUP = 50
     RECENCY = 1.0
     BOUND = 6.0
@@ -340,7 +341,8 @@ class ScheduleFreeLSTMReference:
         log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
         credible = log_rate**3 / (log_rate**2 + self.CHANCE**2)
         warmth = min(t / self.WARMUP, 1.0)
-        surge = (fast**2 - slow**2) / (fast**2 + slow**2)  # tanh(log(fast / slow))
+        ratio = fast**2 / slow**2
+        surge = (ratio - 1.0) / (ratio + 1.0) * (1.0 - (ratio / self.LARGEST_RATIO) ** 2)
         log_factor = bounded(credible + self.SURGE * surge + self.RATE_SLOPE * scale)
         move = -self.rate * warmth * np.exp(log_factor) * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))

@@ -383,7 +383,7 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
         credible = log_rate / (1 + (constants.CHANCE / np.where(log_rate == 0, 1, log_rate)) ** 2)
         momentum = 0.9 * momentum + 0.1 * grad
         slow_rms = np.sqrt(slow_moment / (1 - 0.99**t) + constants.EPS**2)
-        log_factor = credible + constants.SURGE * np.tanh(np.log(rms / slow_rms))
+        log_factor = credible + constants.SURGE * np.tanh(np.log(rms / slow_rms)) * (1 - (rms / slow_rms) ** 4 / 100)
         warmth = min(t / constants.WARMUP, 1)
         return -rate * warmth * np.exp(constants.BOUND * np.tanh(log_factor / constants.BOUND)) * direction
 

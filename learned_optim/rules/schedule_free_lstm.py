@@ -25,7 +25,8 @@ INTERPOLATION = 0.9  # how close gradients are taken to the average: Defazio et 
 GAIN = 0.2  # change of the log rate for a gradient that agrees fully with those before, untrained
 FORGETTING = 0.003  # of the log rate in a step, so that agreement by chance does not add up
 CHANCE = 0.7  # log rates up to about this come about by chance, and count for little
-SURGE = 0.3  # gradients larger than of late move up to exp(0.3) times as far, smaller ones as much less
+SURGE = 0.3  # gradients larger than of late move up to 1.16 times as far, smaller ones down to exp(-0.3) times
+LARGEST_RATIO = 10.0  # of the fast second moment to the slow one: a single gradient makes up both
 WARMUP = 50.0  # steps over which the rate rises to its value, and caution fades
 RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
@@ -49,13 +50,14 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``l <- 0.997 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 6
 
-        ``surge = tanh(log(rms / rms_slow))``
+        ``surge = tanh(log(rms / rms_slow)) (1 - (rms / rms_slow)^4 / 100)``
 
         ``move = -rate * min(t / 50, 1) * exp(bounded(l^3 / (l^2 + 0.7^2) + 0.3 surge + 3 s)) * d`` .
 
     What chance can explain of ``l`` is left out; and as nearly everything agrees while the rate is still low, a
     negative agreement counts ``1 + exp(-t / 50)`` times. With ``surge`` some of what the division by rms takes out is
-    put back: gradients that are larger than they were over the last hundred steps say more.
+    put back: gradients that are larger than they were over the last hundred steps say more, unless it is a single one
+    (the ratio of squares is then close to 10, its bound).
 
     The move is that of the fast sequence z of a schedule-free optimizer (Defazio et al. 2024): with x a mean of all z
     so far, the parameter is ``y = 0.1 z + 0.9 x``. Averaging does what a falling rate does elsewhere, without knowing
@@ -171,7 +173,7 @@ class ScheduleFreeLSTM(UpdateRule):
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
         log_rate = ((1 - FORGETTING) * log_rate + gain * cautious).clamp(-BOUND, BOUND)
-        factor = bounded(beyond_chance(log_rate) + SURGE * log_ratio.tanh() + RATE_SLOPE * scale).exp()
+        factor = bounded(beyond_chance(log_rate) + SURGE * surge(log_ratio) + RATE_SLOPE * scale).exp()
         move = -self.rate * (step / WARMUP).clamp(max=1.0) * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
@@ -201,8 +203,9 @@ class ScheduleFreeLSTM(UpdateRule):
         log_rate.mul_(1 - FORGETTING).addcmul_(agreement, gain, value=GAIN).clamp_(-BOUND, BOUND)
         square = torch.mul(log_rate, log_rate, out=scratch.rows(grad, "square", 1))
         credible = torch.mul(log_rate, square, out=scratch.rows(grad, "move", 1)).div_(square.add_(CHANCE**2))
-        surge = torch.tanh(log_ratio, out=square)
-        scale.add_(credible, alpha=1 / BOUND).add_(surge, alpha=SURGE / BOUND).tanh_().mul_(BOUND).exp_()
+        larger = torch.tanh(log_ratio, out=square)
+        larger.addcmul_(larger, log_ratio.mul_(4.0).exp_(), value=-(LARGEST_RATIO**-2))
+        scale.add_(credible, alpha=1 / BOUND).add_(larger, alpha=SURGE / BOUND).tanh_().mul_(BOUND).exp_()
         warmth = min(step / WARMUP, 1.0)
         move: Tensor = torch.mul(direction, scale, out=scratch.rows(grad, "move", 1)).mul_(-self.rate * warmth)
         share = recency.tanh_().mul_(-BOUND).exp_().mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
@@ -268,6 +271,11 @@ def beyond_chance(log_rate: Tensor) -> Tensor:
     """What is left of a log rate once chance is allowed for: little of a small one, nearly all of a large one."""
     square = log_rate.square()
     return log_rate * square / (square + CHANCE**2)
+
+
+def surge(log_ratio: Tensor) -> Tensor:
+    """How far gradients are above those of late, -1 ... 0.51; 0 again where a single one is all there is."""
+    return log_ratio.tanh() * (1 - (4.0 * log_ratio).exp() / LARGEST_RATIO**2)
 
 
 def bounded(values: Tensor) -> Tensor:
