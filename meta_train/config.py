@@ -144,7 +144,7 @@ def _locate(source: str | Path) -> Path:
 def _gather_all(tables: Any, key: str) -> None:
     """Let the families in the list ``key`` have their options in a table of their own."""
     if isinstance(tables, dict) and isinstance(tables.get(key), list):
-        tables[key] = [gather_options(entry, {"family", "weight", "augment"}) for entry in tables[key]]
+        tables[key] = [gather_options(entry, {"family", "weight", "anchor", "augment"}) for entry in tables[key]]
 
 
 def _override(tables: dict[str, Any], override: str) -> None:

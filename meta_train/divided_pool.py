@@ -76,13 +76,15 @@ class DividedPool(Pool):
         world: the processes.
 
     Raises:
-        ValueError: there are more processes than a meta-step has parts.
+        ValueError: there are more processes than a meta-step has parts, or the estimator cannot be divided.
     """
 
     def __init__(
         self, config: Config, estimator: Estimator, device: torch.device, rule: UpdateRule, world: World
     ) -> None:
         super().__init__(config, estimator, device, rule)
+        if not estimator.divisible:
+            raise ValueError(f"{estimator.name} runs in one process, got {world.size}")
         self.world = world
         self.pieces = estimator.pieces(config.unroll.instances)
         windows = config.unroll.windows_per_step

@@ -179,12 +179,12 @@ class Pool:
         settings = self.config.unroll
         rng = numpy_generator(self.config.seed, "task", draw)
         weights = torch.tensor([task.weight for task in self.config.tasks], dtype=torch.float64)
-        family = self.families[int(rng.choice(len(self.families), p=(weights / weights.sum()).numpy()))]
+        entry = int(rng.choice(len(self.families), p=(weights / weights.sum()).numpy()))
         scale = None
         if rng.random() < settings.rescale:
             low, high = (math.log(bound) for bound in settings.rescale_range)
             scale = torch.from_numpy(rng.uniform(low, high, (settings.instances, 1))).exp().float()
-        task = family.sample(rng, "train")
+        task = self.families[entry].sample(rng, "train")
         inner, outer = task.hold_out() if self.config.estimator.outer_split == "validation" else (task, task)
         return VectorizedTask(
             inner,
@@ -194,6 +194,7 @@ class Pool:
             scale=scale,
             random_signs=settings.random_signs,
             outer=outer,
+            anchor=self.config.tasks[entry].anchor,
         ).in_steps_of(self.rule)
 
     # Checkpoints

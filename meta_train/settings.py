@@ -61,12 +61,14 @@ class RuleConfig(Strict):
 
 @dataclass(frozen=True)
 class TaskConfig(Strict):
-    """One family of the mixture. In TOML, the family's options stand beside ``family``, ``weight`` and ``augment``."""
+    """One family of the mixture. In TOML, the family's options stand beside ``family`` and what else is here."""
 
     family: str
     """A shipped family's name, or ``package.module:Class`` for one's own."""
     weight: Positive = 1.0
     """How often it is drawn, relative to the others."""
+    anchor: bool = False
+    """Whether the rule should learn to leave its outputs at zero here; of estimator ``"output-es"``."""
     augment: Augmentation = field(default_factory=Augmentation)
     """Random changes to its tasks."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -152,10 +154,12 @@ OF_META_LOSS = ("bounded", "clamp", "outer_batches", "outer_split")  # options o
 class EstimatorConfig(Strict):
     """How the meta-gradient is estimated; options that the named estimator does not have are refused."""
 
-    name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single"] = "truncated-bptt"
+    name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single", "output-es"] = (
+        "truncated-bptt"
+    )
     meta_loss: MetaLossName = "mean"
-    """How the losses of a window become one number: their mean, the last one, the mean logarithm; or, with "es", the
-    logarithm of how much faster a particle is than the median of those that train beside it."""
+    """How the losses of a window become one number: their mean, the last one, the mean logarithm; or, with "es" and
+    "output-es", the logarithm of how much faster a particle is than the median of those that train beside it."""
     bounded: bool = False
     """Whether no loss counts as more than the task's bound (1.5 ln C for C classes; else 1.5 initial losses)."""
     clamp: Positive | None = None
@@ -175,6 +179,8 @@ class EstimatorConfig(Strict):
     """Groups of instances with perturbations of their own; None: every instance."""
     perturbed: tuple[str, ...] | None = None
     """Parameters of the rule that are meta-trained, the others stay as they are; None: all."""
+    caution: Positive = 8.0
+    """Weight of the squared outputs, which keeps these small; of ``"output-es"``."""
     covariance: bool = True
     """Whether the weights of the combination heed the covariance of its parts."""
     variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -326,6 +332,8 @@ class Config(Strict):
             raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
         if self.estimator.name == "combined" and self.estimator.pairs * (groups or instances) < 2:
             raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
+        if any(task.anchor for task in self.tasks) and self.estimator.name != "output-es":
+            raise ValueError('anchor needs estimator.name = "output-es"')
         if self.curriculum is not None and self.unroll.horizon != UnrollConfig.horizon:
             raise ValueError("curriculum.horizons replace unroll.horizon; leave one of them out")
 

@@ -29,6 +29,8 @@ class VectorizedTask:
             stays the same, but a step of all parameters in the same direction is no direction of its own any more:
             that one otherwise fills the meta-gradients of a rule that is not odd in the gradient with noise.
         outer: where :meth:`outer_batch` comes from, such as the second part of :meth:`Task.hold_out`; None: ``task``.
+        anchor: whether a rule should learn to leave its outputs at zero here; see
+            :class:`~learned_optim.meta_train.estimators.OutputES`.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class VectorizedTask:
         scale: Tensor | None = None,
         random_signs: bool = False,
         outer: Task | None = None,
+        anchor: bool = False,
     ) -> None:
+        self.anchor = anchor
         self.outer = task if outer is None else outer
         self.task, self.instances, self.device = task, instances, torch.device(device)
         self.siblings, self.rows = instances, slice(None)  # instances that batches are drawn for, and ours of them

@@ -180,7 +180,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("estimator.outer_split=validation", 'outer_split = "validation" needs outer_batches = 1 or more'),
         (
             "estimator.meta_loss=speedup",
-            "estimator: meta_loss 'speedup' .* take the estimator 'es', got 'truncated-bptt'",
+            "estimator: meta_loss 'speedup' .* take the estimator 'es' or 'output-es', got 'truncated-bptt'",
         ),
         ("meta_optimizer.name=lion", r"meta_optimizer\.name: .*adam.*got 'lion'"),
         ("meta_optimizer.momentum=0.9", "meta-optimizer 'adam' has no option 'momentum'; it has betas, lr"),

@@ -46,6 +46,7 @@ PUBLIC = {
         "Estimate",
         "Estimator",
         "MetaGradient",
+        "OutputES",
         "Part",
         "Reparameterization",
         "Trajectory",

@@ -729,3 +729,30 @@ NAN = float("nan")
 def test_impossible_setting_is_not_accepted(build: Build, argument: str) -> None:
     with pytest.raises(ValueError, match=rf"\b{argument}\b"):
         build()
+
+
+def test_schedule_free_lstm_steps_with_outputs_of_zero_and_tells_what_its_lstm_would_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rule = ScheduleFreeLSTM(hidden_size=3)
+    unsteered = ScheduleFreeLSTM(hidden_size=3)
+    with torch.no_grad():
+        rule.output_weight.normal_(generator=generator)
+        rule.output_bias.normal_(generator=generator)
+    state, calm, said, signals = rule.init_state((4,)), rule.init_state((4,)), [], []
+    for step in range(1, 41):
+        grad = torch.randn(4, generator=generator)
+        seen, after = rule.observe(grad, calm, torch.tensor(step))
+        _, expected = unsteered(grad, calm, torch.tensor(step))
+        calm = expected
+        for entry in ("momentum", "second_moment", "displacement", "log_rate"):
+            assert after[entry].equal(expected[entry]), entry
+        seen, _ = rule.observe(grad, state, torch.tensor(step))
+        _, state = rule(grad, state, torch.tensor(step))
+        signals.append(seen.detach())
+        said.append(rule.output_weight @ state["hidden"] + rule.output_bias[:, None])
+    outputs = rule.outputs(torch.stack(signals))
+    torch.testing.assert_close(outputs, torch.stack(said))
+    (gradient,) = torch.autograd.grad(outputs.sum(), rule.cell.weight)
+    (expected_gradient,) = torch.autograd.grad(torch.stack(said).sum(), rule.cell.weight)
+    assert not gradient.equal(torch.zeros_like(gradient))
+    assert expected_gradient.isfinite().all()

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
@@ -146,6 +148,47 @@ class ScheduleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
+        seen = self._see(grad, state, step)
+        hidden, cell = self.cell(
+            seen.signals,
+            state["hidden"].to(grad.dtype),
+            state["cell"].to(grad.dtype),
+            context=linear(self.step_weight, step_features(seen.step)),
+        )
+        outputs = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
+        update, moved = self._move(seen, outputs, state)
+        return update, moved | {"hidden": hidden, "cell": cell}
+
+    def observe(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        """A step with outputs of zero: what the LSTM would read, ``(signals, *coordinates)``, and the new state.
+
+        Arguments are those of :meth:`forward`. The LSTM is not run, its own state stays.
+        """
+        seen = self._see(grad, state, step)
+        _, moved = self._move(seen, grad.new_zeros((OUTPUTS, *[1] * grad.dim())), state)
+        return seen.signals, {**state, **moved}
+
+    def outputs(self, signals: Tensor) -> Tensor:
+        """What the LSTM makes of signals from the first step on: ``(T, signals, C)`` -> ``(T, outputs, C)``.
+
+        Differentiable with respect to the weights. The outputs are s, k and q of the class, before slopes and bounds.
+        """
+        steps = torch.arange(1, len(signals) + 1, dtype=signals.dtype, device=signals.device)
+        times = step_features(steps).T[..., None].expand(-1, -1, signals.shape[2])
+        inputs = torch.cat([signals, times], 1).transpose(1, 2)
+        lstm = nn.LSTM(inputs.shape[2], self.hidden_size, device="meta")  # its gates are in the order of ours
+        weights = {
+            "weight_ih_l0": torch.cat([self.cell.weight[:, :SIGNALS], self.step_weight], 1),
+            "weight_hh_l0": self.cell.weight[:, SIGNALS:],
+            "bias_ih_l0": self.cell.bias,
+            "bias_hh_l0": torch.zeros_like(self.cell.bias),
+        }
+        hidden, _ = functional_call(lstm, weights, (inputs,))
+        outputs: Tensor = (hidden @ self.output_weight.T + self.output_bias).transpose(1, 2)
+        return outputs
+
+    def _see(self, grad: Tensor, state: RuleState, step: Tensor) -> "Seen":
+        """The averages after this gradient, and what follows from them."""
         largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
@@ -160,16 +203,16 @@ class ScheduleFreeLSTM(UpdateRule):
         agreement = direction * (before / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        log_ratio = (rms / slow_rms).log()
-        signals = [agreement, log_ratio, log_rate / BOUND, averaging / (1 + averaging.abs())]
-        step_features = torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
-        hidden, cell = self.cell(
-            torch.cat([direction[None], corrected_momentum / rms, torch.stack(signals)]),
-            state["hidden"].to(grad.dtype),
-            state["cell"].to(grad.dtype),
-            context=linear(self.step_weight, step_features),
-        )
-        scale, gain, recency = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
+        own = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
+        signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(own)])
+        return Seen(signals, momentum, second_moment, step)
+
+    def _move(self, seen: "Seen", outputs: Tensor, state: RuleState) -> tuple[Tensor, RuleState]:
+        """The update, and the new state but for the LSTM's own."""
+        step = seen.step
+        direction, agreement, log_ratio = (seen.signals[row] for row in (0, AGREEMENT, AGREEMENT + 1))
+        log_rate, displacement = (state[entry][0].to(direction.dtype) for entry in ("log_rate", "displacement"))
+        scale, gain, recency = outputs
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
         log_rate = ((1 - FORGETTING) * log_rate + gain * cautious).clamp(-BOUND, BOUND)
@@ -179,12 +222,10 @@ class ScheduleFreeLSTM(UpdateRule):
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
         update = (1 - INTERPOLATION) * move + INTERPOLATION * share * ahead
         return update, {
-            "momentum": momentum,
-            "second_moment": second_moment,
+            "momentum": seen.momentum,
+            "second_moment": seen.second_moment,
             "displacement": ((1 - share) * ahead)[None],
             "log_rate": log_rate[None],
-            "hidden": hidden,
-            "cell": cell,
         }
 
     @torch.no_grad()
@@ -254,9 +295,9 @@ class ScheduleFreeLSTM(UpdateRule):
         hidden = signals.narrow(-2, SIGNALS, self.hidden_size)
         corrections = bias_corrections(MOMENTUM_DECAYS, step)
         input_scale = column((1.0, *corrections, *[1.0] * (OWN_SIGNALS + self.hidden_size)), signals).squeeze(-1)
-        step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), signals)
+        times = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), signals)
         with in_dtype(state["cell"], signals.dtype) as cell:
-            context = (self.step_weight @ step_features).squeeze(-1)
+            context = (self.step_weight @ times).squeeze(-1)
             self.cell.advance(signals, cell, hidden, context, input_scale)
         state["hidden"].copy_(hidden)
         weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1)], -1)
@@ -265,6 +306,24 @@ class ScheduleFreeLSTM(UpdateRule):
         return torch.matmul(
             weight.mul_(slopes), hidden_and_one, out=scratch.rows(signals[..., 0, :], "output", OUTPUTS)
         )
+
+
+class Seen(NamedTuple):
+    """What a step begins with."""
+
+    signals: Tensor
+    """What the LSTM reads, ``(signals, *coordinates)``."""
+    momentum: Tensor
+    """The averages of gradients, for the state."""
+    second_moment: Tensor
+    """Those of their squares."""
+    step: Tensor
+    """The step count in the dtype of the gradient, broadcastable to it."""
+
+
+def step_features(step: Tensor) -> Tensor:
+    """``tanh(step / time scale)``, ``(time scales, *step)``."""
+    return torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
 
 
 def beyond_chance(log_rate: Tensor) -> Tensor:

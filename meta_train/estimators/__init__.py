@@ -4,12 +4,14 @@ from learned_optim.meta_train.estimators.base import Combination, Estimate, Esti
 from learned_optim.meta_train.estimators.combined import Combined
 from learned_optim.meta_train.estimators.es import ES
 from learned_optim.meta_train.estimators.es_single import ESSingle
+from learned_optim.meta_train.estimators.output_es import OutputES
 from learned_optim.meta_train.estimators.pes import PES
 from learned_optim.meta_train.estimators.reparameterization import Reparameterization
 from learned_optim.meta_train.estimators.truncated_bptt import MetaGradient, TruncatedBPTT, truncated_bptt
 
 ESTIMATORS: dict[str, type[Estimator]] = {
-    estimator.name: estimator for estimator in (TruncatedBPTT, Reparameterization, ES, Combined, PES, ESSingle)
+    estimator.name: estimator
+    for estimator in (TruncatedBPTT, Reparameterization, ES, Combined, PES, ESSingle, OutputES)
 }
 """Estimators by the name that stands in a configuration."""
 
@@ -23,6 +25,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "MetaGradient",
+    "OutputES",
     "Part",
     "Reparameterization",
     "Trajectory",

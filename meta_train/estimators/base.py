@@ -84,13 +84,17 @@ class Estimator(ABC):
     compares_particles: ClassVar[bool] = False
     """Whether the meta-loss may be told from all particles of a window together, as ``"speedup"`` is."""
 
+    divisible: ClassVar[bool] = True
+    """Whether several processes may share a run."""
+
     @classmethod
     def accepted(cls, meta_loss: MetaLoss | MetaLossName) -> MetaLoss:
         """The meta-loss, or that of this name; ``ValueError`` if it compares particles and the estimator does not."""
         given = MetaLoss.of(meta_loss)
         if given.compares and not cls.compares_particles:
             raise ValueError(
-                f"meta_loss 'speedup' compares whole inner trainings: take the estimator 'es', got {cls.name!r}"
+                "meta_loss 'speedup' compares whole inner trainings: "
+                f"take the estimator 'es' or 'output-es', got {cls.name!r}"
             )
         return given
 

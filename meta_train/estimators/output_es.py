@@ -1,0 +1,254 @@
+r"""Evolution strategies on the outputs of a rule, and supervised learning of which coordinate should have which.
+
+ES on the weights of an LSTM asks too much of too few trainings. What a task would like the *outputs* to be is asked
+more cheaply: they are set to a few numbers, constant over all coordinates and over each phase of a training,
+:math:`\varepsilon \sim N(0, \sigma^2 I)`. From the log speed-ups :math:`S` of K antithetic pairs follows what the task
+asks for, the gradient at outputs of zero
+
+.. math:: a = \frac 1 K \sum_k \frac{S(\varepsilon_k) - S(-\varepsilon_k)}{2 \sigma^2}\, \varepsilon_k .
+
+A training with outputs of zero tells what the rule sees meanwhile. The weights :math:`w` then climb, over all tasks so
+far, by backpropagation through what was seen, which does not depend on them,
+
+.. math:: J(w) = \mathrm{mean} \left( \langle a, \bar o_w \rangle - \frac \lambda 2\, \overline{o_w^2} \right) ,
+
+where :math:`o_w` are the outputs along the training and bars are means over coordinates and phases, or steps. To first
+order that is the log speed-up over outputs of zero; :math:`\lambda`, the caution, keeps it where first order counts. A
+task that is an *anchor* asks for nothing: there the rule learns to leave its outputs at zero.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
+from learned_optim.meta_train.estimators.perturbation import as_particles
+from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.seeds import torch_generator
+from learned_optim.meta_train.speedups import log_slowdowns
+from learned_optim.meta_train.unroll import InnerState, unroll
+from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.rules import ScheduleFreeLSTM, UpdateRule
+
+PHASES = (0, 100, 500)  # steps at which they begin
+RECORDED = 1000  # steps of a training that signals are kept of
+COORDINATES = 8  # that they are kept of
+REPLAYED = 32  # tasks that a meta-gradient is the mean of
+ANCHORED = 10.0  # times the caution where a task is an anchor
+LARGEST = 10.0  # signal that is kept; gates are saturated there
+CHUNK = 50  # steps whose gradients are held at a time
+
+
+class Experience(NamedTuple):
+    """What is remembered of a task."""
+
+    signals: Tensor
+    """Along a training with outputs of zero, ``(steps, signals, coordinates)``, float16."""
+    asked: Tensor
+    """Gradient of the log speed-up with respect to the outputs in each phase, ``(phases, outputs)``."""
+    anchor: Tensor
+    """Whether the task is one, 0-d."""
+
+
+class OutputES(Estimator):
+    """ES on outputs, with replay. Every window is a whole inner training.
+
+    Args:
+        sigma: standard deviation of the perturbations of outputs.
+        pairs: antithetic pairs that each task is trained with, K.
+        caution: weight of the squared outputs, lambda.
+        meta_loss: ``"speedup"``.
+
+    Raises:
+        ValueError: a number is out of range, or another meta-loss.
+    """
+
+    name = "output-es"
+    reports = ("asked", "outputs")
+    compares_particles = True
+    divisible = False
+
+    def __init__(
+        self,
+        sigma: float = 0.1,
+        pairs: int = 8,
+        caution: float = 8.0,
+        meta_loss: MetaLoss | MetaLossName = "speedup",
+    ) -> None:
+        if not (sigma > 0 and pairs >= 1 and caution > 0):
+            raise ValueError(f"sigma, pairs and caution must be positive, got {sigma}, {pairs} and {caution}")
+        if not self.accepted(meta_loss).compares:
+            raise ValueError('output-es asks for speed-ups: set meta_loss = "speedup"')
+        self.sigma, self.pairs, self.caution = sigma, pairs, caution
+        self.experience: list[Experience] = []
+
+    def check(self, rule: UpdateRule) -> None:
+        """See :meth:`Estimator.check`: the rule has outputs."""
+        steered(rule)
+
+    def window(
+        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+    ) -> Estimate:
+        """See :meth:`Estimator.window`: adds the task to what is remembered, and replays a sample of that.
+
+        The meta-loss is minus the objective J over the sample.
+
+        Raises:
+            ValueError: the training has already begun, or the rule has no outputs.
+        """
+        lstm = steered(rule)
+        if state.inner.step > 0:
+            raise ValueError("output-es takes whole inner trainings: raise unroll.truncation to the longest horizon")
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        asked = torch.zeros(len(PHASES), len(lstm.output_bias), device=task.device)
+        if not task.anchor:
+            asked = self.asked(lstm, task, state.inner, steps, seed, generator)
+        signals, losses, inner = observed(lstm, task, state.inner, steps, seed, generator)
+        self.experience.append(Experience(signals.half(), asked, torch.tensor(task.anchor, device=task.device)))
+        with torch.enable_grad():
+            gain, size = self.replay(lstm, generator)
+            meta_loss = self.caution / 2 * size - gain
+            grads = torch.autograd.grad(meta_loss, list(rule.parameters()))
+        report = {"asked": gain.detach(), "outputs": size.detach().sqrt()}
+        return Estimate(grads, meta_loss.detach(), losses, Trajectory(inner, {}), report)
+
+    @torch.no_grad()
+    def asked(
+        self,
+        rule: ScheduleFreeLSTM,
+        task: VectorizedTask,
+        inner: InnerState,
+        steps: int,
+        seed: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """What the task asks for, ``(phases, outputs)``, from whole trainings of 2 K particles on the same batches."""
+        bounds = [min(start, steps) for start in (*PHASES, steps)]
+        shape = (self.pairs, len(PHASES), len(rule.output_bias))
+        noise = self.sigma * torch.randn(shape, generator=generator, device=generator.device).to(task.device)
+        batches = torch_generator(seed, "batches")
+        particles, losses = as_particles(inner, 1, 2 * self.pairs), []
+        for phase, length in enumerate(end - start for start, end in itertools.pairwise(bounds)):
+            if length == 0:
+                noise[:, phase] = 0.0
+                continue
+            given = with_outputs(rule, torch.cat([noise[:, phase], -noise[:, phase]]))
+            window = unroll(given, task, particles, length, batches)
+            particles = window.state
+            losses.append(window.losses)
+        slowdowns = log_slowdowns(torch.cat(losses), particles.initial_loss, 2 * self.pairs)
+        above, below = slowdowns.chunk(2)
+        return torch.einsum("k,kpo->po", below - above, noise) / (2 * self.sigma**2 * self.pairs)
+
+    def replay(self, rule: ScheduleFreeLSTM, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Means over a sample of what is remembered, 0-d: predicted log speed-up, and squared outputs.
+
+        Outputs of anchors count :data:`ANCHORED` times.
+        """
+        order = torch.randperm(len(self.experience), generator=generator, device=generator.device)
+        tasks = [self.experience[index] for index in order[:REPLAYED].tolist()]
+        longest = max(len(task.signals) for task in tasks)
+        signals = torch.cat([padded(task.signals.float(), longest) for task in tasks], 2)
+        credit = torch.stack([padded(credited(task.asked, len(task.signals)), longest) for task in tasks])
+        weights = torch.stack(
+            [padded(credit.new_full((len(task.signals),), 1 / len(task.signals)), longest) for task in tasks]
+        )
+        weights = weights * torch.stack([1 + (ANCHORED - 1) * task.anchor for task in tasks])[:, None]
+        outputs = rule.outputs(signals).unflatten(2, (len(tasks), -1))
+        gain = torch.einsum("tonc,nto->", outputs, credit)
+        size = torch.einsum("tonc,nt->", outputs.square(), weights)
+        return gain / signals.shape[2], size / signals.shape[2]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`Estimator.state_dict`: all tasks so far."""
+        return {
+            f"{index}.{name}": tensor
+            for index, task in enumerate(self.experience)
+            for name, tensor in task._asdict().items()
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """See :meth:`Estimator.load_state_dict`."""
+        count = len(tensors) // len(Experience._fields)
+        expected = {f"{index}.{name}" for index in range(count) for name in Experience._fields}
+        if expected != tensors.keys():
+            raise ValueError(f"not what output-es remembers: {', '.join(sorted(expected ^ tensors.keys()))}")
+        self.experience = [
+            Experience(*(tensors[f"{index}.{name}"] for name in Experience._fields)) for index in range(count)
+        ]
+
+
+def steered(rule: UpdateRule) -> ScheduleFreeLSTM:
+    """The rule, if it is steered by outputs; else ``ValueError``."""
+    if not isinstance(rule, ScheduleFreeLSTM):
+        raise ValueError(f"output-es needs a rule that is steered by outputs: schedule-free-lstm, got {rule.name}")
+    return rule
+
+
+@torch.no_grad()
+def with_outputs(rule: ScheduleFreeLSTM, outputs: Tensor) -> ParticleRule:
+    """The rule as particles with these constant outputs, ``(P, outputs)``."""
+    unsteered = without_outputs(rule)
+    particles = []
+    for row in outputs:
+        unsteered.output_bias.copy_(row)
+        particles.append(flat_meta_parameters(unsteered))
+    return ParticleRule(rule, torch.stack(particles))
+
+
+@torch.no_grad()
+def without_outputs(rule: ScheduleFreeLSTM) -> ScheduleFreeLSTM:
+    """A copy whose outputs are zero."""
+    unsteered = copy.deepcopy(rule)
+    unsteered.output_weight.zero_()
+    unsteered.output_bias.zero_()
+    return unsteered
+
+
+@torch.no_grad()
+def observed(
+    rule: ScheduleFreeLSTM, task: VectorizedTask, inner: InnerState, steps: int, seed: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, InnerState]:
+    """A training with outputs of zero: signals of some coordinates, losses ``(steps, B)``, and its end."""
+    unsteered = without_outputs(rule)
+    index = some_coordinates(task, generator)
+    memory = rule.init_state((COORDINATES,), device=task.device, dtype=inner.parameters.dtype)
+    batches = torch_generator(seed, "batches")
+    signals, losses = [], []
+    for first in range(0, steps, CHUNK):
+        window = unroll(unsteered, task, inner, min(CHUNK, steps - first), batches, record_grads=first < RECORDED)
+        inner = window.state
+        losses.append(window.losses)
+        for step, grad in enumerate((window.grads or ())[:-1], first + 1):
+            count = torch.tensor(float(step), device=task.device)
+            seen, memory = rule.observe(grad.flatten()[index], memory, count)
+            signals.append(seen)
+    return torch.stack(signals).clamp(-LARGEST, LARGEST), torch.cat(losses), inner
+
+
+def some_coordinates(task: VectorizedTask, generator: torch.Generator) -> Tensor:
+    """Places among all coordinates of all instances, ``(COORDINATES,)``; small tensors have as many as large ones."""
+    sizes = torch.tensor([shape.numel() for shape in task.shapes.values()])
+    draws = torch.rand((3, COORDINATES), generator=generator, device=generator.device).cpu()
+    tensor = (draws[0] * len(sizes)).long()
+    place = (sizes.cumsum(0) - sizes)[tensor] + (draws[1] * sizes[tensor]).long()
+    instance = (draws[2] * task.instances).long()
+    return (instance * task.coordinates + place).to(task.device)
+
+
+def credited(asked: Tensor, steps: int) -> Tensor:
+    """What is asked of a phase divided among its steps, ``(steps, outputs)``."""
+    bounds = [min(start, steps) for start in (*PHASES, steps)]
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    return torch.cat([row.expand(length, -1) / max(1, length) for row, length in zip(asked, lengths, strict=True)])
+
+
+def padded(values: Tensor, length: int) -> Tensor:
+    """Zeros appended to the first axis."""
+    return pad(values, (0, 0) * (values.dim() - 1) + (0, length - len(values)))
