@@ -265,7 +265,7 @@ def test_precision_or_shape_of_a_parameter_is_not_changed(
     make: Make, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     # Near zero, where a step is far above the spacing of bfloat16.
-    values = nn.Parameter(1e-3 * normal(*shape).to(dtype))
+    values = nn.Parameter(1e-4 * normal(*shape).to(dtype))
     before = values.detach().clone()
     optimizer = make([values])
     for seed in range(4):

@@ -393,8 +393,8 @@ def test_es_on_speed_ups_pulls_towards_the_faster_of_each_pair(groups: int) -> N
 
 
 @pytest.mark.parametrize("build", [PES, ESSingle, Reparameterization, Combined, TruncatedBPTT])
-def test_only_es_takes_speed_ups(build: type[Estimator]) -> None:
-    with pytest.raises(ValueError, match=f"take the estimator 'es', got {build.name!r}"):
+def test_only_es_of_weights_or_outputs_takes_speed_ups(build: type[Estimator]) -> None:
+    with pytest.raises(ValueError, match=f"take the estimator 'es' or 'output-es', got {build.name!r}"):
         build(meta_loss="speedup")  # type: ignore[call-arg]
 
 
