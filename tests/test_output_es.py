@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learned_optim.meta_train.config import Config, ConfigError
 from learned_optim.meta_train.distributed import World
@@ -14,6 +14,7 @@ from learned_optim.meta_train.estimators import OutputES
 from learned_optim.meta_train.estimators.output_es import (
     ANCHORED,
     COORDINATES,
+    LARGEST,
     PHASES,
     Experience,
     credited,
@@ -24,6 +25,7 @@ from learned_optim.meta_train.estimators.output_es import (
 )
 from learned_optim.meta_train.estimators.perturbation import as_particles
 from learned_optim.meta_train.speedups import log_slowdowns
+from learned_optim.meta_train.tasks import Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.trainer import Trainer
 from learned_optim.meta_train.unroll import start, unroll
@@ -49,6 +51,20 @@ def steered(seed: int = 0) -> ScheduleFreeLSTM:
 
 def quadratics(instances: int = 4, distance: float = 1.0, *, anchor: bool = False) -> VectorizedTask:
     return VectorizedTask(QuadraticTask(4, 30.0, 0.0, distance), instances, seed=0, anchor=anchor)
+
+
+class Cliff(Task):
+    """A slope that ends in a plain: there no gradient is left."""
+
+    def module(self) -> nn.Module:
+        return nn.Linear(2, 1)
+
+    def batch(self, instances: int, generator: torch.Generator) -> Tensor:
+        return torch.ones(instances, 1, 2)
+
+    def loss(self, module: nn.Module, batch: Tensor) -> Tensor:
+        height: Tensor = module(batch)
+        return (height + 1.0).relu().mean()
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -113,6 +129,16 @@ class TestWhatIsRemembered:
             expected = seen.flatten(1)[:, index].clamp(-10, 10)
             torch.testing.assert_close(signals[step - 1], expected, rtol=1e-3, atol=1e-4)
             _, state = unsteered(grad, state, torch.tensor(float(step)))
+
+    def test_gradients_that_vanish_leave_finite_signals(self) -> None:
+        # Means forget at different speeds: momentum over root mean square grows beyond what float16 holds.
+        rule, task = steered(), VectorizedTask(Cliff(), 2, seed=0)
+        estimator = OutputES(pairs=1)
+        state = estimator.start(rule, task, start(rule, task, generator()), generator())
+        estimate = estimator.window(rule, task, state, 700, generator())
+        assert estimator.experience[0].signals.isfinite().all()
+        assert estimator.experience[0].signals[-1].max() == LARGEST
+        assert all(grad.isfinite().all() for grad in estimate.grads)
 
     def test_coordinates_come_from_all_tensors_and_instances_alike(self) -> None:
         task = quadratics(instances=3)
