@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from learned_optim.meta_train.config import Config, ConfigError
 from learned_optim.meta_train.distributed import World
-from learned_optim.meta_train.estimators import OutputES
+from learned_optim.meta_train.estimators import OutputES, output_es
 from learned_optim.meta_train.estimators.output_es import (
     ANCHORED,
+    CHUNK,
     COORDINATES,
     LARGEST,
     PHASES,
@@ -130,6 +131,13 @@ class TestWhatIsRemembered:
             torch.testing.assert_close(signals[step - 1], expected, rtol=1e-3, atol=1e-4)
             _, state = unsteered(grad, state, torch.tensor(float(step)))
 
+    def test_only_the_beginning_of_a_long_training_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(output_es, "RECORDED", CHUNK)
+        rule, task, steps = steered(), quadratics(), 2 * CHUNK + 7
+        inner = start(rule, task, generator())
+        signals, losses, end = observed(rule, task, inner, steps, 5, generator(7))
+        assert (len(signals), len(losses), int(end.step)) == (CHUNK, steps, steps)
+
     def test_gradients_that_vanish_leave_finite_signals(self) -> None:
         # Means forget at different speeds: momentum over root mean square grows beyond what float16 holds.
         rule, task = steered(), VectorizedTask(Cliff(), 2, seed=0)
@@ -213,7 +221,7 @@ class TestReplay:
         assert 1.5 * new_size - new_gain < estimate.meta_loss
 
 
-def output_es(**changes: Any) -> Config:
+def output_es_config(**changes: Any) -> Config:
     tables: dict[str, Any] = {
         "steps": 6,
         "rule": {"architecture": "schedule-free-lstm", "settings": {"hidden_size": 2}},
@@ -225,11 +233,11 @@ def output_es(**changes: Any) -> Config:
 
 
 def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
-    before = weights(Trainer(output_es()).rule)
-    whole = Trainer(output_es(), tmp_path / "whole")
+    before = weights(Trainer(output_es_config()).rule)
+    whole = Trainer(output_es_config(), tmp_path / "whole")
     run(whole)
     assert not weights(whole.rule).equal(before)
-    for progress in Trainer(output_es(), tmp_path / "parts").run():
+    for progress in Trainer(output_es_config(), tmp_path / "parts").run():
         if progress.meta_step == 3:
             break
     resumed = Trainer.resume(tmp_path / "parts")
@@ -244,13 +252,13 @@ def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
 class TestRefused:
     def test_what_does_not_fit_together(self) -> None:
         with pytest.raises(ConfigError, match=r"output-es needs a rule that is steered by outputs.*scale-free-lstm"):
-            output_es(rule={"architecture": "scale-free-lstm", "settings": {"hidden_size": 2}})
+            output_es_config(rule={"architecture": "scale-free-lstm", "settings": {"hidden_size": 2}})
         with pytest.raises(ConfigError, match="output-es asks for speed-ups"):
-            output_es(estimator={**OUTPUT_ES, "meta_loss": "log"})
+            output_es_config(estimator={**OUTPUT_ES, "meta_loss": "log"})
         with pytest.raises(ConfigError, match="anchor needs estimator"):
             plain(tasks=[{**QUADRATIC, "anchor": True}])
         with pytest.raises(ConfigError, match="estimator 'output-es' has no option 'groups'"):
-            output_es(estimator={**OUTPUT_ES, "groups": 2})
+            output_es_config(estimator={**OUTPUT_ES, "groups": 2})
 
     @pytest.mark.parametrize("options", [{"sigma": 0.0}, {"pairs": 0}, {"caution": -1.0}])
     def test_numbers_out_of_range(self, options: dict[str, Any]) -> None:
@@ -259,13 +267,13 @@ class TestRefused:
 
     def test_windows_that_are_not_whole_trainings(self) -> None:
         with pytest.raises(ValueError, match=r"whole inner trainings: raise unroll\.truncation"):
-            run(Trainer(output_es(unroll={"truncation": 5, "truncation_up_to": 5, "horizon": [10, 30]})))
+            run(Trainer(output_es_config(unroll={"truncation": 5, "truncation_up_to": 5, "horizon": [10, 30]})))
 
     def test_several_processes(self) -> None:
         world = World()
         world.size = 2
         with pytest.raises(ValueError, match="output-es runs in one process, got 2"):
-            Trainer(output_es(), world=world)
+            Trainer(output_es_config(), world=world)
 
     def test_a_memory_of_another_kind(self) -> None:
         with pytest.raises(ValueError, match=r"not what output-es remembers: .*0\.signal"):

@@ -129,12 +129,11 @@ class OutputES(Estimator):
         generator: torch.Generator,
     ) -> Tensor:
         """What the task asks for, ``(phases, outputs)``, from whole trainings of 2 K particles on the same batches."""
-        bounds = [min(start, steps) for start in (*PHASES, steps)]
         shape = (self.pairs, len(PHASES), len(rule.output_bias))
         noise = self.sigma * torch.randn(shape, generator=generator, device=generator.device).to(task.device)
         batches = torch_generator(seed, "batches")
         particles, losses = as_particles(inner, 1, 2 * self.pairs), []
-        for phase, length in enumerate(end - start for start, end in itertools.pairwise(bounds)):
+        for phase, length in enumerate(phase_lengths(steps)):
             if length == 0:
                 noise[:, phase] = 0.0
                 continue
@@ -244,9 +243,14 @@ def some_coordinates(task: VectorizedTask, generator: torch.Generator) -> Tensor
 
 def credited(asked: Tensor, steps: int) -> Tensor:
     """What is asked of a phase divided among its steps, ``(steps, outputs)``."""
+    parts = zip(asked, phase_lengths(steps), strict=True)
+    return torch.cat([row.expand(length, -1) / max(1, length) for row, length in parts])
+
+
+def phase_lengths(steps: int) -> list[int]:
+    """Steps of each phase in a training of so many; 0 for those that it does not reach."""
     bounds = [min(start, steps) for start in (*PHASES, steps)]
-    lengths = [end - start for start, end in itertools.pairwise(bounds)]
-    return torch.cat([row.expand(length, -1) / max(1, length) for row, length in zip(asked, lengths, strict=True)])
+    return [end - start for start, end in itertools.pairwise(bounds)]
 
 
 def padded(values: Tensor, length: int) -> Tensor:
