@@ -1,6 +1,7 @@
 """What surrounds the arithmetic of a step: counts, autocast, shards, a scaler's tensors, refusals."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -87,6 +88,27 @@ def refuse_nonfinite(grads: list[Tensor]) -> None:
             "a gradient is NaN or infinite, and nonfinite='error'; nothing was changed. Find the cause with "
             "torch.autograd.set_detect_anomaly(True), or use nonfinite='skip'"
         )
+
+
+def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: Sequence[list[Tensor]]) -> None:
+    """Raise a RuntimeError if a gradient or a state was made when its parameter had another shape.
+
+    Args:
+        parameters: whose ``.data`` may have been replaced.
+        grads: of each parameter.
+        states: of each entry, the tensors of all parameters.
+    """
+    shapes = [parameter.shape for parameter in parameters]
+    for tensors, first in ((grads, 0), (states[0], 1)):
+        if shapes == [tensor.shape[first:] for tensor in tensors]:
+            continue
+        for shape, tensor in zip(shapes, tensors, strict=True):
+            if shape != tensor.shape[first:]:
+                raise RuntimeError(
+                    f"a parameter has the shape {tuple(shape)}, its {'state' if first else 'gradient'} is for "
+                    f"{tuple(tensor.shape[first:])}: the parameter's data were replaced. Construct the optimizer after "
+                    "that, or start the parameter anew: optimizer.state.pop(parameter); parameter.grad = None"
+                )
 
 
 def check_state(rule: UpdateRule, parameter: Tensor, state: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def test_every_narrow_number_is_read_and_rounded_as_torch_does(
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     parameter = every.clone().requires_grad_()
     parameter.grad = torch.zeros_like(parameter)
-    LearnedOptimizer([parameter], fused=True, weight_decay=shrink).step()
+    LearnedOptimizer([parameter], fused=True, weight_decay=1000 * shrink).step()
     expected = (every.float() * (1 - shrink)).to(dtype)  # exact in float32
     assert torch.equal(parameter.isnan(), expected.isnan() | (every.isinf() & (shrink > 0)))  # inf - inf
     number = ~parameter.isnan()
