@@ -19,8 +19,8 @@ from learned_optim.fused import apply_fused, plan_if_wanted, why_not
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
+from learned_optim.states import check_state, copied, has_begun, state_by_parameter
 from learned_optim.surroundings import (
-    check_state,
     count_step,
     is_capturing,
     local_coordinates,
@@ -266,7 +266,7 @@ class LearnedOptimizer(Optimizer):
             if grad is None:
                 continue
             state = self.state[parameter]
-            if not _is_ours(state):
+            if not has_begun(state):
                 self._init_state(parameter, state, group["capturable"])
             parameters.append(parameter)
             grads.append(grad)
@@ -320,7 +320,7 @@ class LearnedOptimizer(Optimizer):
         saved: dict[Any, Any] = {}
 
         def check(_: Optimizer, state_dict: dict[str, Any]) -> None:
-            saved.update(self._state_by_parameter(state_dict))
+            saved.update(state_by_parameter(self.param_groups, state_dict))
             for parameter, state in saved.items():
                 check_state(self._rule, parameter, state)
 
@@ -330,13 +330,13 @@ class LearnedOptimizer(Optimizer):
             for parameter, state in saved.items():
                 kept, arithmetic = self.state[parameter], _arithmetic_dtype(parameter.dtype)
                 for entry in self._rule.state_features:
-                    value = _copied(state[entry], parameter.device, self._entry_dtype(entry, arithmetic))
+                    value = copied(state[entry], parameter.device, self._entry_dtype(entry, arithmetic))
                     kept[entry] = laid_out_like(parameter, value)
                 place = parameter.device if parameter in capturable else torch.device("cpu")
-                kept["step"] = _copied(state["step"], place, torch.float32).reshape(())
+                kept["step"] = copied(state["step"], place, torch.float32).reshape(())
                 if self._rule.heeds_tensors:
                     scale = state.get("scale", 1.0)  # older states have none
-                    kept["scale"] = _copied(scale, parameter.device, torch.float32).reshape(())
+                    kept["scale"] = copied(scale, parameter.device, torch.float32).reshape(())
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [
@@ -348,13 +348,6 @@ class LearnedOptimizer(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _state_by_parameter(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
-        """The states in a state dict, without those of parameters that have none yet."""
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        states = ((parameter, state_dict["state"].get(key)) for key, parameter in zip(keys, parameters, strict=False))
-        return {parameter: state for parameter, state in states if state}
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: besides the base class's, the rule."""
@@ -374,19 +367,8 @@ class LearnedOptimizer(Optimizer):
                 group.setdefault(key, value)
         if self._rule.heeds_tensors:
             for parameter, kept in self.state.items():
-                if isinstance(parameter, Tensor) and _is_ours(kept):  # users may keep what they like beside it
+                if isinstance(parameter, Tensor) and has_begun(kept):  # users may keep what they like beside it
                     kept.setdefault("scale", torch.ones((), device=parameter.device, dtype=torch.float32))
-
-
-def _is_ours(state: Any) -> bool:
-    """Whether an optimizer of this class has begun a state: users may keep things of their own in one before."""
-    return isinstance(state, dict) and "step" in state
-
-
-def _copied(value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A saved number or tensor as a tensor of its own, there and in that dtype."""
-    tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
-    return tensor.to(device, dtype, copy=True)
 
 
 def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:

@@ -109,21 +109,3 @@ def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: S
                     f"{tuple(tensor.shape[first:])}: the parameter's data were replaced. Construct the optimizer after "
                     "that, or start the parameter anew: optimizer.state.pop(parameter); parameter.grad = None"
                 )
-
-
-def check_state(rule: UpdateRule, parameter: Tensor, state: dict[str, Any]) -> None:
-    """Raise a ValueError if a saved state is not one of this rule for this parameter."""
-    shapes = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
-    features = {entry: shape[0] if shape else 1 for entry, shape in shapes.items()}
-    needed = {"step": 1, **rule.state_features}
-    if {entry: features.get(entry) for entry in needed} != needed:  # users may have added entries of their own
-        raise ValueError(
-            f"the state was saved with another rule: it holds {features} (entry: features), "
-            f"the rule {rule.name!r} needs {needed}; construct the optimizer with that rule"
-        )
-    for entry in rule.state_features:
-        if shapes[entry][1:] != parameter.shape:
-            raise ValueError(
-                f"the state was saved for other parameters: {entry!r} is for one of shape {shapes[entry][1:]}, "
-                f"the parameter in its place has {tuple(parameter.shape)}"
-            )

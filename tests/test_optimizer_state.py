@@ -145,6 +145,23 @@ def test_step_count_and_scale_of_another_kind_are_not_kept_in_it() -> None:
     assert same(state_tensors(continued), state_tensors(optimizer))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("step", "3"), ("step", torch.ones(2)), ("momentum", [1.0]), ("hidden", torch.ones(6, 4, 3) * 1j)],
+    ids=["text", "two-counts", "list", "complex"],
+)
+def test_entry_that_is_no_real_tensor_is_not_loaded(entry: str, value: Any) -> None:
+    net = Net()
+    optimizer = LearnedOptimizer(net.parameters())
+    train(net, optimizer)
+    before = copy.deepcopy(optimizer.state_dict())
+    state_dict = copy.deepcopy(before)
+    state_dict["state"][0][entry] = value
+    with pytest.raises(ValueError, match=r"must be a real tensor|was saved with another rule"):
+        optimizer.load_state_dict(state_dict)
+    assert same(state_tensors(optimizer), [tensor for state in before["state"].values() for tensor in state.values()])
+
+
 def test_entries_that_belong_to_no_parameter_are_not_in_the_way() -> None:
     net, other = Net(), Net()
     optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())

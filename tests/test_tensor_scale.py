@@ -63,7 +63,9 @@ def test_matrix_of_zeros_is_not_held_still() -> None:
 def test_matrix_of_next_to_nothing_is_not_treated_unlike_one_of_zeros() -> None:
     drawn = (3 * 300) ** -0.5
     sizes = [0.0, *(10.0**exponent for exponent in range(-12, 1))]
-    scales = [scale_of(torch.full((50, 300), share * drawn)) / scale_of(torch.full((50, 300), drawn)) for share in sizes]
+    scales = [
+        scale_of(torch.full((50, 300), share * drawn)) / scale_of(torch.full((50, 300), drawn)) for share in sizes
+    ]
     assert scales[:10] == pytest.approx([1.0] * 10, rel=0.07)  # zero, and up to 1e-4
     assert scales[-2:] == pytest.approx([0.1, 1.0], rel=1e-4)  # an ordinary size is heeded
     fine = torch.logspace(-4, -1, 200)
