@@ -4,7 +4,14 @@
 >>> optimizer = LearnedOptimizer(model.parameters())
 """
 
+import os
 from typing import TYPE_CHECKING
+
+# In a clone without symbolic links, git's default on Windows, the links to kernels/ and meta_train/ are text files:
+# these sub-packages are then found beside this package. Installed or with links they are folders inside it.
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+if not all(os.path.isdir(os.path.join(_FOLDER, name)) for name in ("kernels", "meta_train")):
+    __path__.append(os.path.dirname(_FOLDER))
 
 if TYPE_CHECKING:
     from learned_optim.checkpoint import available_rules, load_rule, save_rule

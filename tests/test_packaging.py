@@ -97,21 +97,33 @@ def test_sdist_builds_the_same_wheel(checkout: Path, wheel: Path, tmp_path: Path
         assert {Path(name).name for name in archive.getnames()} >= {"LICENSE", "README.md", "pyproject.toml"}
 
 
+def new_environment(folder: Path) -> tuple[Path, Path]:
+    """A fresh virtual environment: its interpreter, and the folder of its packages."""
+    venv.create(folder, symlinks=True)  # without pip: that of the running environment is faster
+    (site,) = folder.glob("lib/python*/site-packages")
+    return folder / "bin" / "python", site
+
+
+def borrow_packages(site: Path) -> Path:
+    """Let an environment see torch & co. of the running one, after its own packages.
+
+    The folders of a .pth file are not searched for further .pth files, so an editable install of this checkout stays
+    out of sight.
+    """
+    borrowed = site / "borrowed.pth"
+    borrowed.write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    return borrowed
+
+
 def test_installed_wheel_trains_and_leaves_other_packages_alone(wheel: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "venv"
-    venv.create(environment, symlinks=True)  # without pip: that of the running environment is faster
-    python = environment / "bin" / "python"
-    (site,) = environment.glob("lib/python*/site-packages")
+    python, site = new_environment(tmp_path / "venv")
     pip = (sys.executable, "-m", "pip", "--python", python)
     theirs = site / "kernels" / "__init__.py"
     theirs.parent.mkdir()
     theirs.write_text(THEIR_KERNELS)
 
     run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
-    # After its own packages, the new environment sees torch & co. of the running one; a .pth file's folders are not
-    # searched for further .pth files, so an editable install of this checkout stays out of sight.
-    borrowed = site / "borrowed.pth"
-    borrowed.write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    borrowed = borrow_packages(site)
     owner, location, *losses = run(python, "-I", "-c", TRAIN, cwd=tmp_path).splitlines()
     assert owner == "Hugging Face"
     assert Path(location).parent == site / "learned_optim"
@@ -122,3 +134,35 @@ def test_installed_wheel_trains_and_leaves_other_packages_alone(wheel: Path, tmp
     run(*pip, "uninstall", "--yes", "learned-optim", cwd=tmp_path)
     assert not (site / "learned_optim").exists()
     assert theirs.read_text() == THEIR_KERNELS
+
+
+WITHOUT_LINKS = """
+import learned_optim.meta_train.config, torch
+from learned_optim.kernels import cpu
+
+parameter = torch.nn.Parameter(torch.ones(10))
+parameter.grad = torch.ones(10)
+learned_optim.LearnedOptimizer([parameter]).step()
+print(float(parameter.detach().max()) < 1)
+print(cpu.__file__)
+print(learned_optim.meta_train.config.__file__)
+"""
+
+
+def test_editable_install_of_a_clone_without_links_is_whole(checkout: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(checkout, clone, symlinks=True)
+    links = [path for path in (clone / "learned_optim").iterdir() if path.is_symlink()]
+    assert {link.name for link in links} == {"kernels", "meta_train"}
+    for link in links:  # as git does where core.symlinks is false, the default on Windows
+        target = link.readlink().as_posix()
+        link.unlink()
+        link.write_text(target)
+    python, site = new_environment(tmp_path / "venv")
+    borrow_packages(site)
+    options = ("--no-deps", "--no-index", "--no-build-isolation")
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, "--editable", clone, cwd=tmp_path)
+    moved, *places = run(python, "-I", "-c", WITHOUT_LINKS, cwd=tmp_path).splitlines()
+    assert moved == "True"
+    assert places == [str(clone / "kernels" / "cpu.py"), str(clone / "meta_train" / "config.py")]
+    assert "default" in run(python, "-I", "-m", "learned_optim.cli", "rules", "list", cwd=tmp_path)
