@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
@@ -37,3 +38,15 @@ def fixed_global_state(seed: int, device: torch.device | str = "cpu") -> Iterato
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def global_state(device: torch.device) -> tuple[Tensor, ...]:
+    """Torch's global random state: the CPU's and, if it is another, the device's."""
+    return (torch.get_rng_state(), *((torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()))
+
+
+def set_global_state(state: tuple[Tensor, ...], device: torch.device) -> None:
+    """Go back to what :func:`global_state` has returned for the same device."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

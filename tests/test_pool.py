@@ -167,9 +167,10 @@ def test_rescaling_is_as_frequent_and_as_wide_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["truncated-bptt", "pes"])
-def test_course_of_a_member_does_not_depend_on_the_others(estimator: str) -> None:
+@pytest.mark.parametrize("family", ["DropoutFamily", "AttentionFamily"])
+def test_course_of_a_member_does_not_depend_on_the_others(estimator: str, family: str) -> None:
     """Members may live in different processes: what one of them does follows from its place and the rule alone."""
-    tasks = [QUADRATIC, {"family": "user_tasks:DropoutFamily"}]
+    tasks = [QUADRATIC, {"family": f"user_tasks:{family}"}]
     unroll = {"pool": 3, "horizon": [3, 9], "rescale": 0.5, "truncation_up_to": 4}
     config = plain(tasks=tasks, unroll=unroll, estimator={"name": estimator})
     trainer = Trainer(config)
