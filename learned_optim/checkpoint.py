@@ -111,11 +111,22 @@ def locate(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
+    if source in ARCHITECTURES:
+        trained = [name for name in available_rules() if _architecture_of(SHIPPED / f"{name}{SUFFIX}") == source]
+        raise ValueError(
+            f"{source!r} is an architecture, not a rule with weights; rules of it that come with the package: "
+            f"{', '.join(trained) or 'none'}; an untrained one is {ARCHITECTURES[str(source)].__name__}()"
+        )
     if isinstance(source, str) and path.name == source and path.suffix != SUFFIX:
         raise ValueError(
             f"unknown rule {source!r}; known names: {', '.join(available_rules())}; or give the path of a {SUFFIX} file"
         )
     raise FileNotFoundError(f"no rule file at {path}")
+
+
+def _architecture_of(path: Path) -> str:
+    with _opened(path) as (_, metadata):
+        return metadata.get("architecture", "")
 
 
 def _checked_settings(text: str) -> dict[str, Any]:

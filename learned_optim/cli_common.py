@@ -75,8 +75,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def printable(text: str) -> str:
+    """``text`` without control characters, which a stranger's file could send to the terminal: escaped, they show."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows with their columns aligned."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -5,7 +5,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.cli_common import (
+    CommandError,
+    Commands,
+    add_command,
+    add_group,
+    need,
+    print_json,
+    print_table,
+    printable,
+)
 
 RULE_HELP = "a shipped rule's name, a .safetensors file, or hf://OWNER/NAME"
 
@@ -55,6 +64,7 @@ def add_rules(commands: Commands) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from learned_optim.checkpoint import available_rules
+    from learned_optim.rules import ARCHITECTURES
 
     cards = [rule_card(name) for name in available_rules()]
     if getattr(options, "json", False):  # "rules" alone has no options
@@ -62,7 +72,9 @@ def _list(options: argparse.Namespace) -> None:
         return
     for card in cards:
         facts = f"{card['architecture']}, {card['meta_parameters']:,} meta-parameters"
-        print(f"{card['rule']:22}{facts}. {card['origin'].get('description', '')}")
+        print(printable(f"{card['rule']:22}{facts}. {card['origin'].get('description', '')}"))
+    architectures = ", ".join(sorted(ARCHITECTURES))
+    print(f"\nArchitectures, of which rules are meta-trained ([rule] architecture = NAME): {architectures}")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -120,15 +132,21 @@ def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
     config = config if isinstance(config, dict) else {}  # whoever calls save_rule may put anything there
     found: dict[str, Any] = {"description": config["description"]} if config.get("description") else {}
     if "tasks" in config:
-        families = Counter(task.get("family", "unnamed") for task in config["tasks"])
+        tasks = config["tasks"] if isinstance(config["tasks"], list) else [config["tasks"]]
+        families = Counter(str(_named(task, "family")) for task in tasks)
         found["tasks"] = ", ".join(f"{count} {name}" for name, count in families.items())
     if "estimator" in config:
-        found["estimator"] = config["estimator"]["name"]
+        found["estimator"] = _named(config["estimator"], "name")
     if "seed" in config:
         found["seed"] = config["seed"]
     known = ("meta_steps", "best_validation", "seconds", "learned_optim", "torch")
     found |= {name: provenance[name] for name in known if name in provenance}
     return found or {"description": "its file does not say how it came about"}
+
+
+def _named(value: Any, key: str) -> Any:
+    """What a table says under this key; what is no table says itself."""
+    return value.get(key, "unnamed") if isinstance(value, dict) else value
 
 
 def _plot(options: argparse.Namespace) -> None:

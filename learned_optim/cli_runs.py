@@ -7,9 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.cli_common import (
+    CommandError,
+    Commands,
+    add_command,
+    add_group,
+    need,
+    print_json,
+    print_table,
+    printable,
+)
 
-COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "time", "state")
+COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
+DEFAULT = Path("runs")
 VALUE_WIDTH = 60  # of settings in a table; longer values are cut
 
 
@@ -23,7 +33,7 @@ def add_runs(commands: Commands) -> None:
     )
     actions = add_group(runs, "ACTION")
     listing = add_command(actions, "list", "one line a run", examples=["runs list", "runs list runs/mine other --json"])
-    listing.add_argument("folder", nargs="*", type=Path, default=[Path("runs")], help="runs, or folders of runs (runs)")
+    listing.add_argument("folder", nargs="*", type=Path, default=[DEFAULT], help="runs, or folders of runs (runs)")
     listing.set_defaults(run=_list)
     show = add_command(
         actions,
@@ -62,7 +72,11 @@ def _list(options: argparse.Namespace) -> None:
     need("train", "pydantic")
     from learned_optim.meta_train.runs import find_runs
 
-    summaries = [run.summary() for run in find_runs(options.folder)]
+    none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
+    summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder)]
+    if none_yet and not options.json:
+        print(f"no runs yet in {DEFAULT}; learned-optim meta-train CONFIG begins one")
+        return
     if options.json:
         print_json(summaries)
         return
@@ -75,7 +89,8 @@ def _row(summary: Mapping[str, Any]) -> list[str]:
     families = (name if count == 1 else f"{count} {name}" for name, count in summary["families"].items())
     steps = f"{summary['meta_steps']}/{summary['of']}"
     best, seconds = _number(summary["best_validation"]), duration(summary["seconds"])
-    return [summary["run"], ", ".join(families), summary["estimator"], steps, best, seconds, summary["state"]]
+    over = summary["validated_on"]
+    return [summary["run"], ", ".join(families), summary["estimator"], steps, best, over, seconds, summary["state"]]
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -133,7 +148,10 @@ def _compare(options: argparse.Namespace) -> None:
         print_json({"runs": summaries, "settings": settings, "figure": str(options.output)})
         return
     names = short_names([run.folder for run in runs])
-    outcomes = {name: [run.summary()[name] for run in runs] for name in ("meta_steps", "best_validation", "seconds")}
+    outcomes = {
+        name: [run.summary()[name] for run in runs]
+        for name in ("meta_steps", "best_validation", "validated_on", "seconds")
+    }
     table = {"": names, **settings, **outcomes}
     width = max(map(len, table))
     for name, values in table.items():
@@ -148,6 +166,7 @@ def _columns(values: Sequence[Any], names: Sequence[str]) -> str:
 
 def _text(value: Any, width: int = VALUE_WIDTH) -> str:
     text = _number(value) if isinstance(value, float | None) else value if isinstance(value, str) else json.dumps(value)
+    text = printable(text)
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learned_optim.meta_train.module_search import search_in
 from learned_optim.meta_train.run_record import Recorded
 from learned_optim.meta_train.settings import Config, TaskConfig
 from learned_optim.meta_train.strict import ConfigError, checked
@@ -43,14 +44,18 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
 def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The nested tables of a configuration of whatever kind, with ``overrides`` applied, not yet checked.
 
+    Modules with task families of the user's own are looked for beside the file from then on.
+
     ``source`` and ``overrides`` are as of :func:`load_config`.
 
     Raises:
         ConfigError: file missing or not TOML, or an override that names no place.
     """
     path = _locate(source)
+    if str(source) != path.stem:  # not a shipped one
+        search_in(path.parent)
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a byte order mark first
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:

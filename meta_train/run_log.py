@@ -36,6 +36,32 @@ class Progress:
         return {name: value for name, value in values.items() if name != "details" and value is not None}
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a ``metrics.csv``: a kill can cut the last.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and None not in row]
+            names = reader.fieldnames or []
+        if "meta_step" not in names:
+            raise ValueError("its first line does not name a column meta_step")
+        for row in rows:
+            _check_numbers(row)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}); move it away, the checkpoint does without") from error
+    return rows
+
+
+def _check_numbers(row: Mapping[str, str]) -> None:
+    int(row["meta_step"])
+    for value in row.values():
+        float(value or "nan")
+
+
 class RunLog:
     """Metrics of a run as CSV and TensorBoard; rows after ``meta_step`` (of a run cut off) are dropped at the start.
 
@@ -57,9 +83,7 @@ class RunLog:
         fields = [name for name in Progress.__dataclass_fields__ if name != "details"] + list(details)
         kept = []
         if path.is_file():
-            with path.open(newline="") as file:
-                whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can cut the last
-                kept = [row for row in whole if int(row["meta_step"]) <= meta_step]
+            kept = [row for row in read_rows(path) if int(row["meta_step"]) <= meta_step]
         text = io.StringIO()
         writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")  # rows of an older version
         writer.writeheader()

@@ -13,6 +13,7 @@ import torch
 
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.module_search import search_in, searched_folders
 
 FILE = "run.json"
 
@@ -38,6 +39,7 @@ def record_session(folder: Path, config: Recorded, meta_step: int, device: torch
         "numpy": np.__version__,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": os.getcwd(),
+        "module_folders": [str(path) for path in searched_folders()],
         "machine": platform.node(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -56,7 +58,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        sessions = record.setdefault("sessions", []) if isinstance(record, dict) else None
+        if not isinstance(sessions, list) or not all(isinstance(s, dict) and "meta_step" in s for s in sessions):
+            raise ValueError("it does not hold a list of sessions")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, the checkpoint does without") from error
-    return record
+    found: dict[str, Any] = record
+    return found
+
+
+def search_modules_of(folder: Path) -> None:
+    """Look for modules where the run in this folder has found them."""
+    for session in read_record(folder).get("sessions", []):
+        for path in reversed(session.get("module_folders", [])):
+            search_in(Path(path))

@@ -17,7 +17,7 @@ from learned_optim.files import write_atomically
 from learned_optim.meta_train.plots import STYLE
 from learned_optim.meta_train.responses import ADAM_RATE, portrait
 from learned_optim.meta_train.rule_plots import ADAM, PANELS, RULE
-from learned_optim.meta_train.run_plots import draw_curve, known, titles
+from learned_optim.meta_train.run_plots import draw_curve, known, set_scale, titles
 from learned_optim.meta_train.runs import Run, duration
 
 SIZE = 4.0, 2.7  # inches of a picture
@@ -121,6 +121,7 @@ def _curves(title: str, metrics: Mapping[str, Sequence[float]], names: Sequence[
     def picture(name: str) -> str:
         def draw(axes: Axes) -> None:
             draw_curve(axes, metrics, name, name)
+            set_scale(axes, [known(metrics, name)[1]])
             axes.set(xlabel="meta-step")
 
         return _figure(svg(draw, name), f"<b>{escape(titles(name))}</b>")

@@ -1,8 +1,9 @@
 """Runs as things to look at: what a run folder holds, read back."""
 
-import csv
+import dataclasses
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from learned_optim.meta_train.config import flat
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, FewShotTaskConfig, is_few_shot
 from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint
+from learned_optim.meta_train.run_log import read_rows
 from learned_optim.meta_train.run_record import read_record
 from learned_optim.meta_train.settings import Config, TaskConfig
 
@@ -43,6 +45,7 @@ class Run:
             "meta_steps": self.progress["meta_step"],
             "of": self.config["steps"],
             "best_validation": self.progress["best_validation"],
+            "validated_on": self.validated_on(),
             "best_meta_step": self.progress.get("best_meta_step"),
             "skipped": self.progress["skipped"],
             "seconds": self.progress["seconds"],
@@ -72,22 +75,48 @@ class Run:
     def changed_settings(self) -> dict[str, Any]:
         """Settings that are not at their defaults, by dotted names, and those that have none."""
         defaults = default_settings(few_shot=self.few_shot)
-        return {name: value for name, value in self.settings().items() if defaults.get(name) != value}
+        unset = object()
+        return {name: value for name, value in self.settings().items() if _default_of(name, defaults, unset) != value}
+
+    def validated_on(self) -> str:
+        """What the scores of validation are of; those of other tasks or lengths are not to be compared with them."""
+        if self.few_shot:
+            return str(self.config["task"]["family"])
+        validation = self.config["validation"]
+        suites = validation.get("suites") or [{"name": "mixture"}]
+        suite = next((suite for suite in suites if suite["name"] == validation.get("select")), suites[0])
+        families = Counter(task["family"] for task in suite.get("families") or self.config["tasks"])
+        horizon = suite.get("horizon") or validation["horizon"]
+        names = (name if count == 1 else f"{count} {name}" for name, count in families.items())
+        return f"{horizon:,} steps of {', '.join(names)}"
 
     def metrics(self) -> dict[str, list[float]]:
         """Columns of ``metrics.csv`` up to the checkpoint, each as long as ``meta_step``; NaN where nothing was known.
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: it is damaged.
         """
         path = self.folder / "metrics.csv"
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: nothing to show")
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        rows = [row for row in rows if int(row["meta_step"]) <= self.progress["meta_step"]]
+        rows = [row for row in read_rows(path) if int(row["meta_step"]) <= self.progress["meta_step"]]
         names = rows[0] if rows else ()
         return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
+
+
+OF_A_FAMILY = re.compile(r"(?:tasks|families)\[\d+\]\.(?!options\.)(?P<setting>.+)")
+OF_A_SUITE = re.compile(r"validation\.suites\[\d+\]\.(?P<setting>horizon|tasks|instances)")
+
+
+def _default_of(name: str, defaults: dict[str, Any], unset: object) -> Any:
+    """The default of a setting, ``unset`` if it has none; entries of lists have those of their kind."""
+    if found := OF_A_FAMILY.search(name):
+        of_a_task = flat(json.loads(json.dumps(dataclasses.asdict(TaskConfig("")))))
+        return unset if found["setting"] == "family" else of_a_task.get(found["setting"], unset)
+    if OF_A_SUITE.fullmatch(name):
+        return None
+    return defaults.get(name, unset)
 
 
 def default_settings(*, few_shot: bool = False) -> dict[str, Any]:

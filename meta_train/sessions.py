@@ -8,6 +8,7 @@ from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, is_few_shot
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.run_checkpoint import read_checkpoint
+from learned_optim.meta_train.run_record import search_modules_of
 from learned_optim.meta_train.settings import Config
 from learned_optim.meta_train.trainer import Trainer
 
@@ -30,5 +31,6 @@ def begin(config: Config | FewShotConfig, folder: Path, world: World) -> Trainer
 
 def go_on(folder: Path, world: World) -> Trainer | FewShotTrainer:
     """The run in ``folder`` at its checkpoint; errors as of :meth:`Trainer.resume`."""
+    search_modules_of(folder)
     few_shot = is_few_shot(read_checkpoint(folder, with_tensors=False).config)
     return (FewShotTrainer if few_shot else Trainer).resume(folder, world.device, world)

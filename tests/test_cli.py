@@ -308,4 +308,17 @@ def test_reader_that_goes_away_causes_no_traceback() -> None:
         check=False,
     )
     os.close(writing)
-    assert (process.returncode, process.stderr) == (1, "")
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["rules list", "--version", "runs list"])
+def test_output_that_was_closed_is_no_failure(command: str, tmp_path: Path) -> None:
+    process = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m learned_optim.cli {command} >&-'],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (0, "")

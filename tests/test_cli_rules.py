@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +26,37 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("arguments", [[], ["list"]], ids=["rules", "rules list"])
 def test_list_names_what_is_shipped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    lines = shown(capsys, *arguments).splitlines()
+    *lines, empty, architectures = shown(capsys, *arguments).splitlines()
     assert [line.split()[0] for line in lines] == available_rules()
+    assert (empty, architectures.partition(":")[2].strip()) == ("", ", ".join(sorted(ARCHITECTURES)))
     assert all("meta-parameters. " in line and not line.endswith("meta-parameters. ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {"config": {"tasks": "mnist", "estimator": "pes"}},
+        {"config": {"tasks": ["a", 3, {}], "estimator": {}, "seed": [1]}},
+        {"config": {"description": {"a": 1}}, "seconds": "long", "meta_steps": None},
+        {"config": [1]},
+    ],
+    ids=str,
+)
+def test_whatever_may_be_saved_with_a_rule_is_shown(
+    provenance: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_rule(load_rule("default"), tmp_path / "rule.safetensors", provenance)
+    assert "429" in shown(capsys, "show", str(tmp_path / "rule.safetensors"))
+
+
+def test_control_characters_of_a_strangers_file_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = "\x1b[2J\x1b[31mred\r\x07 \u202eleft and ümlaut"
+    save_rule(load_rule("default"), tmp_path / "rule.safetensors", {"config": {"description": description}})
+    text = shown(capsys, "show", str(tmp_path / "rule.safetensors"))
+    assert r"\x1b[2J\x1b[31mred\r\x07 \u202eleft and ümlaut" in text
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
 def test_list_for_scripts_holds_the_cards(capsys: pytest.CaptureFixture[str]) -> None:

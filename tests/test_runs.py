@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image as matplotlib_image
+from matplotlib.figure import Figure
 
 from learned_optim import __version__, cli
 from learned_optim.meta_train.config import config_from_tables
-from learned_optim.meta_train.run_plots import known, short_names
+from learned_optim.meta_train.run_plots import (
+    Panel,
+    draw_curve,
+    known,
+    plot_comparison_of_runs,
+    set_scale,
+    short_names,
+)
 from learned_optim.meta_train.run_record import read_record
 from learned_optim.meta_train.runs import different_settings, find_runs, read_run
 from learned_optim.meta_train.trainer import Trainer
@@ -130,11 +139,79 @@ def read_run_of(folder: Path, **changes: Any) -> Any:
     return read_run(folder)
 
 
+@pytest.mark.parametrize("file", ["metrics.csv", "run.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n\xff\xfe\n", b"[1]", b'{"sessions": [3]}', b"meta_step,x\n1,two\n"], ids=repr
+)
+def test_damaged_file_is_named_in_one_line(
+    file: str, content: bytes, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(folder / "b", damaged)
+    (damaged / file).write_bytes(content)
+    for arguments in (["runs", "show"], ["runs", "plot"], ["meta-train", "--resume"]):
+        assert cli.main([*arguments, str(damaged)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"learned-optim: error: {damaged / file} is damaged (")
+
+
+def test_byte_order_mark_is_not_taken_for_damage(folder: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "run"
+    shutil.copytree(folder / "b", marked)
+    for file in ("metrics.csv", "run.json"):
+        (marked / file).write_bytes(b"\xef\xbb\xbf" + (marked / file).read_bytes())
+    assert read_run(marked).metrics() == read_run(folder / "b").metrics()
+
+
+def test_defaults_are_not_listed_among_settings_that_are_none(folder: Path) -> None:
+    run = read_run(folder / "a")
+    changed = run.changed_settings()
+    assert {name for name in changed if name.startswith("tasks")} == {
+        "tasks[0].family",
+        "tasks[1].family",
+        *(f"tasks[0].options.{option}" for option in ("dimensions", "condition", "initial_deviation")),
+    }
+    assert not [name for name in changed if name.startswith("validation.suites")]
+    assert changed["unroll.rescale"] == 0.5
+
+
+def axes_of(panels: list[Panel]) -> list[str]:
+    """The scales of the vertical axes that are drawn."""
+    scales = []
+    for panel in panels:
+        axes = Figure().subplots()
+        for name, metrics in panel.runs.items():
+            draw_curve(axes, metrics, panel.metric, name)
+        set_scale(axes, [known(metrics, panel.metric)[1] for metrics in panel.runs.values()])
+        scales.append(axes.get_yscale())
+        assert len(axes.lines) == len(panel.runs)
+    return scales
+
+
+def test_negative_curve_is_not_lost_on_a_logarithmic_axis() -> None:
+    steps = [1.0, 2.0, 3.0]
+    positive = {"meta_step": steps, "meta_loss": [1.0, 0.1, 0.01]}
+    negative = {"meta_step": steps, "meta_loss": [-1.0, -1.5, -2.0]}
+    together = Panel("meta_loss", "", {"positive": positive, "negative": negative})
+    assert axes_of([Panel("meta_loss", "", {"positive": positive}), together]) == ["log", "linear"]
+
+
+def test_validations_over_other_lengths_are_not_drawn_on_one_axis(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(Trainer(configuration(validation={"every": 4, "horizon": 6}), tmp_path / "longer"))
+    drawn: list[Panel] = []
+    monkeypatch.setattr("learned_optim.meta_train.run_plots._draw", lambda panels, path: drawn.extend(panels))
+    plot_comparison_of_runs(find_runs([folder, tmp_path / "longer"]), tmp_path / "figure.png")
+    assert [len(panel.runs) for panel in drawn if panel.metric == "validation"] == [2, 1]
+    assert [len(panel.runs) for panel in drawn if panel.metric == "meta_loss"] == [3]
+
+
 class TestCommand:
     def test_list_has_a_line_a_run(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["runs", "list", str(folder)]) == 0
         header, *lines = capsys.readouterr().out.splitlines()
-        assert header.split() == ["run", "families", "estimator", "meta-steps", "best", "time", "state"]
+        assert header.split() == ["run", "families", "estimator", "meta-steps", "best", "over", "time", "state"]
         assert [line.split()[0] for line in lines] == [str(folder / "a"), str(folder / "b")]
         assert f" {STEPS}/{STEPS} " in lines[0]
         assert lines[1].endswith("unfinished")
@@ -151,6 +228,26 @@ class TestCommand:
         assert shown["settings"]["estimator.pairs"] == 2
         assert shown["sessions"][0]["learned_optim"] == __version__
         assert shown["latest"]["meta_step"] == 6
+
+    def test_list_before_the_first_run_is_no_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for _ in range(2):  # without a folder, and with an empty one
+            assert cli.main(["runs", "list"]) == 0
+            assert capsys.readouterr().out.startswith("no runs yet in runs; ")
+            assert cli.main(["runs", "list", "--json"]) == 0
+            assert json.loads(capsys.readouterr().out) == []
+            (tmp_path / "runs").mkdir(exist_ok=True)
+
+    def test_scores_of_other_lengths_are_told_apart(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run(Trainer(configuration(validation={"every": 4, "horizon": 6}), tmp_path / "longer"))
+        assert cli.main(["runs", "list", str(folder / "a"), str(tmp_path / "longer")]) == 0
+        _, one, other = capsys.readouterr().out.splitlines()
+        assert " 4 steps of quadratic, user_tasks:DropoutFamily " in one
+        assert " 6 steps of quadratic, user_tasks:DropoutFamily " in other
 
     def test_plots_are_pictures(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         one, both = tmp_path / "one.png", tmp_path / "both.png"
@@ -181,7 +278,6 @@ class TestCommand:
         [
             (["list", "absent"], "no folder absent"),
             (["list", "."], "no runs in ."),
-            (["list"], "no folder runs"),
             (["show", "absent"], "no run in absent: it has no checkpoint.safetensors"),
             (["plot", "absent"], "no folder absent"),
             (["plot", "{folder}", "--output", "figure.png"], "--output takes a single run, got 2"),

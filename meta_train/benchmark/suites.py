@@ -122,7 +122,7 @@ def load_suite(source: str | Path) -> Suite:
             raise ConfigError(f"no suite file {path}")
         raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return suite_from_tables({"name": path.stem, **tables}, str(source))

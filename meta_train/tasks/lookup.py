@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from learned_optim.meta_train.module_search import searched_folders
 from learned_optim.meta_train.strict import ConfigError, checked, unknown
 from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
 from learned_optim.meta_train.tasks.users import load_model
@@ -38,7 +39,8 @@ def build_family(name: str, options: Mapping[str, Any], source: str) -> TaskFami
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no name before the colon
-        raise ConfigError(f"{source}: cannot import {name!r}: {error}") from error
+        places = [*map(str, searched_folders()), "the current folder"]
+        raise ConfigError(f"{source}: cannot import {name!r} from {', '.join(places)}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
         raise ConfigError(f"{source}: {name!r} is not a sub-class of TaskFamily")
     return checked(cls, options, source)
