@@ -121,6 +121,7 @@ def step_in_place(
     Raises:
         RuntimeError: a gradient or state is not of its parameter's shape and device; or the entries of a state are not
             dense and in one memory order.
+        CompilationError: there is no kernel for these dtypes, and the C compiler makes none; nothing has changed then.
     """
     rows = [row for row in map(TableRow, parameters, grads, states, steps, scales) if row.parameter.numel() > 0]
     if not rows:
@@ -149,6 +150,9 @@ def _launch_with_copies(plan: Plan, originals: Sequence[TableRow], settings: Ste
         for index, flat in pieces(parameter.shape, largest_copy):
             piece = [entry[:, flat] for entry in flat_entries]
             copied.append(row._replace(parameter=parameter[index], grad=grad[index], entries=piece))
+    if in_c(rows[0].parameter.device):
+        for group in of_the_same_dtypes([*direct, *copied]):
+            _kernel_in_c(plan, group[0])  # may fail, and has to before anything is changed
     for group in of_the_same_dtypes(direct):
         _launch(plan, group, settings, block)
     for group in of_the_same_dtypes(copied):
@@ -240,9 +244,13 @@ def _call(plan: Plan, tensors: Sequence[TableRow], settings: Step) -> None:
         raise RuntimeError(NO_MEMORY)
     lr = float(settings.lr)
     grad_scale = 1.0 if settings.grad_scale is None else settings.grad_scale.item()
-    dtypes = first.parameter.dtype, first.grad.dtype, first.entries[-2].dtype, first.entries[-1].dtype
-    step = cpu.kernel(plan.architecture, plan.description, dtypes)
+    step = _kernel_in_c(plan, first)
     step(table, cpu.Settings(lr, lr * settings.weight_decay, grad_scale, settings.maximize, settings.skip_nonfinite))
+
+
+def _kernel_in_c(plan: Plan, row: TableRow) -> cpu.Kernel:
+    dtypes = row.parameter.dtype, row.grad.dtype, row.entries[-2].dtype, row.entries[-1].dtype
+    return cpu.kernel(plan.architecture, plan.description, dtypes)
 
 
 def _rate(settings: Step, device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from learned_optim.execution import Settings, Slot
 from learned_optim.kernels import cpu, launch, training
 from learned_optim.kernels.addresses import DTYPES
 from learned_optim.kernels.availability import why_not_fused
+from learned_optim.kernels.compiler import CompilationError
 from learned_optim.kernels.launch import Plan
 from learned_optim.rules import (
     LSTML2L,
@@ -70,10 +70,10 @@ def plan_if_wanted(
     if launch.in_c(device):
         try:
             cpu.kernel(plan.architecture, plan.description, (dtype, dtype, recurrent, recurrent))
-        except cpu.CompilationError as error:
+        except CompilationError as error:
             if fused:
                 raise
-            warnings.warn(f"no fused step on this CPU, a slower one instead: {error}", stacklevel=2)
+            cpu.warn_once(error)
             return None
     return plan
 
@@ -92,6 +92,8 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
     Raises:
         RuntimeError: a gradient or state is not of its parameter's shape and device; or the entries of a state are not
             dense and in one memory order.
+        CompilationError: on a CPU, gradients or states are of dtypes for which the C compiler makes no kernel; nothing
+            has changed then.
     """
     if not slots:
         return
@@ -118,6 +120,16 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
         one * settings.weight_decay,
         *settings[2:],
     )
+
+
+def apply_fused_if_possible(plan: Plan, slots: Sequence[Slot], settings: Settings) -> bool:
+    """Like :func:`apply_fused`; False, with a warning and with nothing changed, where a kernel cannot be compiled."""
+    try:
+        apply_fused(plan, slots, settings)
+    except CompilationError as error:
+        cpu.warn_once(error)
+        return False
+    return True
 
 
 @torch.no_grad()

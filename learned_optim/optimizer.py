@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused, plan_if_wanted, why_not
+from learned_optim.fused import apply_fused, apply_fused_if_possible, plan_if_wanted, why_not
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
@@ -234,9 +234,9 @@ class LearnedOptimizer(Optimizer):
             with without_autocast(device):
                 if group["differentiable"]:
                     apply_per_tensor(rule, slots, local_settings)
-                elif plan is not None:
+                elif plan is not None and group["fused"]:
                     apply_fused(plan, slots, local_settings)
-                else:
+                elif plan is None or not apply_fused_if_possible(plan, slots, local_settings):
                     apply_in_blocks(rule, slots, local_settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
