@@ -1,0 +1,70 @@
+"""The caller's default device and modes: what is meta-trained, and what is loaded, does not depend on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from learned_optim.checkpoint import available_rules, load_rule
+from learned_optim.meta_train.benchmark.cache import problem_fingerprint
+from learned_optim.meta_train.evaluation import BASELINES, Problem
+from learned_optim.meta_train.few_shot.model import FewShotModel
+from learned_optim.meta_train.few_shot.settings import few_shot_config
+from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
+from learned_optim.meta_train.tasks.quadratic import QuadraticFamily
+from learned_optim.meta_train.trainer import Trainer
+from small_runs import configuration, metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def rule_run(folder: Path) -> Any:
+    config = configuration(steps=4)
+    next(Trainer(config, folder).run())
+    for _ in Trainer.resume(folder).run():
+        pass
+    return metrics(folder)
+
+
+def few_shot_run(folder: Path) -> Any:
+    tables = {
+        "task": {"family": "sinusoid", "shots": 4, "queries": 4, "hidden": [8]},
+        "steps": 2,
+        "episodes": 2,
+        "validation": {"every": 2, "episodes": 2},
+        "algorithm": {"name": "meta-lstm", "steps": 2},
+    }
+    for _ in FewShotTrainer(few_shot_config(tables), folder).run():
+        pass
+    weights = FewShotModel.load(folder / "best.safetensors").algorithm.state_dict()
+    return metrics(folder), {name: tensor.tolist() for name, tensor in weights.items()}
+
+
+def comparison(_: Path) -> Any:
+    family = QuadraticFamily(dimensions=(3, 3))
+    losses = Problem(family, 2, 4, seed=1).run(lambda parameters: BASELINES["Adam"](parameters, 0.1, 4))
+    return losses.tolist(), problem_fingerprint(family, "test", 0)
+
+
+@pytest.mark.parametrize("run", [rule_run, few_shot_run, comparison])
+def test_callers_default_device_does_not_reach_a_run(run: Callable[[Path], Any], tmp_path: Path) -> None:
+    expected = run(tmp_path / "plain")
+    with torch.device("meta"):
+        assert run(tmp_path / "meta") == expected
+
+
+@pytest.mark.parametrize("name", available_rules())
+def test_callers_modes_do_not_take_the_values_from_a_rule_that_is_loaded(name: str) -> None:
+    expected = load_rule(name).state_dict()
+    with FakeTensorMode():
+        in_fake_mode = load_rule(name)
+    with torch.device("meta"):
+        on_meta_device = load_rule(name)
+    for rule in (in_fake_mode, on_meta_device):
+        loaded = rule.state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(type(tensor) is torch.Tensor for tensor in loaded.values())
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.items())
