@@ -324,12 +324,11 @@ class LearnedOptimizer(Optimizer):
                 for entry in self._rule.state_features:
                     value = state[entry].detach().to(parameter.device, copy=True)
                     self.state[parameter][entry] = laid_out_like(parameter, value)
-                step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
                 place = parameter.device if parameter in capturable else torch.device("cpu")
-                self.state[parameter]["step"] = step.to(place, copy=True)
+                self.state[parameter]["step"] = _copied(state["step"], place)
                 if self._rule.heeds_tensors:
-                    scale = torch.as_tensor(state.get("scale", 1.0), dtype=torch.float32).detach()  # old ones have none
-                    self.state[parameter]["scale"] = scale.to(parameter.device, copy=True)
+                    scale = state.get("scale", 1.0)  # old ones have none
+                    self.state[parameter]["scale"] = _copied(scale, parameter.device)
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [
@@ -373,6 +372,11 @@ def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
     if isinstance(rule, UpdateRule):
         return copy.deepcopy(rule).requires_grad_(False)
     raise TypeError(f"rule must be a name, a path or an UpdateRule, got {type(rule).__name__}")
+
+
+def _copied(number: Tensor | float, device: torch.device) -> Tensor:
+    """The number in float32 on ``device``, whatever the default device is."""
+    return torch.as_tensor(number, dtype=torch.float32, device=device).detach().clone()
 
 
 def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from learned_optim import LearnedOptimizer
 from learned_optim.checkpoint import available_rules, load_rule
 from learned_optim.meta_train.benchmark.cache import problem_fingerprint
 from learned_optim.meta_train.evaluation import BASELINES, Problem
@@ -68,3 +69,16 @@ def test_callers_modes_do_not_take_the_values_from_a_rule_that_is_loaded(name: s
         assert loaded.keys() == expected.keys()
         assert all(type(tensor) is torch.Tensor for tensor in loaded.values())
         assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.items())
+
+
+def test_callers_default_device_does_not_take_the_values_from_a_state_that_is_loaded() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    optimizer = LearnedOptimizer([parameter])
+    optimizer.step()
+    loaded = LearnedOptimizer([parameter])
+    with torch.device("meta"):
+        loaded.load_state_dict(optimizer.state_dict())
+    expected = optimizer.state[parameter]
+    assert loaded.state[parameter].keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[entry]) for entry, tensor in loaded.state[parameter].items())
