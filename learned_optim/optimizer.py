@@ -22,6 +22,8 @@ from learned_optim.rules import UpdateRule
 from learned_optim.surroundings import (
     check_state,
     count_step,
+    fake_mode_of,
+    in_fake_mode,
     is_capturing,
     local_coordinates,
     refuse_nonfinite,
@@ -205,7 +207,7 @@ class LearnedOptimizer(Optimizer):
         settings = self._settings(group)
         count_step(steps, settings.found_inf)
         # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
-        compiling = torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling() or fake_mode_of(parameters[0]) is not None
         sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
         together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
         shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
@@ -226,7 +228,11 @@ class LearnedOptimizer(Optimizer):
             plan = self._plans[device, dtype, group["fused"]]
             local_settings = settings_on(device, settings)
             with without_autocast(device):
-                if group["differentiable"]:
+                mode = fake_mode_of(slots[0].parameter)
+                if mode is not None:
+                    with mode:
+                        apply_per_tensor(rule, slots, local_settings)
+                elif group["differentiable"]:
                     apply_per_tensor(rule, slots, local_settings)
                 elif plan is not None:
                     apply_fused(plan, slots, local_settings)
@@ -270,10 +276,16 @@ class LearnedOptimizer(Optimizer):
                 tensors.append(state[entry])
         for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
             if (device, dtype) not in self._placed_rules:
-                self._placed_rules[device, dtype] = copy.deepcopy(self._rule).to(device, dtype)
+                mode = fake_mode_of(parameters[0])
+                self._placed_rules[device, dtype] = (
+                    copy.deepcopy(self._rule).to(device, dtype)
+                    if mode is None
+                    else in_fake_mode(self._rule, mode, device, dtype)
+                )
         for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
             if (device, dtype, group["fused"]) not in self._plans:
-                self._plans[device, dtype, group["fused"]] = self._plan(device, dtype, group["fused"])
+                plan = None if fake_mode_of(parameters[0]) else self._plan(device, dtype, group["fused"])
+                self._plans[device, dtype, group["fused"]] = plan
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
         """The plan of the fused kernel, where one is wanted and can run."""

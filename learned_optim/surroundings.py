@@ -1,11 +1,13 @@
 """What surrounds the arithmetic of a step: counts, autocast, shards, a scaler's tensors, refusals."""
 
+import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from learned_optim.execution import Settings, Slot
 from learned_optim.rules import UpdateRule
@@ -87,6 +89,27 @@ def refuse_nonfinite(grads: list[Tensor]) -> None:
             "a gradient is NaN or infinite, and nonfinite='error'; nothing was changed. Find the cause with "
             "torch.autograd.set_detect_anomaly(True), or use nonfinite='skip'"
         )
+
+
+def fake_mode_of(tensor: Tensor) -> FakeTensorMode | None:
+    """The mode of a tensor that has a shape and a device but no values; None for a usual tensor."""
+    return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
+
+
+def in_fake_mode(rule: UpdateRule, mode: FakeTensorMode, device: torch.device, dtype: torch.dtype) -> UpdateRule:
+    """A copy of the rule whose weights have no values, for parameters that have none."""
+    with unset_fake_temporarily():
+        copied = copy.deepcopy(rule).requires_grad_(False)
+        weights = [
+            (module, name, parameter.detach())
+            for module in copied.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+    with mode:
+        for module, name, values in weights:
+            fake = mode.from_tensor(values).to(device, dtype)
+            module.register_parameter(name, torch.nn.Parameter(fake, requires_grad=False))
+    return copied
 
 
 def check_state(rule: UpdateRule, parameter: Tensor, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from learned_optim import LearnedOptimizer
 from learned_optim.checkpoint import available_rules, load_rule
@@ -82,3 +82,17 @@ def test_callers_default_device_does_not_take_the_values_from_a_state_that_is_lo
     expected = optimizer.state[parameter]
     assert loaded.state[parameter].keys() == expected.keys()
     assert all(torch.equal(tensor, expected[entry]) for entry, tensor in loaded.state[parameter].items())
+
+
+@pytest.mark.parametrize("rule", ["default", "lstm-l2l-quadratic"])
+@pytest.mark.parametrize("fused", [None, False])
+def test_step_in_fake_mode_does_not_fail_nor_ask_for_values(rule: str, fused: bool | None) -> None:
+    with FakeTensorMode():
+        model = torch.nn.Linear(3, 2)
+        optimizer = LearnedOptimizer(model.parameters(), rule, fused=fused)
+        for _ in range(2):
+            model(torch.ones(4, 3)).sum().backward()
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step()
+    assert {type(tensor) for state in optimizer.state.values() for tensor in state.values()} == {FakeTensor}
