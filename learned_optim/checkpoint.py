@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.utils._python_dispatch import _disable_current_modes
 
 from learned_optim import hub
 from learned_optim.files import write_atomically
@@ -77,7 +78,8 @@ def load_rule(source: str | Path) -> UpdateRule:
         OSError: the hub has no such file, or cannot be reached.
     """
     path = locate(source)
-    with _opened(path) as (file, metadata):
+    # Modes such as FakeTensorMode would put tensors without values in place of those in the file.
+    with _disable_current_modes(), _opened(path) as (file, metadata):
         architecture = metadata.get("architecture", "")
         if architecture not in ARCHITECTURES:
             raise ValueError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
@@ -90,9 +92,9 @@ def load_rule(source: str | Path) -> UpdateRule:
             rule.float().load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: weights do not fit the architecture {architecture!r}: {error}") from error
-    if not all(parameter.isfinite().all() for parameter in rule.parameters()):
-        raise ValueError(f"{path} is damaged: it holds weights that are NaN or infinite")
-    return rule.requires_grad_(False)
+        if not all(parameter.isfinite().all() for parameter in rule.parameters()):
+            raise ValueError(f"{path} is damaged: it holds weights that are NaN or infinite")
+        return rule.requires_grad_(False)
 
 
 def read_provenance(source: str | Path) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from learned_optim.rules import UpdateRule
 from learned_optim.states import check_state, copied, has_begun, state_by_parameter
 from learned_optim.surroundings import (
     count_step,
+    fake_mode_of,
     is_capturing,
     local_coordinates,
+    placed,
     refuse_nonfinite,
     refuse_other_shapes,
     scale_of,
@@ -211,7 +213,7 @@ class LearnedOptimizer(Optimizer):
         settings = self._settings(group)
         count_step(steps, settings.found_inf)
         # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
-        compiling = torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling() or fake_mode_of(parameters[0]) is not None
         sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
         together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
         shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
@@ -232,7 +234,11 @@ class LearnedOptimizer(Optimizer):
             plan = self._plans[device, dtype, group["fused"]]
             local_settings = settings_on(device, settings)
             with without_autocast(device):
-                if group["differentiable"]:
+                mode = fake_mode_of(slots[0].parameter)
+                if mode is not None:
+                    with mode:
+                        apply_per_tensor(rule, slots, local_settings)
+                elif group["differentiable"]:
                     apply_per_tensor(rule, slots, local_settings)
                 elif plan is not None and group["fused"]:
                     apply_fused(plan, slots, local_settings)
@@ -278,9 +284,10 @@ class LearnedOptimizer(Optimizer):
         for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
             arithmetic = _arithmetic_dtype(dtype)
             if (device, arithmetic) not in self._placed_rules:
-                self._placed_rules[device, arithmetic] = copy.deepcopy(self._rule).to(device, arithmetic)
+                self._placed_rules[device, arithmetic] = placed(self._rule, parameters[0], device, arithmetic)
             if (device, dtype, group["fused"]) not in self._plans:
-                self._plans[device, dtype, group["fused"]] = self._plan(device, dtype, group["fused"])
+                plan = None if fake_mode_of(parameters[0]) else self._plan(device, dtype, group["fused"])
+                self._plans[device, dtype, group["fused"]] = plan
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
         """The plan of the fused kernel, where one is wanted and can run."""

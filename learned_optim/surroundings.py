@@ -1,5 +1,6 @@
 """What surrounds the arithmetic of a step: counts, autocast, shards, a scaler's tensors, refusals."""
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from learned_optim.execution import Settings, Slot
 from learned_optim.rules import UpdateRule
@@ -109,3 +111,27 @@ def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: S
                     f"{tuple(tensor.shape[first:])}: the parameter's data were replaced. Construct the optimizer after "
                     "that, or start the parameter anew: optimizer.state.pop(parameter); parameter.grad = None"
                 )
+
+
+def fake_mode_of(tensor: Tensor) -> FakeTensorMode | None:
+    """The mode of a tensor that has a shape and a device but no values; None for a usual tensor."""
+    return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
+
+
+def placed(rule: UpdateRule, parameter: Tensor, device: torch.device, dtype: torch.dtype) -> UpdateRule:
+    """A copy of the rule there and in that dtype; its weights have no values if the parameter has none."""
+    mode = fake_mode_of(parameter)
+    if mode is None:
+        return copy.deepcopy(rule).to(device, dtype)
+    with unset_fake_temporarily():
+        copied = copy.deepcopy(rule).requires_grad_(False)
+        weights = [
+            (module, name, parameter.detach())
+            for module in copied.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+    with mode:
+        for module, name, values in weights:
+            fake = mode.from_tensor(values).to(device, dtype)
+            module.register_parameter(name, torch.nn.Parameter(fake, requires_grad=False))
+    return copied
