@@ -136,7 +136,7 @@ def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) 
         except CompilationError as error:
             reason = str(error)
         except (OSError, AttributeError) as error:  # no folder, a missing symbol, a package without its sources
-            reason = f"its library can be kept or loaded nowhere: {error}"
+            reason = f"its library cannot be made, kept or loaded: {error}"
     return reason
 
 

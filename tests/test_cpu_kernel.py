@@ -145,7 +145,7 @@ def test_library_that_cannot_be_loaded_does_not_stop_the_step(
         raise OSError("/home: invalid ELF header")
 
     monkeypatch.setattr(libraries, "load", damaged)
-    with pytest.warns(UserWarning, match="a slower one instead: .* loaded nowhere: /home: invalid ELF header"):
+    with pytest.warns(UserWarning, match="a slower one instead: .* loaded: /home: invalid ELF header"):
         stepped()
     with pytest.raises(RuntimeError, match="invalid ELF header"):
         stepped(fused=True)
@@ -327,3 +327,13 @@ def test_meta_training_takes_the_kernel_where_there_is_one(monkeypatch: pytest.M
     assert step_in_place(lambda grad, state, step: (grad, state), like) is None
     monkeypatch.setattr(cpu, "compiler", lambda: None)
     assert not served(ScheduleFreeLSTM().float())
+
+
+def test_meta_training_goes_on_with_one_warning_where_the_compiler_fails(
+    compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Compiler, "shared_library", cannot_compile)
+    rule = ScheduleFreeLSTM().float()
+    with pytest.warns(UserWarning, match="a slower one instead: out of ink"):
+        assert step_in_place(rule, torch.zeros(1)) is None
+    assert step_in_place(rule, torch.zeros(1)) is None
