@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +46,16 @@ def neural_art(small_neural_art: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     yield small_neural_art
     for cache in caches:
         cache.cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _language_is_patched_once_a_launch() -> None:
+    """Spare Triton's interpreter two thirds of its time.
+
+    A launch exchanges all functions of ``triton.language`` for the interpreter's. Each call of a device function looks
+    through them again, though nothing is left to exchange; here it does not.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        from triton.runtime.interpreter import InterpretedFunction
+
+        InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
