@@ -83,6 +83,7 @@ def test_library_is_not_run_from_a_folder_that_others_can_write_to(compiled_anew
     assert not list(compiled_anew.iterdir())
 
 
+@pytest.mark.slow
 def test_library_that_cannot_be_loaded_does_not_stop_the_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def test_machine_without_a_compiler_is_told_only_if_the_kernel_is_demanded(
         stepped(fused=True)
 
 
+@pytest.mark.slow
 def test_shared_folder_serves_each_processor_with_its_own_library(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def test_no_bit_depends_on_the_number_of_threads(build: Build, monkeypatch: pyte
     assert not any(torch.equal(one.parameter, slot.parameter) for one, slot in zip(results[0], slots, strict=True))
 
 
+@pytest.mark.slow
 def test_openmp_that_torch_does_not_have_is_done_without(compiled_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "THREADED", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

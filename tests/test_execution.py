@@ -98,6 +98,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @each(RULES)
 @pytest.mark.parametrize(("dtype", "recurrent"), CASES)
 @pytest.mark.parametrize("block_size", [13, 200, None], ids=["block-13", "block-200", "block-default"])

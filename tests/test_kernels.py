@@ -64,7 +64,13 @@ class Place(NamedTuple):
     """Whether bfloat16 is cut off there instead of rounded, as Triton's interpreter does."""
 
 
-@pytest.fixture(params=["interpreter", pytest.param("c", marks=needs_compiler), pytest.param("cuda", marks=needs_cuda)])
+@pytest.fixture(
+    params=[
+        pytest.param("interpreter", marks=pytest.mark.slow),
+        pytest.param("c", marks=needs_compiler),
+        pytest.param("cuda", marks=needs_cuda),
+    ]
+)
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "interpreter":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -531,6 +537,7 @@ class TestDispatch:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
+    @pytest.mark.slow
     def test_import_of_the_optimizer_does_not_load_triton(self) -> None:
         script = "import sys, learned_optim.fused; sys.exit('triton' in sys.modules)"
         subprocess.run([sys.executable, "-c", script], check=True)

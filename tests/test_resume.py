@@ -68,6 +68,7 @@ class TestResume:
         run(trainer)
         assert_same_outcome(tmp_path, uninterrupted)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
         [
@@ -90,6 +91,7 @@ class TestResume:
         run(Trainer.resume(tmp_path / "parts"))
         assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "changes",
         [
@@ -262,6 +264,7 @@ next(steps)
 """
 
 
+@pytest.mark.slow
 def test_script_that_ends_in_the_middle_of_the_loop_saves_without_noise(
     held: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_everything_that_changed_is_drawn(folder: Path, page: Path) -> None:
     text = page.read_text()
     metrics = read_run(folder).metrics()

@@ -179,6 +179,7 @@ def assert_not_further(truth: Results, allowed: Results, found: Results) -> None
             assert distance <= limit, (name, norm, float(distance), float(limit))
 
 
+@pytest.mark.slow
 @each(RULES)
 @pytest.mark.parametrize(("particles", "coordinates"), [(1, 65), (3, 64)])
 @pytest.mark.usefixtures("poisoned")
@@ -189,7 +190,14 @@ def test_step_and_gradients_are_not_further_from_the_truth_than_twice_the_plain_
 
 
 @each(SMALL)
-@pytest.mark.parametrize(("particles", "coordinates"), [(1, 0), (8, 1), (1, 63), (1, 1023), (1, 2 * training.SPAN + 1)])
+@pytest.mark.parametrize(
+    ("particles", "coordinates"),
+    [
+        (1, 0),
+        (1, 63),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(8, 1), (1, 1023), (1, 2 * training.SPAN + 1)]),
+    ],
+)
 @pytest.mark.usefixtures("poisoned")
 def test_no_coordinate_is_left_out_or_counted_twice(
     build: Build, particles: int, coordinates: int, device: str
@@ -241,6 +249,7 @@ def test_log_rate_at_its_bound_is_not_held_there(device: str) -> None:
     torch.testing.assert_close(found["d_log_rate"], truth["d_log_rate"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @each({"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM})
 @pytest.mark.usefixtures("poisoned")
 def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
@@ -305,6 +314,7 @@ def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, de
     assert torch.equal(found.double().cpu(), by_kernels(ones, device)["d_meta_parameters"])
 
 
+@pytest.mark.slow
 @each(SMALL)
 def test_second_run_is_not_different_in_any_bit(build: Build, device: str) -> None:
     case = case_of(build(), 2, training.SPAN + 9)
@@ -351,6 +361,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @each(SMALL)
 @pytest.mark.parametrize("estimator", list(ESTIMATORS.values()), ids=list(ESTIMATORS))
 def test_window_of_meta_training_is_the_plain_one(
