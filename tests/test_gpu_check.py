@@ -87,6 +87,7 @@ def test_optimizer_that_fails_does_not_take_the_other_rows_with_it(check: gpu_ch
     assert "Adam(foreach)" in (tmp_path / "step_time.csv").read_text()
 
 
+@pytest.mark.slow
 def test_failed_test_is_not_passed_over(
     check: gpu_check.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

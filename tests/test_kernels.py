@@ -383,6 +383,7 @@ def test_coordinate_that_was_never_pushed_is_not_moved(build: Build, place: Plac
     assert torch.equal(slot.parameter, before)
 
 
+@pytest.mark.slow
 @each(COUNTING)
 def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: None) -> None:
     rule = randomised(build()).float()
@@ -514,6 +515,7 @@ class TestDispatch:
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
         assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
     def test_compiled_step_is_the_eager_one(self, on_cpu: None) -> None:
         def trained(compiled: bool) -> Tensor:

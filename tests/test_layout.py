@@ -64,6 +64,7 @@ def test_state_does_not_lie_otherwise_than_its_parameter(layout: Callable[[Tenso
     assert seen.is_contiguous() == (layout is not LAYOUTS["gaps"])
 
 
+@pytest.mark.slow
 @each_rule
 @each_layout
 @pytest.mark.parametrize("other", [False, True], ids=["grad-alike", "grad-contiguous"])

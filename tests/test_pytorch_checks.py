@@ -337,6 +337,7 @@ def without_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
+@pytest.mark.slow
 @over(UNRECORDED)
 @pytest.mark.parametrize(
     ("named", "then_named"), list(itertools.product([False, True], repeat=2)), ids=lambda on: "named" if on else "plain"

@@ -230,6 +230,7 @@ def test_update_is_not_overwritten_by_the_next_step(build: Build) -> None:
     assert torch.equal(update, before)
 
 
+@pytest.mark.slow
 @each(RULES)
 def test_threads_do_not_disturb_one_another(build: Build) -> None:
     rule = randomised(build()).float()

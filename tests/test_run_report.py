@@ -20,7 +20,7 @@ from learned_optim.meta_train.runs import read_run
 from learned_optim.meta_train.trainer import Trainer
 from small_runs import configuration, run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
@@ -63,7 +63,6 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_everything_that_changed_is_drawn(folder: Path, page: Path) -> None:
     text = page.read_text()
     metrics = read_run(folder).metrics()

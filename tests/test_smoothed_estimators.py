@@ -333,7 +333,10 @@ def looped(
 @pytest.mark.parametrize(  # what particles do with their losses does not depend on the rule that moved them
     ("build_rule", "meta_loss"),
     [
-        *(pytest.param(build, MetaLoss("log"), id=name) for name, build in RULES.items()),
+        *(
+            pytest.param(build, MetaLoss("log"), id=name, marks=[] if name == "mlp" else pytest.mark.slow)
+            for name, build in RULES.items()
+        ),
         pytest.param(RULES["mlp"], MetaLoss("final", outer_batches=2), id="outer-batches"),
         pytest.param(RULES["mlp"], MetaLoss(bounded=True), id="bounded"),
     ],
@@ -408,6 +411,7 @@ def test_only_es_of_weights_or_outputs_takes_speed_ups(build: type[Estimator]) -
         build(meta_loss="speedup")  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @each_rule
 @pytest.mark.parametrize("options", [{}, {"second_derivatives": True}], ids=["replay", "second-derivatives"])
 @each_meta_loss

@@ -218,6 +218,7 @@ def test_large_networks_are_not_further_from_the_truth(build: Build, device: str
     assert_as_close_as_plain(case_of(build(), 1, 2000), device)
 
 
+@pytest.mark.slow
 def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
     # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
     case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
@@ -283,6 +284,7 @@ def test_gradient_beyond_the_bounds_of_the_inputs_is_not_differentiated_wrongly(
     torch.testing.assert_close(found["update"], truth["update"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @each(SMALL)
 def test_memory_that_is_not_contiguous_is_not_read_wrongly(build: Build, device: str) -> None:
     case = case_of(build(), 3, 17)

@@ -17,7 +17,7 @@ transformers: Any = pytest.importorskip("transformers", reason="needs transforme
 
 STEPS = 24
 WORDS = 16
-pytestmark = ignore_warnings_of_frameworks
+pytestmark = [pytest.mark.slow, *ignore_warnings_of_frameworks]
 
 
 def language_model() -> Any:
@@ -120,7 +120,6 @@ def test_trainer_that_makes_the_optimizer_does_not_train_another_model(tmp_path:
     assert loss_of(model) < 0.9 * before
 
 
-@pytest.mark.slow
 @each_optimizer
 def test_training_that_the_trainer_resumes_does_not_differ_in_a_bit(make: Make, tmp_path: Path) -> None:
     def trainer(model: Any) -> Any:
