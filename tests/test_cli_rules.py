@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from matplotlib import image as matplotlib_image
 
 from learned_optim import available_rules, cli, load_rule, save_rule
 from learned_optim.checkpoint import read_provenance
 from learned_optim.rules import ARCHITECTURES, ScaleFreeLSTM
+from pictures import number_of_colours
 
 
 @pytest.fixture(autouse=True)
@@ -87,13 +86,13 @@ def test_card_of_a_file_without_provenance_says_so(capsys: pytest.CaptureFixture
     assert "card" not in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_picture_of_every_architecture_is_drawn(architecture: str, capsys: pytest.CaptureFixture[str]) -> None:
     save_rule(ARCHITECTURES[architecture](hidden_size=2), "mine.safetensors")
     text = shown(capsys, "show", "mine.safetensors", "--plot", "pictures/rule.png", "--steps", "20", "--scale", "3")
     assert text.splitlines()[-1] == "written: pictures/rule.png"
-    pixels = matplotlib_image.imread("pictures/rule.png")  # fails on a damaged file
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 1000  # the maps are there
+    assert number_of_colours("pictures/rule.png") > 1000  # the maps are there
     assert [path.name for path in Path("pictures").iterdir()] == ["rule.png"]
 
 

@@ -138,6 +138,7 @@ for name in {list(damages)}:
         assert (tmp_path / name / "learned_optim" / "kernels" / library.name).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_library_that_cannot_be_loaded_does_not_stop_the_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,13 @@ class Place(NamedTuple):
     """Whether bfloat16 is cut off there instead of rounded, as Triton's interpreter does."""
 
 
-@pytest.fixture(params=["interpreter", pytest.param("c", marks=needs_compiler), pytest.param("cuda", marks=needs_cuda)])
+@pytest.fixture(
+    params=[
+        pytest.param("interpreter", marks=pytest.mark.slow),
+        pytest.param("c", marks=needs_compiler),
+        pytest.param("cuda", marks=needs_cuda),
+    ]
+)
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "interpreter":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -384,6 +390,7 @@ def test_coordinate_that_was_never_pushed_is_not_moved(build: Build, place: Plac
     assert torch.equal(slot.parameter, before)
 
 
+@pytest.mark.slow
 @each(COUNTING)
 def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: None) -> None:
     rule = randomised(build()).float()
@@ -515,6 +522,7 @@ class TestDispatch:
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
         assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
     def test_compiled_step_is_the_eager_one(self, on_cpu: None) -> None:
         def trained(compiled: bool) -> Tensor:
@@ -538,6 +546,7 @@ class TestDispatch:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
+    @pytest.mark.slow
     def test_import_of_the_optimizer_does_not_load_triton(self) -> None:
         script = "import sys, learned_optim.fused; sys.exit('triton' in sys.modules)"
         subprocess.run([sys.executable, "-c", script], check=True)

@@ -65,6 +65,7 @@ def test_state_does_not_lie_otherwise_than_its_parameter(layout: Callable[[Tenso
     assert seen.is_contiguous() == (layout is not LAYOUTS["gaps"])
 
 
+@pytest.mark.slow
 @each_rule
 @each_layout
 @pytest.mark.parametrize("other", [False, True], ids=["grad-alike", "grad-contiguous"])
@@ -113,6 +114,7 @@ def test_step_of_the_optimizer_does_not_borrow_more_than_a_block(
     assert largest_allocation(optimizer.step) <= (hidden if in_c and layout is LAYOUTS["gaps"] else 4) * BLOCK
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @each_rule
 @each_layout

@@ -342,6 +342,7 @@ def test_global_random_state_is_not_touched() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_later_steps_do_not_allocate_what_lasts() -> None:
     def pointers() -> dict[tuple[int, str], int]:
         return {(id(v), entry): t.data_ptr() for v, state in optimizer.state.items() for entry, t in state.items()}

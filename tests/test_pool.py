@@ -28,6 +28,7 @@ def redraw(trainer: Trainer) -> list[InnerTraining]:
     return members
 
 
+@pytest.mark.slow
 def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> None:
     trainer = Trainer(plain(steps=480, unroll={"pool": 40, "horizon": [20, 20]}, validation={"every": 1000}))
     after_first_window: dict[int, float] = {}
@@ -43,6 +44,7 @@ def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> 
     assert set(later) == {2.0}
 
 
+@pytest.mark.slow
 def test_late_stages_are_met_as_often_in_the_first_round_as_later() -> None:
     """In a pool under way a window's stage, over its own horizon, is uniform, and long trainings come often."""
     draws = 200

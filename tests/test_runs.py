@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib import image as matplotlib_image
 from matplotlib.figure import Figure
 
 from learned_optim import __version__, cli
@@ -26,6 +25,7 @@ from learned_optim.meta_train.run_plots import (
 from learned_optim.meta_train.run_record import read_record
 from learned_optim.meta_train.runs import different_settings, find_runs, read_run
 from learned_optim.meta_train.trainer import Trainer
+from pictures import number_of_colours
 from small_runs import STEPS, configuration, run, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,13 +249,13 @@ class TestCommand:
         assert " 4 steps of quadratic, user_tasks:DropoutFamily " in one
         assert " 6 steps of quadratic, user_tasks:DropoutFamily " in other
 
+    @pytest.mark.slow
     def test_plots_are_pictures(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         one, both = tmp_path / "one.png", tmp_path / "both.png"
         assert cli.main(["runs", "plot", str(folder / "b"), "--output", str(one)]) == 0
         assert cli.main(["runs", "compare", str(folder), "--output", str(both)]) == 0
         for path in (one, both):
-            pixels = matplotlib_image.imread(path)  # fails on a damaged file
-            assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something is drawn, in colours
+            assert number_of_colours(path) > 50  # something is drawn
             assert f"written: {path}" in capsys.readouterr().out or path == both
         assert one.stat().st_size != both.stat().st_size
         assert cli.main(["runs", "plot", str(folder / "b"), "--png"]) == 0

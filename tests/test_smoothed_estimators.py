@@ -172,6 +172,7 @@ SMOOTHED: dict[str, Callable[[bool], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [False, True], ids=["second-derivatives", "constant-gradients"])
 @pytest.mark.parametrize("build", list(SMOOTHED.values()), ids=list(SMOOTHED))
 def test_estimate_is_the_gradient_of_the_smoothed_meta_loss(build: Callable[[bool], Estimator], linear: bool) -> None:
@@ -179,6 +180,7 @@ def test_estimate_is_the_gradient_of_the_smoothed_meta_loss(build: Callable[[boo
     assert_mean_is(sums_of_grads(build(not linear), Bowl(linear), 1, 4), exact)
 
 
+@pytest.mark.slow
 def test_persistent_particles_remove_the_bias_of_truncation() -> None:
     """Of two windows, PES has the whole gradient; truncated ES lacks that of the second loss by the first weights."""
     exact = exact_gradient(2, 2, lambda losses: losses.sum(0)).sum(0)
@@ -192,6 +194,7 @@ def test_persistent_particles_remove_the_bias_of_truncation() -> None:
     assert bool(((truncated.mean(0) - torch.from_numpy(exact)).abs() > 5 * bound).all())
 
 
+@pytest.mark.slow
 def test_one_perturbation_for_all_windows_is_es_over_the_whole_horizon() -> None:
     (exact,) = exact_gradient(1, 4, lambda losses: 2 * losses[0])  # two windows' means add up to twice the mean
     assert_mean_is(sums_of_grads(ESSingle(SIGMA, PAIRS), Bowl(), 2, 2), exact)
@@ -200,6 +203,7 @@ def test_one_perturbation_for_all_windows_is_es_over_the_whole_horizon() -> None
     torch.testing.assert_close(single, 2 * full, rtol=ROUNDING, atol=0)  # the same noise: both draw it first
 
 
+@pytest.mark.slow
 def test_influence_balancing_pes_goes_down_and_truncation_up() -> None:
     """At weight 0.5 the sum of 150 losses falls to the left: PES has its slope inside a 99.9% interval."""
     steps, repeats = 150, 12
@@ -329,10 +333,19 @@ def looped(
     return torch.stack(meta_losses), states
 
 
-@each_rule
+@pytest.mark.parametrize(  # what particles do with their losses does not depend on the rule that moved them
+    ("build_rule", "meta_loss"),
+    [
+        *(
+            pytest.param(build, MetaLoss("log"), id=name, marks=[] if name == "mlp" else pytest.mark.slow)
+            for name, build in RULES.items()
+        ),
+        pytest.param(RULES["mlp"], MetaLoss("final", outer_batches=2), id="outer-batches"),
+        pytest.param(RULES["mlp"], MetaLoss(bounded=True), id="bounded"),
+    ],
+)
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
-@each_meta_loss
 def test_estimate_is_its_formula_particle_by_particle(
     meta_loss: MetaLoss,
     build: type[PerturbationEstimator],
@@ -401,6 +414,7 @@ def test_only_es_of_weights_or_outputs_takes_speed_ups(build: type[Estimator]) -
         build(meta_loss="speedup")  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @each_rule
 @pytest.mark.parametrize("options", [{}, {"second_derivatives": True}], ids=["replay", "second-derivatives"])
 @each_meta_loss
@@ -426,6 +440,7 @@ def test_reparameterization_is_the_mean_of_bptt_at_the_perturbed_weights(
     torch.testing.assert_close(parameters_to_vector(estimate.grads), expected, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sampled_replay_is_unbiased_for_particles(monkeypatch: pytest.MonkeyPatch) -> None:
     rule, task = randomised(RULES["scale-free-lstm"]()), noisy_quadratics()
     inner = start(rule, task, generator(1))
@@ -595,6 +610,7 @@ def test_recurrent_layers_with_dropout_train_under_particles() -> None:
 # Variance and weights of the combination
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sigma", "log_rate", "steps"),
     [(0.3, 0.0, 5), (0.1, 0.0, 20), (0.3, -1.0, 10)],
@@ -724,6 +740,7 @@ ALL: dict[str, Callable[[], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["es", "pes", "es-single", "truncated-bptt"])
 def test_memory_does_not_grow_with_the_window_except_that_of_backpropagation(name: str) -> None:
     rule = randomised(ScaleFreeLSTM(2))

@@ -169,6 +169,7 @@ def assert_step_is_only_rounded(
     assert_only_rounded(unit(by_kernels(case, device)), truth, spreads, roundings=OF_KERNELS)
 
 
+@pytest.mark.slow
 @each(RULES)
 @pytest.mark.parametrize(("particles", "coordinates"), [(1, 65), (2, 64)])
 @pytest.mark.usefixtures("poisoned")
@@ -179,7 +180,14 @@ def test_step_and_gradients_are_not_further_from_the_truth_than_roundings_explai
 
 
 @each(SMALL)
-@pytest.mark.parametrize(("particles", "coordinates"), [(1, 0), (2, 1), (1, 63), (1, 1023), (1, 2 * training.SPAN + 1)])
+@pytest.mark.parametrize(
+    ("particles", "coordinates"),
+    [
+        (1, 0),
+        (1, 63),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(2, 1), (1, 1023), (1, 2 * training.SPAN + 1)]),
+    ],
+)
 @pytest.mark.usefixtures("poisoned")
 def test_no_coordinate_is_left_out_or_counted_twice(
     build: Build, particles: int, coordinates: int, device: str
@@ -199,6 +207,7 @@ def test_large_networks_are_not_further_from_the_truth(build: Build, device: str
     assert_step_is_only_rounded(case_of(build(), 1, 300), device)
 
 
+@pytest.mark.slow
 def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
     # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
     case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
@@ -230,6 +239,7 @@ def test_log_rate_at_its_bound_is_not_held_there(device: str) -> None:
     torch.testing.assert_close(found["d_log_rate"], truth["d_log_rate"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @each({"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM})
 @pytest.mark.usefixtures("poisoned")
 def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
@@ -262,6 +272,7 @@ def test_gradient_beyond_the_bounds_of_the_inputs_is_not_differentiated_wrongly(
     torch.testing.assert_close(found["update"], truth["update"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @each(SMALL)
 def test_memory_that_is_not_contiguous_is_not_read_wrongly(build: Build, device: str) -> None:
     case = case_of(build(), 3, 17)
@@ -293,6 +304,7 @@ def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, de
     assert torch.equal(found.double().cpu(), by_kernels(ones, device)["d_meta_parameters"])
 
 
+@pytest.mark.slow
 @each(SMALL)
 def test_second_run_is_not_different_in_any_bit(build: Build, device: str) -> None:
     case = case_of(build(), 2, training.SPAN + 9)
@@ -339,6 +351,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @each(SMALL)
 @pytest.mark.parametrize("estimator", list(ESTIMATORS.values()), ids=list(ESTIMATORS))
 def test_window_of_meta_training_is_the_plain_one(

@@ -156,6 +156,7 @@ def test_no_snippet_is_left_out() -> None:
     assert len(snippets()) == TEXT.count("```python")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # frameworks give advice, such as more workers
 @pytest.mark.parametrize("name", snippets())
 def test_snippet_is_not_out_of_date(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
