@@ -141,6 +141,7 @@ class LearnedOptimizer(Optimizer):
         """Add a group of parameters; raises like the constructor."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group["decoupled_weight_decay"] = True  # whatever optimizer has filled in the group before
         try:
             _check_group(group, self._rule)
         except (TypeError, ValueError, RuntimeError):
@@ -394,8 +395,6 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
         raise ValueError(f"Invalid learning rate: {lr}; it multiplies the learned update, 1.0 is the rule as trained")
     if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
-    if not group["decoupled_weight_decay"]:
-        raise ValueError("weight decay is always decoupled; leave decoupled_weight_decay out of parameter groups")
     if group["nonfinite"] not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {group['nonfinite']!r}")
     if group["fused"] and group["differentiable"]:

@@ -187,6 +187,16 @@ def test_what_a_user_keeps_in_a_state_before_the_first_step_is_not_taken_for_our
     assert all({"slow", "step", "momentum"} <= state.keys() for state in optimizer.state.values())
 
 
+def test_groups_that_another_optimizer_has_filled_are_not_refused() -> None:
+    net = Net()
+    groups: list[dict[str, Any]] = [{"params": list(net.parameters()), "weight_decay": 0.1}]
+    torch.optim.Adam(groups)  # writes its own options into them, decoupled_weight_decay=False among them
+    optimizer = LearnedOptimizer([{**groups[0], "lr": 1.0}])
+    train(net, optimizer)
+    assert optimizer.param_groups[0]["decoupled_weight_decay"]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
 def test_weight_decay_of_an_older_version_does_not_become_another() -> None:
     # There a step shrank by lr * weight_decay; torch.optim.AdamW's groups have decoupled_weight_decay, ours had not.
     net = Net()
