@@ -5,11 +5,14 @@ Gradients are made equal: all processes see the same batch, and the mean of two 
 
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -226,8 +229,12 @@ def work(function: Callable[[Path], None], rank: int, ranks: int, folder: Path, 
 
 
 def run_in_processes(function: Callable[[Path], None], ranks: int, folder: Path) -> None:
-    context = multiprocessing.get_context("forkserver")  # imports once for all tests
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # imports once for all tests; torch's compiler is an optimizer's
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # Python 3.11 and 3.12 do not hand it on
+        forkserver.ensure_running()
     store = f"store-{time.monotonic_ns()}"
     arguments = [(function, rank, ranks, folder, store) for rank in range(ranks)]
     processes = [context.Process(target=work, args=each, daemon=True) for each in arguments]
