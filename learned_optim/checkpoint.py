@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from learned_optim import hub
-from learned_optim.files import write_atomically
+from learned_optim.files import json_object, write_atomically
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
 FORMAT = "learned-optim-rule"
@@ -97,9 +97,9 @@ def load_rule(source: str | Path) -> UpdateRule:
 
 def read_provenance(source: str | Path) -> dict[str, Any]:
     """How a stored rule came about, as given to :func:`save_rule`; raises like :func:`load_rule`."""
-    with _opened(locate(source)) as (_, metadata):
-        provenance: dict[str, Any] = json.loads(metadata.get("provenance", "{}"))
-    return provenance
+    path = locate(source)
+    with _opened(path) as (_, metadata):
+        return json_object(metadata.get("provenance", "{}"), f"{path}: provenance")
 
 
 def locate(source: str | Path) -> Path:
@@ -112,16 +112,35 @@ def locate(source: str | Path) -> Path:
     if path.is_file():
         return path
     if isinstance(source, str) and path.name == source and path.suffix != SUFFIX:
-        raise ValueError(
-            f"unknown rule {source!r}; known names: {', '.join(available_rules())}; or give the path of a {SUFFIX} file"
-        )
+        raise ValueError(f"{_unknown(source)}; or give the path of a {SUFFIX} file, or hf://OWNER/NAME")
+    if path.is_dir():
+        raise FileNotFoundError(f"no rule file at {path}: it is a folder; a run keeps its rule in best{SUFFIX} there")
     raise FileNotFoundError(f"no rule file at {path}")
 
 
+def rules_of(architecture: str) -> list[str]:
+    """Those of :func:`available_rules` that have this architecture."""
+    found = []
+    for name in available_rules():
+        with _opened(SHIPPED / f"{name}{SUFFIX}") as (_, metadata):
+            found += [name] if metadata["architecture"] == architecture else []
+    return found
+
+
+def _unknown(name: str) -> str:
+    """What to say of a name that no shipped rule has."""
+    if name not in ARCHITECTURES:
+        return f"unknown rule {name!r}; known names: {', '.join(available_rules())}"
+    if shipped := rules_of(name):
+        return f"{name!r} is an architecture, not a rule; the shipped rules of that architecture: {', '.join(shipped)}"
+    return (
+        f"{name!r} is an architecture, not a rule, and no rule of that architecture is shipped: meta-train one; "
+        f"shipped rules: {', '.join(available_rules())}"
+    )
+
+
 def _checked_settings(text: str) -> dict[str, Any]:
-    settings = json.loads(text)
-    if not isinstance(settings, dict):
-        raise TypeError(f"settings must be keyword arguments, got {text[:100]}")
+    settings = json_object(text, "settings")
     for name, value in settings.items():
         if isinstance(value, int) and value > LARGEST_SIZE:
             raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {value}")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from learned_optim.terminal import printable
+
 USAGE = 2
 """Exit status of a command line that cannot be understood."""
 
@@ -76,14 +78,16 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows with their columns aligned."""
+    """Print rows with their columns aligned, whatever their cells contain."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def coloured(text: str, colour: int) -> str:
-    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow, 0 none) where somebody sees it."""
+    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow, 0 none); see :func:`printable`."""
+    text = printable(text)
     if colour == 0 or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"

@@ -3,13 +3,15 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.terminal import printable, say
 
-COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "time", "state")
+COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "horizon", "time", "state")
+OUTCOMES = ("meta_steps", "best_validation", "validation_horizon", "seconds")
 VALUE_WIDTH = 60  # of settings in a table; longer values are cut
 
 
@@ -23,7 +25,7 @@ def add_runs(commands: Commands) -> None:
     )
     actions = add_group(runs, "ACTION")
     listing = add_command(actions, "list", "one line a run", examples=["runs list", "runs list runs/mine other --json"])
-    listing.add_argument("folder", nargs="*", type=Path, default=[Path("runs")], help="runs, or folders of runs (runs)")
+    listing.add_argument("folder", nargs="*", type=Path, help="runs, or folders of runs (runs)")
     listing.set_defaults(run=_list)
     show = add_command(
         actions,
@@ -62,11 +64,14 @@ def _list(options: argparse.Namespace) -> None:
     need("train", "pydantic")
     from learned_optim.meta_train.runs import find_runs
 
-    summaries = [run.summary() for run in find_runs(options.folder)]
+    folders = options.folder or [folder for folder in (Path("runs"),) if folder.exists()]  # before the first run: none
+    summaries = [run.summary() for run in find_runs(folders, may_be_empty=True)]
     if options.json:
         print_json(summaries)
-        return
-    print_table([COLUMNS, *map(_row, summaries)])
+    elif summaries:
+        print_table([COLUMNS, *map(_row, summaries)])
+    else:
+        say(f"no runs yet in {', '.join(map(str, options.folder or ['runs']))}")
 
 
 def _row(summary: Mapping[str, Any]) -> list[str]:
@@ -74,8 +79,9 @@ def _row(summary: Mapping[str, Any]) -> list[str]:
 
     families = (name if count == 1 else f"{count} {name}" for name, count in summary["families"].items())
     steps = f"{summary['meta_steps']}/{summary['of']}"
-    best, seconds = _number(summary["best_validation"]), duration(summary["seconds"])
-    return [summary["run"], ", ".join(families), summary["estimator"], steps, best, seconds, summary["state"]]
+    best, horizon = _number(summary["best_validation"]), str(summary["validation_horizon"])
+    seconds = duration(summary["seconds"])
+    return [summary["run"], ", ".join(families), summary["estimator"], steps, best, horizon, seconds, summary["state"]]
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -91,11 +97,11 @@ def _show(options: argparse.Namespace) -> None:
         return
     parts = {"": summary, "settings that are not the defaults": settings, "latest metrics": latest}
     parts |= {f"session from meta-step {session['meta_step']}": session for session in run.sessions}
-    width = max(len(name) for part in parts.values() for name in part)
+    width = max(len(printable(name)) for part in parts.values() for name in part)
     for title, part in parts.items():
-        print(f"\n{title}" if title else str(options.folder))
+        say(f"\n{title}" if title else options.folder)
         for name, value in part.items():
-            print(f"  {name:{width}}  {_text(value)}")
+            say(f"  {printable(name):{width}}  {printable(_text(value))}")
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -115,7 +121,7 @@ def _plot(options: argparse.Namespace) -> None:
         path = options.output or run.folder / ("metrics.png" if options.png else "report.html")
         write = plot_run if path.suffix == ".png" else write_report
         write(run, path)
-        print(f"written: {path}")
+        say(f"written: {path}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -133,17 +139,11 @@ def _compare(options: argparse.Namespace) -> None:
         print_json({"runs": summaries, "settings": settings, "figure": str(options.output)})
         return
     names = short_names([run.folder for run in runs])
-    outcomes = {name: [run.summary()[name] for run in runs] for name in ("meta_steps", "best_validation", "seconds")}
-    table = {"": names, **settings, **outcomes}
-    width = max(map(len, table))
-    for name, values in table.items():
-        print(f"{name:{width}}  {_columns(values, names)}".rstrip())
-    print(f"\nwritten: {options.output}")
-
-
-def _columns(values: Sequence[Any], names: Sequence[str]) -> str:
+    outcomes = {name: [run.summary()[name] for run in runs] for name in OUTCOMES}
     width = max(14, *(len(name) for name in names))
-    return "  ".join(_text(value, width).ljust(width) for value in values)
+    table = {"": names, **settings, **outcomes}
+    print_table([[name, *(_text(value, width).ljust(width) for value in values)] for name, values in table.items()])
+    say(f"\nwritten: {options.output}")
 
 
 def _text(value: Any, width: int = VALUE_WIDTH) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from learned_optim.meta_train.run_record import Recorded
 from learned_optim.meta_train.settings import Config, TaskConfig
-from learned_optim.meta_train.strict import ConfigError, checked
+from learned_optim.meta_train.strict import ConfigError, checked, read_toml
 from learned_optim.meta_train.tasks.lookup import gather_options
 
 __all__ = [
@@ -49,10 +49,7 @@ def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         ConfigError: file missing or not TOML, or an override that names no place.
     """
     path = _locate(source)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    tables = read_toml(path)
     for override in overrides:
         _override(tables, override)
     return tables

@@ -56,10 +56,9 @@ class RunLog:
         path = folder / "metrics.csv"
         fields = [name for name in Progress.__dataclass_fields__ if name != "details"] + list(details)
         kept = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a kill can cut the last
-                kept = [row for row in whole if int(row["meta_step"]) <= meta_step]
+        if path.is_file() and path.stat().st_size > 0:
+            _, rows = read_metrics(path)
+            kept = [row for row in rows if int(row["meta_step"]) <= meta_step]
         text = io.StringIO()
         writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")  # rows of an older version
         writer.writeheader()
@@ -90,3 +89,40 @@ class RunLog:
         if self.file is not None:
             self.file.close()
         self.close_board()
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns of a ``metrics.csv``, and its rows, numbers as they are written, empty where not known.
+
+    The last row is left out if it is not whole: a crash can cut it.
+
+    Raises:
+        ValueError: it is empty, or damaged elsewhere.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")  # in a number, what is no UTF-8 is found below
+        names, *rows = csv.reader(io.StringIO(text, newline=""))
+        if "meta_step" not in names:
+            raise ValueError("it has no column 'meta_step'")
+        if rows and _fault(names, rows[-1]):
+            rows.pop()
+        for number, row in enumerate(rows, 2):
+            if fault := _fault(names, row):
+                raise ValueError(f"row {number}: {fault}")
+    except (csv.Error, ValueError) as error:
+        reason = f"is damaged: {error}" if path.stat().st_size > 0 else "is empty"
+        raise ValueError(f"{path} {reason}; delete it, the run does without") from error
+    return names, [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _fault(names: Sequence[str], row: Sequence[str]) -> str | None:
+    """What is wrong with a row, if anything."""
+    if len(row) != len(names):
+        return f"{len(row)} values for {len(names)} columns"
+    try:
+        int(row[names.index("meta_step")])
+        for value in filter(None, row):
+            float(value)
+    except ValueError as error:
+        return str(error)
+    return None

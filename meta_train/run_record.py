@@ -6,15 +6,25 @@ import platform
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from learned_optim.files import write_atomically
+from learned_optim.files import json_object, write_atomically
 from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.strict import check_shape
 
 FILE = "run.json"
+
+
+class _Session(TypedDict):
+    meta_step: int
+
+
+class _Record(TypedDict):
+    sessions: NotRequired[list[_Session]]
 
 
 class Recorded(Protocol):
@@ -56,7 +66,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = json_object(path.read_bytes(), str(path))
+        check_shape(_Record, record, f"{path} is damaged")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, the checkpoint does without") from error
+        raise ValueError(f"{error}; delete it, the checkpoint does without") from error
     return record

@@ -1,19 +1,76 @@
 """Runs as things to look at: what a run folder holds, read back."""
 
-import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from learned_optim.meta_train.config import flat
-from learned_optim.meta_train.few_shot.settings import FewShotConfig, FewShotTaskConfig, is_few_shot
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
+from learned_optim.meta_train.few_shot.settings import is_few_shot
 from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint
+from learned_optim.meta_train.run_log import read_metrics
 from learned_optim.meta_train.run_record import read_record
-from learned_optim.meta_train.settings import Config, TaskConfig
+from learned_optim.meta_train.run_settings import settings_of
+from learned_optim.meta_train.settings import ValidationConfig
+from learned_optim.meta_train.strict import check_shape
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Architecture(TypedDict):
+    architecture: str
+
+
+class _Family(TypedDict):
+    family: str
+
+
+class _Suite(TypedDict):
+    name: str
+    horizon: NotRequired[Count | None]
+
+
+class _Validation(TypedDict):
+    horizon: NotRequired[Count]
+    suites: NotRequired[list[_Suite]]
+    select: NotRequired[str | None]
+
+
+class _RuleRun(TypedDict):
+    """What is read of a rule's configuration, of whatever version."""
+
+    steps: Count
+    description: NotRequired[str]
+    rule: _Architecture
+    tasks: list[_Family]
+    estimator: _Named
+    validation: NotRequired[_Validation]
+
+
+class _Algorithm(_Named):
+    steps: NotRequired[Count]
+
+
+class _FewShotValidation(TypedDict):
+    steps: NotRequired[Count | None]
+
+
+class _FewShotRun(TypedDict):
+    """The same of a few-shot run."""
+
+    steps: Count
+    description: NotRequired[str]
+    algorithm: _Algorithm
+    task: _Family
+    validation: NotRequired[_FewShotValidation]
 
 
 @dataclass(frozen=True)
@@ -44,6 +101,7 @@ class Run:
             "of": self.config["steps"],
             "best_validation": self.progress["best_validation"],
             "best_meta_step": self.progress.get("best_meta_step"),
+            "validation_horizon": self.validation_horizon,
             "skipped": self.progress["skipped"],
             "seconds": self.progress["seconds"],
             "state": "finished" if self.finished else "unfinished",
@@ -53,6 +111,22 @@ class Run:
     def few_shot(self) -> bool:
         """Whether a few-shot algorithm was trained, not a rule."""
         return is_few_shot(self.config)
+
+    @property
+    def validation_horizon(self) -> int:
+        """Inner steps after which the validation that chooses the best weights looks at the loss."""
+        validation = self.config.get("validation", {})
+        if self.few_shot:
+            return int(validation.get("steps") or self.config["algorithm"].get("steps", 1))
+        suites = validation.get("suites", [])
+        chosen = [suite for suite in suites if suite["name"] == validation.get("select")] or suites[:1]
+        own = chosen[0].get("horizon") if chosen else None
+        return int(own or validation.get("horizon", ValidationConfig.horizon))
+
+    @property
+    def meta_loss(self) -> str:
+        """What kind of number the meta-loss is."""
+        return "few-shot" if self.few_shot else str(self.config["estimator"].get("meta_loss", "mean"))
 
     def _rule(self) -> dict[str, Any]:
         return {
@@ -67,34 +141,25 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration by dotted names; what an older version did not know is at its default."""
-        return default_settings(few_shot=self.few_shot) | flat(self.config)
+        return {setting.name: setting.value for setting in settings_of(self.config)}
 
     def changed_settings(self) -> dict[str, Any]:
         """Settings that are not at their defaults, by dotted names, and those that have none."""
-        defaults = default_settings(few_shot=self.few_shot)
-        return {name: value for name, value in self.settings().items() if defaults.get(name) != value}
+        return {setting.name: setting.value for setting in settings_of(self.config) if setting.value != setting.default}
 
     def metrics(self) -> dict[str, list[float]]:
         """Columns of ``metrics.csv`` up to the checkpoint, each as long as ``meta_step``; NaN where nothing was known.
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: it is damaged.
         """
         path = self.folder / "metrics.csv"
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: nothing to show")
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        names, rows = read_metrics(path)
         rows = [row for row in rows if int(row["meta_step"]) <= self.progress["meta_step"]]
-        names = rows[0] if rows else ()
         return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
-
-
-def default_settings(*, few_shot: bool = False) -> dict[str, Any]:
-    """Settings that have a default, by dotted names."""
-    few_shot_config = FewShotConfig(FewShotTaskConfig("sinusoid"), steps=1)
-    smallest = json.loads((few_shot_config if few_shot else Config((TaskConfig("quadratic"),), steps=1)).to_json())
-    return flat({name: value for name, value in smallest.items() if name not in ("task", "tasks", "steps")})
 
 
 def read_run(folder: Path) -> Run:
@@ -107,11 +172,17 @@ def read_run(folder: Path) -> Run:
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"no run in {folder}: it has no {FILE}")
     checkpoint = read_checkpoint(folder, with_tensors=False)
+    shape = _FewShotRun if is_few_shot(checkpoint.config) else _RuleRun
+    check_shape(shape, checkpoint.config, f"{folder / FILE} is damaged")
     return Run(folder, checkpoint.config, checkpoint.progress, read_record(folder).get("sessions", []))
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
+def find_runs(folders: Iterable[Path], *, may_be_empty: bool = False) -> list[Run]:
     """Runs in these folders, each a run's own or one with runs directly below, by name.
+
+    Args:
+        folders: in the order of the result; a run that is found twice is there once.
+        may_be_empty: whether a folder without a run is welcome.
 
     Raises:
         FileNotFoundError: a folder does not exist, or holds no run.
@@ -120,8 +191,10 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     found = []
     for folder in folders:
         own = [folder] if (folder / FILE).is_file() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
-        if not own:
-            raise FileNotFoundError(f"no runs in {folder}" if folder.is_dir() else f"no folder {folder}")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+        if not own and not may_be_empty:
+            raise FileNotFoundError(f"no runs in {folder}")
         found += own
     return [read_run(folder) for folder in dict.fromkeys(found)]
 

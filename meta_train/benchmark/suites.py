@@ -1,7 +1,6 @@
 """Suites: problems on which optimizers are compared, as data."""
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from learned_optim.meta_train.evaluation import RATES
-from learned_optim.meta_train.strict import ConfigError, Strict, checked, unknown
+from learned_optim.meta_train.strict import ConfigError, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family, gather_options
 
@@ -121,11 +120,7 @@ def load_suite(source: str | Path) -> Suite:
         if path.suffix == ".toml":
             raise ConfigError(f"no suite file {path}")
         raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return suite_from_tables({"name": path.stem, **tables}, str(source))
+    return suite_from_tables({"name": path.stem, **read_toml(path)}, str(source))
 
 
 def suite_from_tables(tables: Mapping[str, Any], source: str = "suite") -> Suite:
