@@ -119,14 +119,13 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
             return folder, begin(load_any_config(options.config, options.set), folder, world)
     else:
         folder = _run_to_resume(options)
+    given = None if options.config is None else load_any_config(options.config, options.set, resuming=True)
     trainer = go_on(folder, world)
-    if options.config is not None:
-        given = load_any_config(options.config, options.set, resuming=True)
-        if different := differences(trainer.run_config, given):
-            raise CommandError(
-                f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
-                f"continue that as it began with --resume {folder}, or start a new run with --output"
-            )
+    if given is not None and (different := differences(trainer.run_config, given)):
+        raise CommandError(
+            f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
+            f"continue that as it began with --resume {folder}, or start a new run with --output"
+        )
     return folder, trainer
 
 

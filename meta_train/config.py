@@ -10,7 +10,7 @@ from typing import Any
 from learned_optim.meta_train.run_record import Recorded
 from learned_optim.meta_train.settings import Config, TaskConfig
 from learned_optim.meta_train.strict import ConfigError, checked, read_toml
-from learned_optim.meta_train.tasks.lookup import gather_options
+from learned_optim.meta_train.tasks.lookup import gather_options, look_in
 
 __all__ = [
     "Config",
@@ -26,8 +26,13 @@ __all__ = [
 ]
 
 
+SHIPPED = tuple(Path(__file__).parent / folder for folder in ("configs", "few_shot/configs"))
+
+
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
     """Read a TOML file, or a shipped configuration by name, and apply ``key.path=value`` overrides.
+
+    Modules and files that a TOML file names are looked for in its folder, and then where Python finds modules.
 
     Args:
         source: path of the file, or one of :func:`shipped_configs`.
@@ -50,6 +55,8 @@ def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     """
     path = _locate(source)
     tables = read_toml(path)
+    if path.parent not in SHIPPED:
+        look_in(path.parent)
     for override in overrides:
         _override(tables, override)
     return tables
@@ -116,12 +123,12 @@ def flat(table: Any, place: str = "") -> dict[str, Any]:
 
 def shipped_configs() -> dict[str, Path]:
     """Configurations that come with the package, by name."""
-    return _by_name(Path(__file__).parent / "configs")
+    return _by_name(SHIPPED[0])
 
 
 def shipped_few_shot_configs() -> dict[str, Path]:
     """Those of few-shot runs."""
-    return _by_name(Path(__file__).parent / "few_shot" / "configs")
+    return _by_name(SHIPPED[1])
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

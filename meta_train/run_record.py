@@ -15,12 +15,14 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from learned_optim.files import json_object, write_atomically
 from learned_optim.meta_train.benchmark import provenance
 from learned_optim.meta_train.strict import check_shape
+from learned_optim.meta_train.tasks.lookup import folders_of_users
 
 FILE = "run.json"
 
 
 class _Session(TypedDict):
     meta_step: int
+    modules_beside_configurations: NotRequired[list[str]]
 
 
 class _Record(TypedDict):
@@ -48,6 +50,7 @@ def record_session(folder: Path, config: Recorded, meta_step: int, device: torch
         "numpy": np.__version__,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": os.getcwd(),
+        "modules_beside_configurations": folders_of_users(),
         "machine": platform.node(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

@@ -11,7 +11,8 @@ from pydantic import Field
 from learned_optim.meta_train.evaluation import RATES
 from learned_optim.meta_train.strict import ConfigError, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
-from learned_optim.meta_train.tasks.lookup import build_family, gather_options
+from learned_optim.meta_train.tasks.lookup import build_family, gather_options, look_in
+from learned_optim.terminal import printable
 
 SHIPPED = Path(__file__).resolve().parent.parent / "suites"
 MODEL_STEPS = 1_000  # of a user's own model, unless asked otherwise
@@ -56,8 +57,8 @@ class SuiteProblem(Strict):
 
     @property
     def label(self) -> str:
-        """Title, with the number of steps."""
-        return f"{self.title or self.name}, {self.steps:,} steps"
+        """Title, with the number of steps; for tables and figures."""
+        return printable(f"{self.title or self.name}, {self.steps:,} steps")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,10 @@ def load_suite(source: str | Path) -> Suite:
         if path.suffix == ".toml":
             raise ConfigError(f"no suite file {path}")
         raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
-    return suite_from_tables({"name": path.stem, **read_toml(path)}, str(source))
+    tables = read_toml(path)
+    if path.parent != SHIPPED:
+        look_in(path.parent)
+    return suite_from_tables({"name": path.stem, **tables}, str(source))
 
 
 def suite_from_tables(tables: Mapping[str, Any], source: str = "suite") -> Suite:
@@ -138,7 +142,9 @@ def suite_from_tables(tables: Mapping[str, Any], source: str = "suite") -> Suite
 def suite_of_model(model: str, steps: int | None = None) -> Suite:
     """A suite of one problem: a user's own model, ``FILE.py:Class``."""
     name = model.rpartition(":")[2]
-    problem = {"name": name, "family": model, "steps": MODEL_STEPS if steps is None else steps}
+    file, colon, attribute = model.partition(":")
+    family = f"{Path(file).resolve()}{colon}{attribute}" if file.endswith(".py") else model  # a path as it was typed
+    problem = {"name": name, "family": family, "steps": MODEL_STEPS if steps is None else steps}
     return suite_from_tables({"name": name, "problems": [problem]}, f"--model {model}")
 
 
