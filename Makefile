@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # a process a core, of one thread each
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast gpu-check lint format docs dist clean
+.PHONY: help demo test test-fast test-processors gpu-check lint format docs dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo ## meta-train a small rule, compare it and the default with tuned Adam
 	OMP_NUM_THREADS=1 $(BIN)/learned-optim demo  # its tensors are small: more threads bring little, and stall on a busy machine
@@ -19,6 +19,13 @@ test: $(VENV)/.installed-dev ## run the whole test suite
 
 test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
 	$(PYTEST) -m "not slow"
+
+NUMERICAL := tests/test_kernels.py tests/test_cpu_kernel.py tests/test_training_kernels.py tests/test_execution.py \
+	tests/test_rules.py tests/test_optimizer.py tests/test_contract.py tests/test_pytorch_checks.py tests/test_vectorize.py
+test-processors: $(VENV)/.installed-dev ## run the numerical tests as other processors, compilers and thread counts would
+	ATEN_CPU_CAPABILITY=default CC="gcc -mno-avx" $(PYTEST) -m "not slow" $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=avx2 CC="gcc -mno-avx512f" $(PYTEST) -m "not slow" $(NUMERICAL)
+	CC=clang $(subst OMP_NUM_THREADS=1,OMP_NUM_THREADS=2,$(PYTEST)) -m "not slow" $(NUMERICAL)
 
 gpu-check: $(VENV)/.installed-dev ## on a machine with a GPU: kernels, optimizer and step time, in eight minutes
 	$(BIN)/python -m benchmarks.gpu_check

@@ -58,7 +58,7 @@ def main() -> None:
     data = torch.tensor([alphabet.index(character) for character in text])
 
     model = Transformer(len(alphabet))
-    optimizer = LearnedOptimizer(model.parameters(), weight_decay=1e-5)
+    optimizer = LearnedOptimizer(model.parameters(), weight_decay=1e-2)
     for step in range(1, options.steps + 1):
         starts = torch.randint(len(data) - CONTEXT, (32, 1))
         windows = data[starts + torch.arange(CONTEXT + 1)]

@@ -1,6 +1,7 @@
 """The fused step on a CPU: ``cpu.c``, compiled by the C compiler of the machine at the first step, and kept.
 
-It takes the same plans as Triton's kernels.
+It takes the same plans as Triton's kernels. Nothing here may stop a training: a kernel is there or a CompilationError
+says why not, and what has failed once in a process is not tried again.
 """
 
 import ctypes
@@ -11,23 +12,19 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
-import tempfile
 import threading
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from learned_optim.kernels import libraries
+from learned_optim.kernels.compiler import CompilationError, Compiler
+
 FOLDER = Path(__file__).parent
 SOURCE, HEADER = FOLDER / "cpu.c", FOLDER / "vector.h"
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
-"""What makes a compiler use all instructions of this processor: the first that it understands."""
-LONGEST = 120
-"""Seconds that the compiler may take."""
 TILE = 1024
 """Coordinates that a thread takes at a time."""
 THREADED = 8 * TILE
@@ -40,10 +37,6 @@ DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "
 _one = np.ones((), np.float32)
 NO_SCALE = _one.ctypes.data
 """Address of the scale of a tensor that has none."""
-
-
-class CompilationError(RuntimeError):
-    """The C compiler failed, and said why; or what it made cannot be loaded."""
 
 
 class Settings(ctypes.Structure):
@@ -63,15 +56,21 @@ def why_not_compiled() -> str | None:
     if platform.system() not in ("Linux", "Darwin"):
         return f"the CPU's kernel is not built on {platform.system()}"
     if compiler() is None:
-        return f"no C compiler was found ({', '.join(COMPILERS)}, or what the environment variable CC names)"
+        return f"no C compiler was found ({', '.join(COMPILERS)}); the environment variable CC may name one"
     return None
 
 
 @functools.cache
-def compiler() -> tuple[str, ...] | None:
-    """The command that compiles C."""
-    commands = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [[name] for name in COMPILERS]
-    return next(((path, *options) for name, *options in commands if (path := shutil.which(name))), None)
+def compiler() -> Compiler | None:
+    """What the environment variable CC names, even if it cannot be run: the error says so. Else the first there is."""
+    named = os.environ.get("CC", "")
+    try:
+        words = shlex.split(named)
+    except ValueError:  # a quotation mark too many
+        words = [named]
+    if words:
+        return Compiler([shutil.which(words[0]) or words[0], *words[1:]])
+    return next((Compiler([path]) for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 class Kernel:
@@ -107,29 +106,48 @@ def kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -
         dtypes: four, in that order.
 
     Raises:
-        CompilationError: the compiler failed.
+        CompilationError: the compiler failed, or no folder can keep what it makes; now or earlier in this process.
     """
     with _lock:
-        return _kernel(architecture, constants, dtypes)
+        made = _kernel(architecture, constants, dtypes)
+    if isinstance(made, str):
+        raise CompilationError(made)
+    return made
+
+
+def warn_once(error: CompilationError) -> None:
+    """Warn that a slower step is taken, unless this process was already told so for the same reason."""
+    reason = str(error)
+    if reason not in _warned:
+        _warned.add(reason)  # before the warning, which may be raised: the next step is then taken
+        warnings.warn(f"no fused step on this CPU, a slower one instead: {reason}", stacklevel=3)
 
 
 @functools.cache
-def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
-    source = _prologue(architecture, constants, dtypes) + SOURCE.read_text()
-    try:
-        # Not linked with an OpenMP of its own: torch has loaded one, and its threads, awake since the backward pass,
-        # would be in the way of others.
-        return _loaded(source, "-fopenmp")
-    except CompilationError:  # torch's is another OpenMP than the compiler's, or the compiler has none
-        return _loaded(source)
+def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel | str:
+    """The kernel, or the reason why there is none."""
+    reason = ""
+    # Not linked with an OpenMP of its own: torch has loaded one, and its threads, awake since the backward pass, would
+    # be in the way of others. Torch's may be another than the compiler's, or the compiler may have none.
+    for flags in (("-fopenmp",), ()):
+        try:
+            source = _prologue(architecture, constants, dtypes) + SOURCE.read_text()
+            return Kernel(_library(source, flags))
+        except CompilationError as error:
+            reason = str(error)
+        except (OSError, AttributeError) as error:  # no folder, a missing symbol, a package without its sources
+            reason = f"its library cannot be made, kept or loaded: {error}"
+    return reason
 
 
-def _loaded(source: str, *flags: str) -> Kernel:
-    library = _compiled(source, *flags)
-    try:
-        return Kernel(ctypes.CDLL(str(library)))
-    except OSError as error:  # a missing symbol, a folder that nothing may be run from, a damaged file
-        raise CompilationError(f"{library} cannot be loaded: {error}") from error
+def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """The shared library of a source: one that was kept, or a new one."""
+    found = compiler()
+    if found is None:
+        raise CompilationError(str(why_not_compiled()))
+    identity = "\0".join([source, HEADER.read_text(), *flags, *found.identity()])
+    name = hashlib.sha256(identity.encode(errors="replace")).hexdigest()[:32]
+    return libraries.load(name, functools.partial(found.shared_library, source, flags))
 
 
 def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -145,74 +163,5 @@ def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]
     return "\n".join(lines) + "\n"
 
 
-def _compiled(source: str, *flags: str) -> Path:
-    """The shared library of a source: one that was kept, or a new one."""
-    command = compiler()
-    if command is None:
-        raise CompilationError(str(why_not_compiled()))
-    identity = "\0".join([source, HEADER.read_text(), *command, *FLAGS, *flags, _processor()])
-    name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
-    for folder in filter(_is_ours, _folders()):
-        if (folder / name).is_file():
-            return folder / name
-        try:
-            with tempfile.TemporaryDirectory(dir=folder) as made:
-                os.replace(_compile(command, source, flags, Path(made)), folder / name)
-        except OSError:  # no place left
-            continue
-        return folder / name
-    raise CompilationError(f"no folder can be written to: {', '.join(map(str, _folders()))}")
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder, made if need be, can be written to by this user and by no other: code is run from it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError:
-        return False
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
-
-
-def _compile(command: Sequence[str], source: str, flags: Sequence[str], folder: Path) -> Path:
-    """Compile for this processor; for any of its kind if the compiler does not know how."""
-    compiled, library = folder / "cpu.o", folder / "cpu.so"
-    for native in NATIVE_FLAGS:
-        arguments = [*command, *FLAGS, *flags, *native, "-I", str(FOLDER), "-x", "c", "-c", "-", "-o", str(compiled)]
-        complaint = _complaint(arguments, source)
-        if complaint is None:
-            break
-    else:
-        raise CompilationError(complaint)
-    if complaint := _complaint([*command, "-shared", str(compiled), "-o", str(library), "-lm"]):
-        raise CompilationError(complaint)
-    return library
-
-
-def _complaint(arguments: Sequence[str], source: str = "") -> str | None:
-    """What the compiler says against it, None if it does it."""
-    try:
-        subprocess.run(arguments, input=source, capture_output=True, text=True, check=True, timeout=LONGEST)
-    except subprocess.CalledProcessError as error:
-        return f"{' '.join(arguments)} failed: {error.stderr.strip()[:2000]}"
-    except subprocess.TimeoutExpired:
-        return f"{' '.join(arguments)} took longer than {LONGEST} seconds"
-    return None
-
-
-def _folders() -> list[Path]:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [Path(cache) / "learned_optim" / "kernels", Path(tempfile.gettempdir()) / f"learned_optim-{os.getuid()}"]
-
-
-@functools.cache
-def _processor() -> str:
-    """What a library that was compiled for this processor needs: homes may be shared by several."""
-    with_flags = Path("/proc/cpuinfo")
-    if with_flags.is_file():
-        lines = with_flags.read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    return f"{platform.machine()} {platform.processor()} {platform.version()}"
-
-
+_warned: set[str] = set()
 _lock = threading.Lock()

@@ -19,6 +19,14 @@ import torch
 from torch import Tensor
 
 from learned_optim.kernels import cpu
+from learned_optim.kernels.addresses import (
+    TableRow,
+    can_be_addressed,
+    of_the_same_dtypes,
+    ordinary,
+    refuse_mismatch,
+    write_back,
+)
 from learned_optim.kernels.layout import blocks, in_memory_order, pieces
 from learned_optim.kernels.tables import on_device, tables
 
@@ -33,6 +41,8 @@ order than the state."""
 OPTIONS = {"enable_fp_fusion": True}
 """Of the compiler: a product and a sum are one instruction. Triton 3.9 warns that it will no longer do so unasked."""
 
+NO_MEMORY = "the memory of a parameter, its gradient or its state has been freed; step while it is there"
+
 Constants = Mapping[str, int | float | tuple[float, ...]]
 
 
@@ -46,6 +56,8 @@ class Plan(NamedTuple):
     """Float32, one-dimensional, on the device, in the kernel's order."""
     entries: tuple[str, ...]
     """Names of the entries of the state, in the kernel's order."""
+    features: tuple[int, ...]
+    """Features of each entry."""
     description: str
     """The constants as JSON, which torch.compile can pass on."""
 
@@ -91,51 +103,63 @@ def step_in_place(
 ) -> None:
     """Step all tensors; parameters and states are changed in place.
 
+    Nothing is addressed unchecked. Tensors with gaps, or in another memory order than their state, are stepped in
+    contiguous copies of at most :data:`LARGEST_COPY` coordinates, fewer on a CPU; those of a subclass, of another
+    dtype, negated lazily or without memory of their own are copied as a whole.
+
     Args:
         plan: the rule.
-        parameters: on one device, of one floating dtype of at most 32 bits; any strides. What is not dense, or not in
-            the memory order of its state, is stepped in contiguous copies of at most :data:`LARGEST_COPY` coordinates,
-            fewer on a CPU.
-        grads: of the parameters' shapes and of one dtype; any strides.
+        parameters: on one device, of one dtype that is among ``addresses.DTYPES``; any strides.
+        grads: of the parameters' shapes; any strides.
         states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous or each feature
-            dense and in one memory order. Dtypes are the same for all parameters; moments are float32.
+            dense and in one memory order. Moments are best float32.
         steps: count of this step for each parameter: 0-d float32 tensors, on the device; or on the CPU.
         scales: factor on the update of each parameter: 0-d float32 tensors, on the device; or None for all.
         settings: of all parameters.
         block: coordinates of a program; None chooses.
 
     Raises:
-        RuntimeError: the entries of a state are not dense and in one memory order.
+        RuntimeError: a gradient or state is not of its parameter's shape and device; or the entries of a state are not
+            dense and in one memory order.
+        CompilationError: there is no kernel for these dtypes, and the C compiler makes none; nothing has changed then.
     """
+    rows = [row for row in map(TableRow, parameters, grads, states, steps, scales) if row.parameter.numel() > 0]
+    if not rows:
+        return
+    if can_be_addressed(rows, plan.features):
+        _launch(plan, rows, settings, block)
+    else:
+        _launch_with_copies(plan, rows, settings, block)
+    torch.autograd.graph.increment_version(list(parameters))
+
+
+def _launch_with_copies(plan: Plan, originals: Sequence[TableRow], settings: Step, block: int | None) -> None:
+    """Step what can be addressed where it is, and the rest in copies."""
+    for original in originals:
+        refuse_mismatch(original, plan.features)
+    rows = [ordinary(original) for original in originals]
     direct: list[TableRow] = []
     copied: list[TableRow] = []
-    largest_copy = cpu.LARGEST_COPY if parameters and in_c(parameters[0].device) else LARGEST_COPY
-    for parameter, grad, entries, step, scale in zip(parameters, grads, states, steps, scales, strict=True):
-        if parameter.numel() == 0:
-            continue
-        parameter, grad, entries = in_memory_order(parameter, grad, entries)
+    largest_copy = cpu.LARGEST_COPY if in_c(rows[0].parameter.device) else LARGEST_COPY
+    for row in rows:
+        parameter, grad, entries = in_memory_order(row.parameter, row.grad, row.entries)
         if parameter.is_contiguous() and grad.is_contiguous():
-            direct.append(TableRow(parameter, grad, entries, step, scale))
+            direct.append(row._replace(parameter=parameter, grad=grad, entries=entries))
             continue
         flat_entries = [entry.view(len(entry), -1) for entry in entries]
         for index, flat in pieces(parameter.shape, largest_copy):
             piece = [entry[:, flat] for entry in flat_entries]
-            copied.append(TableRow(parameter[index], grad[index], piece, step, scale))
-    if direct:
-        _launch(plan, direct, settings, block)
-    for together in blocks([row.parameter.numel() for row in copied], largest_copy):
-        _launch_on_copies(plan, [copied[place] for place in together], settings, block)
-    torch.autograd.graph.increment_version(list(parameters))
-
-
-class TableRow(NamedTuple):
-    """What a row of the table points to: a tensor, or a piece of one, with its gradient and state."""
-
-    parameter: Tensor
-    grad: Tensor
-    entries: Sequence[Tensor]
-    step: Tensor
-    scale: Tensor | None
+            copied.append(row._replace(parameter=parameter[index], grad=grad[index], entries=piece))
+    if in_c(rows[0].parameter.device):
+        for group in of_the_same_dtypes([*direct, *copied]):
+            _kernel_in_c(plan, group[0])  # may fail, and has to before anything is changed
+    for group in of_the_same_dtypes(direct):
+        _launch(plan, group, settings, block)
+    for group in of_the_same_dtypes(copied):
+        for together in blocks([row.parameter.numel() for row in group], largest_copy):
+            _launch_on_copies(plan, [group[place] for place in together], settings, block)
+    for row, original in zip(rows, originals, strict=True):
+        write_back(row, original)
 
 
 def _launch_on_copies(plan: Plan, originals: Sequence[TableRow], settings: Step, block: int | None) -> None:
@@ -150,9 +174,7 @@ def _launch_on_copies(plan: Plan, originals: Sequence[TableRow], settings: Step,
     ]
     _launch(plan, contiguous, settings, block)
     for row, original in zip(contiguous, originals, strict=True):
-        for target, source in zip([original.parameter, *original.entries], [row.parameter, *row.entries], strict=True):
-            if source is not target:
-                target.copy_(source)
+        write_back(row, original)
 
 
 def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int | None) -> None:
@@ -170,10 +192,13 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
     programs = 0
     for place, row in enumerate(tensors):
         size = row.parameter.numel()
-        rows += (size, programs, row.parameter.data_ptr(), row.grad.data_ptr())
+        addresses = [tensor.data_ptr() for tensor in (row.parameter, row.grad, *row.entries)]
+        if not all(addresses):
+            raise RuntimeError(NO_MEMORY)
+        rows += (size, programs, *addresses[:2])
         rows.append(0 if shared else steps[place].data_ptr())
         rows.append(0 if row.scale is None else row.scale.data_ptr())
-        rows += [entry.data_ptr() for entry in row.entries]
+        rows += addresses[2:]
         programs += -(-size // block)
     table, tensor_of_program = tables(tuple(rows), len(tensors), programs, device)
     arguments = {
@@ -207,19 +232,25 @@ def _call(plan: Plan, tensors: Sequence[TableRow], settings: Step) -> None:
     if settings.found_inf is not None and settings.found_inf.item() != 0:
         return
     first = tensors[0]
-    dtypes = first.parameter.dtype, first.grad.dtype, first.entries[-2].dtype, first.entries[-1].dtype
-    weights = plan.weights.data_ptr()
-    rows: list[int] = []
-    for row in tensors:
-        size = row.parameter.numel()
-        scale = cpu.NO_SCALE if row.scale is None else row.scale.data_ptr()
-        rows += (size, size, scale, weights, row.step.data_ptr(), row.parameter.data_ptr(), row.grad.data_ptr())
-        rows += [entry.data_ptr() for entry in row.entries]
-    table = np.array(rows, np.int64).reshape(len(tensors), -1)
+    parameters, grads, states, steps, scales = zip(*tensors, strict=True)
+    addressed = [steps, parameters, grads, *zip(*states, strict=True)]
+    table = np.empty((len(tensors), 4 + len(addressed)), np.int64)
+    table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
+    table[:, 2] = cpu.NO_SCALE if first.scale is None else list(map(Tensor.data_ptr, scales))
+    table[:, 3] = plan.weights.data_ptr()
+    for place, column in enumerate(addressed, 4):
+        table[:, place] = list(map(Tensor.data_ptr, column))
+    if not table[:, 4:].all():
+        raise RuntimeError(NO_MEMORY)
     lr = float(settings.lr)
     grad_scale = 1.0 if settings.grad_scale is None else settings.grad_scale.item()
-    step = cpu.kernel(plan.architecture, plan.description, dtypes)
+    step = _kernel_in_c(plan, first)
     step(table, cpu.Settings(lr, lr * settings.weight_decay, grad_scale, settings.maximize, settings.skip_nonfinite))
+
+
+def _kernel_in_c(plan: Plan, row: TableRow) -> cpu.Kernel:
+    dtypes = row.parameter.dtype, row.grad.dtype, row.entries[-2].dtype, row.entries[-1].dtype
+    return cpu.kernel(plan.architecture, plan.description, dtypes)
 
 
 def _rate(settings: Step, device: torch.device) -> dict[str, Any]:
@@ -241,9 +272,9 @@ def traced_step_in_place(
     weights: Tensor,
     architecture: str,
     constants: str,
-    lr: float,
-    lr_on_device: Tensor | None,
-    weight_decay: float,
+    features: list[int],
+    lr: Tensor,
+    weight_decay: Tensor,
     maximize: bool,
     skip_nonfinite: bool,
     grad_scale: Tensor | None,
@@ -260,9 +291,9 @@ def traced_step_in_place(
         weights: of the plan.
         architecture: of the plan.
         constants: the plan's description.
-        lr: where ``lr_on_device`` is None.
-        lr_on_device: a tensor.
-        weight_decay: as above.
+        features: of the plan.
+        lr: 0-d, on any device.
+        weight_decay: 0-d, on the CPU.
         maximize: as above.
         skip_nonfinite: as above.
         grad_scale: as above.
@@ -271,15 +302,13 @@ def traced_step_in_place(
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(constants).items()}
     entries = len(states) // len(parameters)
     step_in_place(
-        Plan(architecture, values, weights, (), constants),
+        Plan(architecture, values, weights, (), tuple(features), constants),
         parameters,
         grads,
         [states[first : first + entries] for first in range(0, len(states), entries)],
         steps,
         scales or [None] * len(parameters),
-        Step(
-            lr if lr_on_device is None else lr_on_device, weight_decay, maximize, skip_nonfinite, grad_scale, found_inf
-        ),
+        Step(lr, float(weight_decay), maximize, skip_nonfinite, grad_scale, found_inf),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.utils._python_dispatch import _disable_current_modes
 
 from learned_optim import hub
 from learned_optim.files import json_object, write_atomically
@@ -77,7 +78,8 @@ def load_rule(source: str | Path) -> UpdateRule:
         OSError: the hub has no such file, or cannot be reached.
     """
     path = locate(source)
-    with _opened(path) as (file, metadata):
+    # Modes such as FakeTensorMode would put tensors without values in place of those in the file.
+    with _disable_current_modes(), _opened(path) as (file, metadata):
         architecture = metadata.get("architecture", "")
         if architecture not in ARCHITECTURES:
             raise ValueError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
@@ -90,9 +92,9 @@ def load_rule(source: str | Path) -> UpdateRule:
             rule.float().load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: weights do not fit the architecture {architecture!r}: {error}") from error
-    if not all(parameter.isfinite().all() for parameter in rule.parameters()):
-        raise ValueError(f"{path} is damaged: it holds weights that are NaN or infinite")
-    return rule.requires_grad_(False)
+        if not all(parameter.isfinite().all() for parameter in rule.parameters()):
+            raise ValueError(f"{path} is damaged: it holds weights that are NaN or infinite")
+        return rule.requires_grad_(False)
 
 
 def read_provenance(source: str | Path) -> dict[str, Any]:
@@ -111,32 +113,24 @@ def locate(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
+    if source in ARCHITECTURES:
+        trained = [name for name in available_rules() if _architecture_of(SHIPPED / f"{name}{SUFFIX}") == source]
+        raise ValueError(
+            f"{source!r} is an architecture, not a rule with weights; rules of it that come with the package: "
+            f"{', '.join(trained) or 'none'}; an untrained one is {ARCHITECTURES[str(source)].__name__}()"
+        )
     if isinstance(source, str) and path.name == source and path.suffix != SUFFIX:
-        raise ValueError(f"{_unknown(source)}; or give the path of a {SUFFIX} file, or hf://OWNER/NAME")
-    if path.is_dir():
-        raise FileNotFoundError(f"no rule file at {path}: it is a folder; a run keeps its rule in best{SUFFIX} there")
-    raise FileNotFoundError(f"no rule file at {path}")
+        raise ValueError(
+            f"unknown rule {source!r}; known names: {', '.join(available_rules())}; "
+            f"or give the path of a {SUFFIX} file, or hf://OWNER/NAME"
+        )
+    hint = f": it is a folder; a run keeps its rule in best{SUFFIX} there" if path.is_dir() else ""
+    raise FileNotFoundError(f"no rule file at {path}{hint}")
 
 
-def rules_of(architecture: str) -> list[str]:
-    """Those of :func:`available_rules` that have this architecture."""
-    found = []
-    for name in available_rules():
-        with _opened(SHIPPED / f"{name}{SUFFIX}") as (_, metadata):
-            found += [name] if metadata["architecture"] == architecture else []
-    return found
-
-
-def _unknown(name: str) -> str:
-    """What to say of a name that no shipped rule has."""
-    if name not in ARCHITECTURES:
-        return f"unknown rule {name!r}; known names: {', '.join(available_rules())}"
-    if shipped := rules_of(name):
-        return f"{name!r} is an architecture, not a rule; the shipped rules of that architecture: {', '.join(shipped)}"
-    return (
-        f"{name!r} is an architecture, not a rule, and no rule of that architecture is shipped: meta-train one; "
-        f"shipped rules: {', '.join(available_rules())}"
-    )
+def _architecture_of(path: Path) -> str:
+    with _opened(path) as (_, metadata):
+        return metadata.get("architecture", "")
 
 
 def _checked_settings(text: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _list(options: argparse.Namespace) -> None:
         facts = f"{card['architecture']}, {card['meta_parameters']:,} meta-parameters"
         say(f"{card['rule']:22}{facts}. {card['origin'].get('description', '')}")
     say("\nLearnedOptimizer(parameters, rule=...) takes one of these names, a .safetensors file, or hf://OWNER/NAME.")
-    say(f"Architectures, which the rule of a configuration takes for meta-training: {', '.join(ARCHITECTURES)}")
+    say(f"Architectures, which the rule of a configuration takes for meta-training: {', '.join(sorted(ARCHITECTURES))}")
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
 from learned_optim.terminal import printable, say
 
-COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "horizon", "time", "state")
-OUTCOMES = ("meta_steps", "best_validation", "validation_horizon", "seconds")
+COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
+DEFAULT = Path("runs")
 VALUE_WIDTH = 60  # of settings in a table; longer values are cut
 
 
@@ -25,7 +25,7 @@ def add_runs(commands: Commands) -> None:
     )
     actions = add_group(runs, "ACTION")
     listing = add_command(actions, "list", "one line a run", examples=["runs list", "runs list runs/mine other --json"])
-    listing.add_argument("folder", nargs="*", type=Path, help="runs, or folders of runs (runs)")
+    listing.add_argument("folder", nargs="*", type=Path, default=[DEFAULT], help="runs, or folders of runs (runs)")
     listing.set_defaults(run=_list)
     show = add_command(
         actions,
@@ -64,14 +64,15 @@ def _list(options: argparse.Namespace) -> None:
     need("train", "pydantic")
     from learned_optim.meta_train.runs import find_runs
 
-    folders = options.folder or [folder for folder in (Path("runs"),) if folder.exists()]  # before the first run: none
-    summaries = [run.summary() for run in find_runs(folders, may_be_empty=True)]
+    none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
+    summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder)]
+    if none_yet and not options.json:
+        say(f"no runs yet in {DEFAULT}; learned-optim meta-train CONFIG begins one")
+        return
     if options.json:
         print_json(summaries)
-    elif summaries:
-        print_table([COLUMNS, *map(_row, summaries)])
-    else:
-        say(f"no runs yet in {', '.join(map(str, options.folder or ['runs']))}")
+        return
+    print_table([COLUMNS, *map(_row, summaries)])
 
 
 def _row(summary: Mapping[str, Any]) -> list[str]:
@@ -79,9 +80,9 @@ def _row(summary: Mapping[str, Any]) -> list[str]:
 
     families = (name if count == 1 else f"{count} {name}" for name, count in summary["families"].items())
     steps = f"{summary['meta_steps']}/{summary['of']}"
-    best, horizon = _number(summary["best_validation"]), str(summary["validation_horizon"])
-    seconds = duration(summary["seconds"])
-    return [summary["run"], ", ".join(families), summary["estimator"], steps, best, horizon, seconds, summary["state"]]
+    best, seconds = _number(summary["best_validation"]), duration(summary["seconds"])
+    over = summary["validated_on"]
+    return [summary["run"], ", ".join(families), summary["estimator"], steps, best, over, seconds, summary["state"]]
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -101,7 +102,7 @@ def _show(options: argparse.Namespace) -> None:
     for title, part in parts.items():
         say(f"\n{title}" if title else options.folder)
         for name, value in part.items():
-            say(f"  {printable(name):{width}}  {printable(_text(value))}")
+            say(f"  {printable(name):{width}}  {_text(value)}")
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -139,15 +140,19 @@ def _compare(options: argparse.Namespace) -> None:
         print_json({"runs": summaries, "settings": settings, "figure": str(options.output)})
         return
     names = short_names([run.folder for run in runs])
-    outcomes = {name: [run.summary()[name] for run in runs] for name in OUTCOMES}
-    width = max(14, *(len(name) for name in names))
+    outcomes = {
+        name: [run.summary()[name] for run in runs]
+        for name in ("meta_steps", "best_validation", "validated_on", "seconds")
+    }
     table = {"": names, **settings, **outcomes}
+    width = max(14, *(len(name) for name in names))
     print_table([[name, *(_text(value, width).ljust(width) for value in values)] for name, values in table.items()])
     say(f"\nwritten: {options.output}")
 
 
 def _text(value: Any, width: int = VALUE_WIDTH) -> str:
     text = _number(value) if isinstance(value, float | None) else value if isinstance(value, str) else json.dumps(value)
+    text = printable(text)
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

@@ -145,7 +145,12 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
         change = _advance(rule, parameter, grad, state, float(step), scale, settings)
     else:
         change, state = _step(rule, parameter, grad, state, step, scale, settings)
-    torch._foreach_add_(parameters, _unflatten_dense_tensors(change, parameters))
+    changes = _unflatten_dense_tensors(change, parameters)
+    if torch.compiler.is_compiling() or not any(map(Tensor.is_neg, parameters)):
+        torch._foreach_add_(parameters, changes)
+    else:  # which it refuses
+        for parameter, moved in zip(parameters, changes, strict=True):
+            parameter.add_(moved)
     for entry, tensor in state.items():
         if tensor is not views[entry][0]:
             torch._foreach_copy_(views[entry], tensor[:, :total].split(sizes, dim=1))

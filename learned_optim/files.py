@@ -42,7 +42,7 @@ def json_object(text: str | bytes, place: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is damaged: {error}") from error
+        raise ValueError(f"{place} is damaged ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is damaged: it holds a {type(value).__name__} in place of named values")
+        raise ValueError(f"{place} is damaged (it holds a {type(value).__name__} in place of named values)")
     return value

@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +12,9 @@ from torch import Tensor, nn
 
 from learned_optim.execution import Settings, Slot
 from learned_optim.kernels import cpu, launch, training
+from learned_optim.kernels.addresses import DTYPES
 from learned_optim.kernels.availability import why_not_fused
+from learned_optim.kernels.compiler import CompilationError
 from learned_optim.kernels.launch import Plan
 from learned_optim.rules import (
     LSTML2L,
@@ -29,7 +29,6 @@ from learned_optim.rules.lstm import LSTMCell
 
 LARGEST_HIDDEN_SIZE = 32
 """Above it the state of a coordinate does not fit the registers of a thread."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -71,10 +70,10 @@ def plan_if_wanted(
     if launch.in_c(device):
         try:
             cpu.kernel(plan.architecture, plan.description, (dtype, dtype, recurrent, recurrent))
-        except cpu.CompilationError as error:
+        except CompilationError as error:
             if fused:
                 raise
-            warnings.warn(f"no fused step on this CPU, a slower one instead: {error}", stacklevel=2)
+            cpu.warn_once(error)
             return None
     return plan
 
@@ -82,42 +81,55 @@ def plan_if_wanted(
 def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_size: int | None = None) -> None:
     """Like :func:`~learned_optim.execution.apply_in_blocks`, by the rule's kernel.
 
-    Dense tensors in one memory order are stepped where they are, others in copies of bounded size.
+    Dense tensors in one memory order are stepped where they are, others in copies.
 
     Args:
         plan: of the rule, on the slots' device.
-        slots: parameters, gradients and states are of at most 32 bits; moments float32.
+        slots: all parameters of one dtype that :func:`why_not` has no objection to.
         settings: of the parameter group.
         block_size: coordinates of a program, a power of two; None chooses.
 
     Raises:
-        RuntimeError: the entries of a state are not dense and in one memory order.
+        RuntimeError: a gradient or state is not of its parameter's shape and device; or the entries of a state are not
+            dense and in one memory order.
+        CompilationError: on a CPU, gradients or states are of dtypes for which the C compiler makes no kernel; nothing
+            has changed then.
     """
-    groups: defaultdict[tuple[torch.dtype, ...], list[Slot]] = defaultdict(list)
-    for slot in slots:
-        tensors = [slot.parameter, slot.grad, *slot.state.values()]
-        groups[tuple([tensor.dtype for tensor in tensors])].append(slot)  # torch.compile traces no generator here
-    for group in groups.values():
-        parameters, grads = [slot.parameter for slot in group], [slot.grad for slot in group]
-        states = [[slot.state[entry] for entry in plan.entries] for slot in group]
-        steps, scales = [slot.step for slot in group], [slot.scale for slot in group]
-        if torch.compiler.is_compiling():
-            on_device = isinstance(settings.lr, Tensor)
-            launch.traced_step_in_place(
-                parameters,
-                grads,
-                [tensor for entries in states for tensor in entries],
-                steps,
-                [scale for scale in scales if scale is not None],
-                plan.weights,
-                plan.architecture,
-                plan.description,
-                1.0 if on_device else settings.lr,
-                settings.lr if on_device else None,
-                *settings[1:],
-            )
-        else:
-            launch.step_in_place(plan, parameters, grads, states, steps, scales, launch.Step(*settings), block_size)
+    if not slots:
+        return
+    parameters, grads = [slot.parameter for slot in slots], [slot.grad for slot in slots]
+    states = [[slot.state[entry] for entry in plan.entries] for slot in slots]
+    steps, scales = [slot.step for slot in slots], [slot.scale for slot in slots]
+    if not torch.compiler.is_compiling():
+        launch.step_in_place(plan, parameters, grads, states, steps, scales, launch.Step(*settings), block_size)
+        return
+    # Products with a tensor, since a graph of torch.compile would hold for one value of a number only.
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    lr = settings.lr if isinstance(settings.lr, Tensor) else one * settings.lr
+    launch.traced_step_in_place(
+        parameters,
+        grads,
+        [tensor for entries in states for tensor in entries],
+        steps,
+        [scale for scale in scales if scale is not None],
+        plan.weights,
+        plan.architecture,
+        plan.description,
+        list(plan.features),
+        lr,
+        one * settings.weight_decay,
+        *settings[2:],
+    )
+
+
+def apply_fused_if_possible(plan: Plan, slots: Sequence[Slot], settings: Settings) -> bool:
+    """Like :func:`apply_fused`; False, with a warning and with nothing changed, where a kernel cannot be compiled."""
+    try:
+        apply_fused(plan, slots, settings)
+    except CompilationError as error:
+        cpu.warn_once(error)
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -125,7 +137,8 @@ def plan_of(rule: UpdateRule) -> Plan:
     """The rule as its kernel takes it, a snapshot of its weights; see :func:`why_not`."""
     constants, weights = PLANS[type(rule)](rule)
     packed = torch.cat(weights).to(torch.float32).contiguous()
-    return Plan(rule.name, constants, packed, tuple(rule.state_features), json.dumps(constants))
+    entries, features = zip(*rule.state_features.items(), strict=True)
+    return Plan(rule.name, constants, packed, entries, features, json.dumps(constants))
 
 
 def training_rule(rule: UpdateRule) -> tuple[training.Rule, Tensor]:

@@ -15,16 +15,19 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused, plan_if_wanted, why_not
+from learned_optim.fused import apply_fused, apply_fused_if_possible, plan_if_wanted, why_not
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
+from learned_optim.states import check_state, copied, has_begun, state_by_parameter
 from learned_optim.surroundings import (
-    check_state,
     count_step,
+    fake_mode_of,
     is_capturing,
     local_coordinates,
+    placed,
     refuse_nonfinite,
+    refuse_other_shapes,
     scale_of,
     settings_on,
     without_autocast,
@@ -32,13 +35,17 @@ from learned_optim.surroundings import (
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NONFINITE = ("skip", "propagate", "error")
+DECAY_RATE = 1e-3
+"""AdamW's default rate, which its weight decay is multiplied by; ``lr`` here is relative to the rule's own rate."""
 LIKELY_A_RATE = 0.01  # an lr of at most this was most likely left over from the optimizer that is replaced
 
 
 class LearnedOptimizer(Optimizer):
     r"""Train a model with a meta-trained update rule. No learning rate to tune.
 
-    .. math:: p \leftarrow (1 - lr \cdot weight\_decay)\, p + lr \cdot \mathrm{rule}(\text{gradient history of } p)
+    .. math::
+        p \leftarrow (1 - lr \cdot 10^{-3} \cdot weight\_decay)\, p
+            + lr \cdot \mathrm{rule}(\text{gradient history of } p)
 
     The rule is applied to every coordinate by itself (Andrychowicz et al. 2016); the default rule multiplies the
     updates of a tensor by a factor besides, found at the first step from its shape and values
@@ -52,8 +59,8 @@ class LearnedOptimizer(Optimizer):
         lr: factor on the learned update; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
             Schedulers work: they scale the update relative to the rule's own step size (``OneCycleLR`` and
             ``CyclicLR`` with ``cycle_momentum=False``: there is no momentum to cycle).
-        weight_decay: decoupled weight decay; a step shrinks parameters by ``lr * weight_decay``, so that AdamW's
-            ``lr=1e-3, weight_decay=1e-2`` corresponds to ``1e-5`` here.
+        weight_decay: decoupled weight decay, as :class:`torch.optim.AdamW` at its default rate of 1e-3 means it: a step
+            shrinks parameters by ``lr * 1e-3 * weight_decay``.
         maximize: ascend instead of descend.
         nonfinite: what to do with a coordinate whose gradient is NaN or infinite. ``"skip"`` leaves it as it is,
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
@@ -110,6 +117,7 @@ class LearnedOptimizer(Optimizer):
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
+            "decoupled_weight_decay": True,  # AdamW's groups have it too; older ones of ours, in other units, do not
             "maximize": maximize,
             "nonfinite": nonfinite,
             "fused": fused,
@@ -205,7 +213,7 @@ class LearnedOptimizer(Optimizer):
         settings = self._settings(group)
         count_step(steps, settings.found_inf)
         # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
-        compiling = torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling() or fake_mode_of(parameters[0]) is not None
         sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
         together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
         shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
@@ -226,18 +234,22 @@ class LearnedOptimizer(Optimizer):
             plan = self._plans[device, dtype, group["fused"]]
             local_settings = settings_on(device, settings)
             with without_autocast(device):
-                if group["differentiable"]:
+                mode = fake_mode_of(slots[0].parameter)
+                if mode is not None:
+                    with mode:
+                        apply_per_tensor(rule, slots, local_settings)
+                elif group["differentiable"]:
                     apply_per_tensor(rule, slots, local_settings)
-                elif plan is not None:
+                elif plan is not None and group["fused"]:
                     apply_fused(plan, slots, local_settings)
-                else:
+                elif plan is None or not apply_fused_if_possible(plan, slots, local_settings):
                     apply_in_blocks(rule, slots, local_settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         return Settings(
             lr,
-            group["weight_decay"],
+            DECAY_RATE * group["weight_decay"],
             group["maximize"],
             group["nonfinite"] == "skip",
             getattr(self, "grad_scale", None),
@@ -260,7 +272,7 @@ class LearnedOptimizer(Optimizer):
             if grad is None:
                 continue
             state = self.state[parameter]
-            if not state:
+            if not has_begun(state):
                 self._init_state(parameter, state, group["capturable"])
             parameters.append(parameter)
             grads.append(grad)
@@ -268,12 +280,14 @@ class LearnedOptimizer(Optimizer):
             scales.append(state["scale"] if heeds_tensors else None)
             for entry, tensors in zip(entries, states, strict=True):
                 tensors.append(state[entry])
-        for device, dtype in {(parameter.device, _arithmetic_dtype(parameter.dtype)) for parameter in parameters}:
-            if (device, dtype) not in self._placed_rules:
-                self._placed_rules[device, dtype] = copy.deepcopy(self._rule).to(device, dtype)
+        refuse_other_shapes(parameters, grads, states)
         for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
+            arithmetic = _arithmetic_dtype(dtype)
+            if (device, arithmetic) not in self._placed_rules:
+                self._placed_rules[device, arithmetic] = placed(self._rule, parameters[0], device, arithmetic)
             if (device, dtype, group["fused"]) not in self._plans:
-                self._plans[device, dtype, group["fused"]] = self._plan(device, dtype, group["fused"])
+                plan = None if fake_mode_of(parameters[0]) else self._plan(device, dtype, group["fused"])
+                self._plans[device, dtype, group["fused"]] = plan
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
         """The plan of the fused kernel, where one is wanted and can run."""
@@ -303,7 +317,7 @@ class LearnedOptimizer(Optimizer):
         return arithmetic if arithmetic == torch.float64 else self._rule.recurrent_dtype
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a copy of a state; every entry keeps the dtype it was saved in.
+        """Continue from a copy of a state, cast to the dtypes in which this optimizer keeps it.
 
         The rule is no part of the state: construct the optimizer with the one that the state was saved with.
 
@@ -313,7 +327,7 @@ class LearnedOptimizer(Optimizer):
         saved: dict[Any, Any] = {}
 
         def check(_: Optimizer, state_dict: dict[str, Any]) -> None:
-            saved.update(self._state_by_parameter(state_dict))
+            saved.update(state_by_parameter(self.param_groups, state_dict))
             for parameter, state in saved.items():
                 check_state(self._rule, parameter, state)
 
@@ -321,15 +335,15 @@ class LearnedOptimizer(Optimizer):
             # The base class has cast the entries to the dtypes of the parameters and shares the rest with state_dict.
             capturable = {p for group in self.param_groups if group["capturable"] for p in group["params"]}
             for parameter, state in saved.items():
+                kept, arithmetic = self.state[parameter], _arithmetic_dtype(parameter.dtype)
                 for entry in self._rule.state_features:
-                    value = state[entry].detach().to(parameter.device, copy=True)
-                    self.state[parameter][entry] = laid_out_like(parameter, value)
-                step = torch.as_tensor(state["step"], dtype=torch.float32).detach()
+                    value = copied(state[entry], parameter.device, self._entry_dtype(entry, arithmetic))
+                    kept[entry] = laid_out_like(parameter, value)
                 place = parameter.device if parameter in capturable else torch.device("cpu")
-                self.state[parameter]["step"] = step.to(place, copy=True)
+                kept["step"] = copied(state["step"], place, torch.float32).reshape(())
                 if self._rule.heeds_tensors:
-                    scale = torch.as_tensor(state.get("scale", 1.0), dtype=torch.float32).detach()  # old ones have none
-                    self.state[parameter]["scale"] = scale.to(parameter.device, copy=True)
+                    scale = state.get("scale", 1.0)  # older states have none
+                    kept["scale"] = copied(scale, parameter.device, torch.float32).reshape(())
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [
@@ -342,13 +356,6 @@ class LearnedOptimizer(Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def _state_by_parameter(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
-        """The states in a state dict, without those of parameters that have none yet."""
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        states = ((parameter, state_dict["state"].get(key)) for key, parameter in zip(keys, parameters, strict=False))
-        return {parameter: state for parameter, state in states if state}
-
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: besides the base class's, the rule."""
         return {**super().__getstate__(), "_rule": self._rule, "_state_dtype": self._state_dtype}
@@ -358,12 +365,16 @@ class LearnedOptimizer(Optimizer):
         super().__setstate__(state)
         self._placed_rules = {}
         self._plans = {}
+        for group in [self.defaults, *self.param_groups]:
+            if "decoupled_weight_decay" not in group:  # of a version where a step shrank by lr * weight_decay
+                group["weight_decay"] = group.get("weight_decay", 0.0) / DECAY_RATE
+                group["decoupled_weight_decay"] = True
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
         if self._rule.heeds_tensors:
             for parameter, kept in self.state.items():
-                if isinstance(kept, dict) and kept:  # hooks of users may put in anything
+                if isinstance(parameter, Tensor) and has_begun(kept):  # users may keep what they like beside it
                     kept.setdefault("scale", torch.ones((), device=parameter.device, dtype=torch.float32))
 
 
@@ -383,6 +394,8 @@ def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
         raise ValueError(f"Invalid learning rate: {lr}; it multiplies the learned update, 1.0 is the rule as trained")
     if not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
+    if not group["decoupled_weight_decay"]:
+        raise ValueError("weight decay is always decoupled; leave decoupled_weight_decay out of parameter groups")
     if group["nonfinite"] not in NONFINITE:
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {group['nonfinite']!r}")
     if group["fused"] and group["differentiable"]:

@@ -1,11 +1,14 @@
 """What surrounds the arithmetic of a step: counts, autocast, shards, a scaler's tensors, refusals."""
 
+import copy
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from learned_optim.execution import Settings, Slot
 from learned_optim.rules import UpdateRule
@@ -89,19 +92,46 @@ def refuse_nonfinite(grads: list[Tensor]) -> None:
         )
 
 
-def check_state(rule: UpdateRule, parameter: Tensor, state: dict[str, Any]) -> None:
-    """Raise a ValueError if a saved state is not one of this rule for this parameter."""
-    shapes = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
-    features = {entry: shape[0] if shape else 1 for entry, shape in shapes.items()}
-    needed = {"step": 1, **rule.state_features}
-    if {entry: features.get(entry) for entry in needed} != needed:  # users may have added entries of their own
-        raise ValueError(
-            f"the state was saved with another rule: it holds {features} (entry: features), "
-            f"the rule {rule.name!r} needs {needed}; construct the optimizer with that rule"
-        )
-    for entry in rule.state_features:
-        if shapes[entry][1:] != parameter.shape:
-            raise ValueError(
-                f"the state was saved for other parameters: {entry!r} is for one of shape {shapes[entry][1:]}, "
-                f"the parameter in its place has {tuple(parameter.shape)}"
-            )
+def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: Sequence[list[Tensor]]) -> None:
+    """Raise a RuntimeError if a gradient or a state was made when its parameter had another shape.
+
+    Args:
+        parameters: whose ``.data`` may have been replaced.
+        grads: of each parameter.
+        states: of each entry, the tensors of all parameters.
+    """
+    shapes = [parameter.shape for parameter in parameters]
+    for tensors, first in ((grads, 0), (states[0], 1)):
+        if shapes == [tensor.shape[first:] for tensor in tensors]:
+            continue
+        for shape, tensor in zip(shapes, tensors, strict=True):
+            if shape != tensor.shape[first:]:
+                raise RuntimeError(
+                    f"a parameter has the shape {tuple(shape)}, its {'state' if first else 'gradient'} is for "
+                    f"{tuple(tensor.shape[first:])}: the parameter's data were replaced. Construct the optimizer after "
+                    "that, or start the parameter anew: optimizer.state.pop(parameter); parameter.grad = None"
+                )
+
+
+def fake_mode_of(tensor: Tensor) -> FakeTensorMode | None:
+    """The mode of a tensor that has a shape and a device but no values; None for a usual tensor."""
+    return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
+
+
+def placed(rule: UpdateRule, parameter: Tensor, device: torch.device, dtype: torch.dtype) -> UpdateRule:
+    """A copy of the rule there and in that dtype; its weights have no values if the parameter has none."""
+    mode = fake_mode_of(parameter)
+    if mode is None:
+        return copy.deepcopy(rule).to(device, dtype)
+    with unset_fake_temporarily():
+        copied = copy.deepcopy(rule).requires_grad_(False)
+        weights = [
+            (module, name, parameter.detach())
+            for module in copied.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+    with mode:
+        for module, name, values in weights:
+            fake = mode.from_tensor(values).to(device, dtype)
+            module.register_parameter(name, torch.nn.Parameter(fake, requires_grad=False))
+    return copied

@@ -7,18 +7,12 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with whatever a terminal would act on (control characters and the like) as escapes.
+    """``text`` with whatever a terminal would act on (line breaks, control characters and the like) as escapes.
 
     Names and descriptions in files come from whoever wrote them: printed as they are, they could clear the screen, hide
     lines, or pretend to be output of ours.
     """
-    return "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    if character.isprintable():
-        return character
-    return " " if character.isspace() else character.encode("unicode_escape").decode()
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def say(text: object, *, error: bool = False) -> None:

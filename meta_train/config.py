@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learned_optim.meta_train.module_search import search_in
 from learned_optim.meta_train.run_record import Recorded
 from learned_optim.meta_train.settings import Config, TaskConfig
 from learned_optim.meta_train.strict import ConfigError, checked, read_toml
-from learned_optim.meta_train.tasks.lookup import gather_options, look_in
+from learned_optim.meta_train.tasks.lookup import gather_options
 
 __all__ = [
     "Config",
@@ -26,13 +27,8 @@ __all__ = [
 ]
 
 
-SHIPPED = tuple(Path(__file__).parent / folder for folder in ("configs", "few_shot/configs"))
-
-
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
     """Read a TOML file, or a shipped configuration by name, and apply ``key.path=value`` overrides.
-
-    Modules and files that a TOML file names are looked for in its folder, and then where Python finds modules.
 
     Args:
         source: path of the file, or one of :func:`shipped_configs`.
@@ -48,15 +44,17 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
 def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The nested tables of a configuration of whatever kind, with ``overrides`` applied, not yet checked.
 
+    Modules with task families of the user's own are looked for beside the file from then on.
+
     ``source`` and ``overrides`` are as of :func:`load_config`.
 
     Raises:
         ConfigError: file missing or not TOML, or an override that names no place.
     """
     path = _locate(source)
+    if str(source) != path.stem:  # not a shipped one
+        search_in(path.parent)
     tables = read_toml(path)
-    if path.parent not in SHIPPED:
-        look_in(path.parent)
     for override in overrides:
         _override(tables, override)
     return tables
@@ -123,12 +121,12 @@ def flat(table: Any, place: str = "") -> dict[str, Any]:
 
 def shipped_configs() -> dict[str, Path]:
     """Configurations that come with the package, by name."""
-    return _by_name(SHIPPED[0])
+    return _by_name(Path(__file__).parent / "configs")
 
 
 def shipped_few_shot_configs() -> dict[str, Path]:
     """Those of few-shot runs."""
-    return _by_name(SHIPPED[1])
+    return _by_name(Path(__file__).parent / "few_shot" / "configs")
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
+from learned_optim.meta_train.seeds import (
+    cpu_by_default,
+    derive_seed,
+    fixed_global_state,
+    numpy_generator,
+    torch_generator,
+)
 from learned_optim.meta_train.tasks import Split, Task, TaskFamily
 from learned_optim.meta_train.vectorize import VectorizedTask
 
@@ -157,6 +163,7 @@ class Problem:
         device: where they are trained.
     """
 
+    @cpu_by_default()
     def __init__(
         self,
         family: TaskFamily,
@@ -172,6 +179,7 @@ class Problem:
         task = comparison_task(family, split, draw)
         self.task = VectorizedTask(task, seeds, derive_seed(seed, "comparison instances", block), device=device)
 
+    @cpu_by_default()
     def run(
         self, make_optimizer: MakeOptimizer, tick: Callable[[], None] = lambda: None, *, by_tensor: bool = False
     ) -> np.ndarray:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from learned_optim import fused
-from learned_optim.kernels import training
-from learned_optim.kernels.cpu import CompilationError
+from learned_optim.kernels import cpu, training
+from learned_optim.kernels.compiler import CompilationError
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
 from learned_optim.rules import RuleState, UpdateRule
 
@@ -90,7 +90,8 @@ def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
         return None
     try:
         step = fused.ParticleStep(architecture, meta_parameters)
-    except CompilationError:
+    except CompilationError as error:
+        cpu.warn_once(error)
         return None
     if isinstance(rule, ParticleRule):
         return step

@@ -23,6 +23,7 @@ from learned_optim.meta_train.meta_optimizer import MetaOptimizer, norm_of
 from learned_optim.meta_train.run_checkpoint import RunCheckpoint, below, finite_or_none, write_checkpoint
 from learned_optim.meta_train.run_log import Progress, RunLog
 from learned_optim.meta_train.run_record import Recorded, record_session
+from learned_optim.meta_train.seeds import cpu_by_default
 from learned_optim.meta_train.settings import MetaOptimizerConfig
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
@@ -96,7 +97,7 @@ class MetaTraining(ABC, Generic[Trained]):
         last_checkpoint = last_clock = time.monotonic()
         try:
             while not self.finished:
-                with uninterrupted():
+                with uninterrupted(), cpu_by_default():
                     consistent = False
                     progress = self._step()
                     consistent = True
@@ -173,6 +174,7 @@ class MetaTraining(ABC, Generic[Trained]):
     def save_weights(self, module: Trained, path: Path, meta_step: int) -> None:
         """Write a version of the module, as it was after ``meta_step``, for use."""
 
+    @cpu_by_default()
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs, the latest weights for use, and the best once there are any.
 

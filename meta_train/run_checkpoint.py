@@ -70,11 +70,11 @@ def read_checkpoint(folder: Path, *, with_tensors: bool = True) -> RunCheckpoint
             names = file.keys() if with_tensors else ()
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged ({error})") from error
     if not {"config", "progress"} <= metadata.keys():
         raise ValueError(f"{path} is not a meta-training checkpoint")
     config, progress = (json_object(metadata[name], str(path)) for name in ("config", "progress"))
-    check_shape(_Progress, progress, f"{path} is damaged")
+    check_shape(_Progress, progress, str(path))
     return RunCheckpoint(config, progress, tensors)
 
 

@@ -56,7 +56,7 @@ class RunLog:
         path = folder / "metrics.csv"
         fields = [name for name in Progress.__dataclass_fields__ if name != "details"] + list(details)
         kept = []
-        if path.is_file() and path.stat().st_size > 0:
+        if path.is_file():
             _, rows = read_metrics(path)
             kept = [row for row in rows if int(row["meta_step"]) <= meta_step]
         text = io.StringIO()
@@ -94,7 +94,7 @@ class RunLog:
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Names of the columns of a ``metrics.csv``, and its rows, numbers as they are written, empty where not known.
 
-    The last row is left out if it is not whole: a crash can cut it.
+    The last row is left out if a crash has cut it.
 
     Raises:
         ValueError: it is empty, or damaged elsewhere.
@@ -104,14 +104,14 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         names, *rows = csv.reader(io.StringIO(text, newline=""))
         if "meta_step" not in names:
             raise ValueError("it has no column 'meta_step'")
-        if rows and _fault(names, rows[-1]):
+        if rows and not text.endswith("\n") and _fault(names, rows[-1]):
             rows.pop()
         for number, row in enumerate(rows, 2):
             if fault := _fault(names, row):
                 raise ValueError(f"row {number}: {fault}")
     except (csv.Error, ValueError) as error:
-        reason = f"is damaged: {error}" if path.stat().st_size > 0 else "is empty"
-        raise ValueError(f"{path} {reason}; delete it, the run does without") from error
+        reason = error if path.stat().st_size > 0 else "it is empty"
+        raise ValueError(f"{path} is damaged ({reason}); move it away, the checkpoint does without") from error
     return names, [dict(zip(names, row, strict=True)) for row in rows]
 
 

@@ -43,37 +43,38 @@ def plot_run(run: Run, path: Path) -> None:
     metrics = run.metrics()
     names = [*LABELS, *(name for name in metrics if "/" in name)]
     drawn = [name for name in names if name in LABELS or len(set(known(metrics, name)[1])) > 1]
-    _draw([_Panel(titles(name), name, {run.folder.name: metrics}) for name in drawn], path)
+    _draw([Panel(name, titles(name), {run.folder.name: metrics}) for name in drawn], path)
 
 
 def plot_comparison_of_runs(runs: Sequence[Run], path: Path) -> None:
     """Draw meta-loss, validation and norm of the meta-gradient of several runs into ``path``.
 
-    Meta-losses of different kinds, and validations over different horizons, have panels of their own.
+    Runs share a panel of the meta-loss if it is of one kind, and one of validation if they were validated on the same
+    tasks over as many steps.
     """
     _draw(_panels(runs), path)
 
 
-class _Panel(NamedTuple):
-    """One quantity of runs in which it is the same one."""
+class Panel(NamedTuple):
+    """What is drawn into one pair of axes."""
 
-    title: str
     metric: str
+    title: str
     runs: dict[str, Metrics]
-    """By the name of a run."""
+    """By the names that the legend gives them."""
 
 
-def _panels(runs: Sequence[Run]) -> list[_Panel]:
-    panels: dict[tuple[str, str], _Panel] = {}
+def _panels(runs: Sequence[Run]) -> list[Panel]:
+    panels: dict[tuple[str, str], Panel] = {}
     for label, run in zip(short_names([run.folder for run in runs]), runs, strict=True):
         metrics = run.metrics()
         kinds = {
             "meta_loss": f" ({run.meta_loss})",
-            "validation": f" after {run.validation_horizon:,} inner steps{' (few-shot)' if run.few_shot else ''}",
+            "validation": f", {run.validated_on()}",
         }
         for name in LABELS:
             title = titles(name) + kinds.get(name, "")
-            panels.setdefault((name, title), _Panel(title, name, {})).runs[label] = metrics
+            panels.setdefault((name, title), Panel(name, title, {})).runs[label] = metrics
     return sorted(panels.values(), key=lambda panel: list(LABELS).index(panel.metric))
 
 
@@ -86,7 +87,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part[common:]) if len(parts) > 1 else part[-1] for part in parts]
 
 
-def _draw(panels: Sequence[_Panel], path: Path) -> None:
+def _draw(panels: Sequence[Panel], path: Path) -> None:
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.runs))

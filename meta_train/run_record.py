@@ -14,15 +14,15 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from learned_optim.files import json_object, write_atomically
 from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.module_search import search_in, searched_folders
 from learned_optim.meta_train.strict import check_shape
-from learned_optim.meta_train.tasks.lookup import folders_of_users
 
 FILE = "run.json"
 
 
 class _Session(TypedDict):
     meta_step: int
-    modules_beside_configurations: NotRequired[list[str]]
+    module_folders: NotRequired[list[str]]
 
 
 class _Record(TypedDict):
@@ -50,7 +50,7 @@ def record_session(folder: Path, config: Recorded, meta_step: int, device: torch
         "numpy": np.__version__,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": os.getcwd(),
-        "modules_beside_configurations": folders_of_users(),
+        "module_folders": [str(path) for path in searched_folders()],
         "machine": platform.node(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -70,7 +70,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
     try:
         record = json_object(path.read_bytes(), str(path))
-        check_shape(_Record, record, f"{path} is damaged")
+        check_shape(_Record, record, str(path))
     except ValueError as error:
         raise ValueError(f"{error}; delete it, the checkpoint does without") from error
     return record
+
+
+def search_modules_of(folder: Path) -> None:
+    """Look for modules where the run in this folder has found them."""
+    for session in read_record(folder).get("sessions", []):
+        for path in reversed(session.get("module_folders", [])):
+            search_in(Path(path))

@@ -104,7 +104,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "state": summary["state"],
         "meta-steps": f"{summary['meta_steps']:,} of {summary['of']:,}",
         "best validation": "–" if best is None else f"{best:.4g}" + (f" at {at:,}" if at is not None else ""),
-        "validation horizon": f"{summary['validation_horizon']:,}",
+        "validated on": summary["validated_on"],
         "time": duration(summary["seconds"]),
         "skipped steps": str(summary["skipped"]),
         "estimator": summary["estimator"],
@@ -124,6 +124,7 @@ def _curves(title: str, metrics: Mapping[str, Sequence[float]], names: Sequence[
         def draw(axes: Axes) -> None:
             set_scale(axes, [known(metrics, name)[1]])
             draw_curve(axes, metrics, name, name)
+            set_scale(axes, [known(metrics, name)[1]])
             axes.set(xlabel="meta-step")
 
         return _figure(svg(draw, name), f"<b>{escape(titles(name))}</b>")

@@ -36,6 +36,7 @@ class _Family(TypedDict):
 class _Suite(TypedDict):
     name: str
     horizon: NotRequired[Count | None]
+    families: NotRequired[list[_Family]]
 
 
 class _Validation(TypedDict):
@@ -100,8 +101,8 @@ class Run:
             "meta_steps": self.progress["meta_step"],
             "of": self.config["steps"],
             "best_validation": self.progress["best_validation"],
+            "validated_on": self.validated_on(),
             "best_meta_step": self.progress.get("best_meta_step"),
-            "validation_horizon": self.validation_horizon,
             "skipped": self.progress["skipped"],
             "seconds": self.progress["seconds"],
             "state": "finished" if self.finished else "unfinished",
@@ -112,16 +113,18 @@ class Run:
         """Whether a few-shot algorithm was trained, not a rule."""
         return is_few_shot(self.config)
 
-    @property
-    def validation_horizon(self) -> int:
-        """Inner steps after which the validation that chooses the best weights looks at the loss."""
+    def validated_on(self) -> str:
+        """What the scores of validation are of; those of other tasks or lengths are not to be compared with them."""
         validation = self.config.get("validation", {})
         if self.few_shot:
-            return int(validation.get("steps") or self.config["algorithm"].get("steps", 1))
-        suites = validation.get("suites", [])
-        chosen = [suite for suite in suites if suite["name"] == validation.get("select")] or suites[:1]
-        own = chosen[0].get("horizon") if chosen else None
-        return int(own or validation.get("horizon", ValidationConfig.horizon))
+            steps = validation.get("steps") or self.config["algorithm"].get("steps", 1)
+            return f"{steps:,} steps of {self.config['task']['family']}"
+        suites = validation.get("suites") or [{"name": "mixture"}]
+        suite = next((suite for suite in suites if suite["name"] == validation.get("select")), suites[0])
+        horizon = suite.get("horizon") or validation.get("horizon", ValidationConfig.horizon)
+        families = Counter(task["family"] for task in suite.get("families") or self.config["tasks"])
+        names = (name if count == 1 else f"{count} {name}" for name, count in families.items())
+        return f"{horizon:,} steps of {', '.join(names)}"
 
     @property
     def meta_loss(self) -> str:
@@ -173,16 +176,12 @@ def read_run(folder: Path) -> Run:
         raise FileNotFoundError(f"no run in {folder}: it has no {FILE}")
     checkpoint = read_checkpoint(folder, with_tensors=False)
     shape = _FewShotRun if is_few_shot(checkpoint.config) else _RuleRun
-    check_shape(shape, checkpoint.config, f"{folder / FILE} is damaged")
+    check_shape(shape, checkpoint.config, str(folder / FILE))
     return Run(folder, checkpoint.config, checkpoint.progress, read_record(folder).get("sessions", []))
 
 
-def find_runs(folders: Iterable[Path], *, may_be_empty: bool = False) -> list[Run]:
+def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Runs in these folders, each a run's own or one with runs directly below, by name.
-
-    Args:
-        folders: in the order of the result; a run that is found twice is there once.
-        may_be_empty: whether a folder without a run is welcome.
 
     Raises:
         FileNotFoundError: a folder does not exist, or holds no run.
@@ -191,10 +190,8 @@ def find_runs(folders: Iterable[Path], *, may_be_empty: bool = False) -> list[Ru
     found = []
     for folder in folders:
         own = [folder] if (folder / FILE).is_file() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
-        if not own and not may_be_empty:
-            raise FileNotFoundError(f"no runs in {folder}")
+        if not own:
+            raise FileNotFoundError(f"no runs in {folder}" if folder.is_dir() else f"no folder {folder}")
         found += own
     return [read_run(folder) for folder in dict.fromkeys(found)]
 

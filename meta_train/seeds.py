@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
@@ -37,3 +38,26 @@ def fixed_global_state(seed: int, device: torch.device | str = "cpu") -> Iterato
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """In a block, or a function that it decorates, tensors are made on the CPU, whatever the default device is.
+
+    A run is moved to its own device explicitly; ``torch.set_default_device`` is the caller's.
+    """
+    # Such a block costs something at each call of torch, so there is none where it changes nothing.
+    with contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
+
+
+def global_state(device: torch.device) -> tuple[Tensor, ...]:
+    """Torch's global random state: the CPU's and, if it is another, the device's."""
+    return (torch.get_rng_state(), *((torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()))
+
+
+def set_global_state(state: tuple[Tensor, ...], device: torch.device) -> None:
+    """Go back to what :func:`global_state` has returned for the same device."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

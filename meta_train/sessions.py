@@ -8,9 +8,8 @@ from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, is_few_shot
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.run_checkpoint import read_checkpoint
-from learned_optim.meta_train.run_record import read_record
+from learned_optim.meta_train.run_record import search_modules_of
 from learned_optim.meta_train.settings import Config
-from learned_optim.meta_train.tasks.lookup import look_in
 from learned_optim.meta_train.trainer import Trainer
 
 
@@ -31,12 +30,7 @@ def begin(config: Config | FewShotConfig, folder: Path, world: World) -> Trainer
 
 
 def go_on(folder: Path, world: World) -> Trainer | FewShotTrainer:
-    """The run in ``folder`` at its checkpoint; errors as of :meth:`Trainer.resume`.
-
-    What its configuration names is looked for where its sessions looked, as far as that is recorded.
-    """
-    for session in read_record(folder).get("sessions", []):
-        for place in reversed(session.get("modules_beside_configurations", [])):
-            look_in(Path(place))
+    """The run in ``folder`` at its checkpoint; errors as of :meth:`Trainer.resume`."""
+    search_modules_of(folder)
     few_shot = is_few_shot(read_checkpoint(folder, with_tensors=False).config)
     return (FewShotTrainer if few_shot else Trainer).resume(folder, world.device, world)

@@ -48,11 +48,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def check_shape(cls: Any, values: Mapping[str, Any], source: str) -> None:
-    """Raise :class:`ConfigError` unless ``values`` have what the ``TypedDict`` names; they may have more."""
+    """Raise :class:`ConfigError` unless ``values`` of a file have what a ``TypedDict`` names; they may have more."""
     try:
         TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{source}: {_explain(item, cls)}" for item in error.errors())) from error
+        reasons = "; ".join(_explain(item, cls) for item in error.errors())
+        raise ConfigError(f"{source} is damaged ({reasons})") from error
 
 
 def refuse_changed(settings: Any, options: Sequence[str], owner: str) -> None:

@@ -16,6 +16,7 @@ from learned_optim.meta_train.loop import MetaTraining
 from learned_optim.meta_train.pool import Pool
 from learned_optim.meta_train.run_checkpoint import FILE, below, read_checkpoint, restoring
 from learned_optim.meta_train.run_log import Progress
+from learned_optim.meta_train.seeds import cpu_by_default
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.validation import Suite
 from learned_optim.rules import UpdateRule
@@ -38,6 +39,7 @@ class Trainer(MetaTraining[UpdateRule]):
 
     module_name = "rule"
 
+    @cpu_by_default()
     def __init__(
         self,
         config: Config,
@@ -101,6 +103,7 @@ class Trainer(MetaTraining[UpdateRule]):
         self._keep_best(scores[self.config.validation.selected])
         return scores
 
+    @cpu_by_default()
     def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
         """Score of ``rule`` on the suite that chooses the best weights: see :meth:`Suite.score`."""
         return self.suites[self.config.validation.selected].score(rule, split)
@@ -134,6 +137,7 @@ class Trainer(MetaTraining[UpdateRule]):
         save_rule(module, path, self.provenance(meta_step))
 
     @classmethod
+    @cpu_by_default()
     def resume(cls, folder: Path, device: torch.device | str = "cpu", world: World | None = None) -> "Trainer":
         """Go on from the checkpoint in ``folder``, which alone is read: the file in ``start_from`` may be gone.
 

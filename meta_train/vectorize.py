@@ -3,13 +3,14 @@
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
-from learned_optim.meta_train.seeds import fixed_global_state, torch_generator
+from learned_optim.meta_train.seeds import fixed_global_state, global_state, set_global_state, torch_generator
 from learned_optim.meta_train.tasks import Batch, Task
 from learned_optim.rules import UpdateRule
 
@@ -46,6 +47,7 @@ class VectorizedTask:
         anchor: bool = False,
     ) -> None:
         self.anchor = anchor
+        self._draws: bool | None = None  # whether the loss draws random numbers; None: not known yet
         self.outer = task if outer is None else outer
         self.task, self.instances, self.device = task, instances, torch.device(device)
         self.siblings, self.rows = instances, slice(None)  # instances that batches are drawn for, and ours of them
@@ -106,7 +108,7 @@ class VectorizedTask:
     def part(self, rows: slice) -> "VectorizedTask":
         """The instances ``rows`` alone. Batches are drawn for all and cut, so that each sees what it sees here."""
         part = copy.copy(self)
-        for name in vars(self).keys() & {"_losses", "_particle_losses", "_grad_and_value", "_particle_grad_and_value"}:
+        for name in vars(self).keys() & {"_losses", "_grad_and_value"}:
             delattr(part, name)  # they would keep this task alive
         part.instances, part.rows = len(range(self.instances)[rows]), rows
         part.buffers = {name: tensor[rows].clone() for name, tensor in self.buffers.items()}
@@ -114,13 +116,19 @@ class VectorizedTask:
         part.initial_parameters = self.initial_parameters[rows].clone()
         return part
 
-    @functools.cached_property
+    @property
     def draws_random_numbers(self) -> bool:
         """Whether the loss itself does, as dropout does: then instances see other numbers when they are fewer."""
-        with fixed_global_state(0, self.device), torch.no_grad():
-            before = _global_state(self.device)
-            self.losses(self.initial_parameters, self.batch(torch.Generator().manual_seed(0)))
-            return not torch.equal(before, _global_state(self.device))
+        return self._draws_random_numbers_on(self.batch(torch.Generator().manual_seed(0)))
+
+    def _draws_random_numbers_on(self, batch: Batch) -> bool:
+        if self._draws is None:
+            with fixed_global_state(0, self.device), torch.no_grad():
+                before = global_state(self.device)
+                # with gradients: without them, vmap has no rule for torch's recurrent layers
+                self._grad_and_value(self._used(self.initial_parameters), self.buffers, batch)
+                self._draws = not all(map(torch.equal, before, global_state(self.device)))
+        return self._draws
 
     def batch(self, generator: torch.Generator) -> Batch:
         """Fresh data for one inner step of every instance."""
@@ -133,7 +141,8 @@ class VectorizedTask:
     def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
         """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``; or of particles, as below."""
         if parameters.dim() == 3:
-            return self._particle_losses(self._of_instances(parameters), self.buffers, batch).view(parameters.shape[:2])
+            losses: Tensor = self._of_copies(self._losses, parameters, batch)
+            return losses.view(parameters.shape[:2])
         return self._losses(self._used(parameters), self.buffers, batch)
 
     def losses_and_grads(
@@ -152,8 +161,7 @@ class VectorizedTask:
             losses = self.losses(parameters, batch)
             return losses, torch.autograd.grad(losses.sum(), parameters, create_graph=True)[0]
         if parameters.dim() == 3:
-            used = self._of_instances(parameters)
-            grads, losses = self._particle_grad_and_value(used, self.buffers, batch)
+            grads, losses = self._of_copies(self._grad_and_value, parameters, batch)
             grads = grads if self.scale is None else grads * self.scale
             return losses.view(parameters.shape[:2]), grads.view(parameters.shape)
         grads, losses = self._grad_and_value(self._used(parameters), self.buffers, batch)
@@ -164,24 +172,27 @@ class VectorizedTask:
         return vmap(self._instance_loss, randomness="different")
 
     @functools.cached_property
-    def _particle_losses(self) -> Callable[..., Tensor]:
-        return vmap(self._losses, in_dims=(0, None, None), randomness="same")
-
-    @functools.cached_property
     def _grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
         return vmap(grad_and_value(self._instance_loss), randomness="different")
-
-    @functools.cached_property
-    def _particle_grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        return vmap(self._grad_and_value, in_dims=(0, None, None), randomness="same")
 
     def _ours(self, batch: Batch) -> Batch:
         whole = self.instances == self.siblings
         return tree_map(lambda tensor: (tensor if whole else tensor[self.rows]).to(self.device), batch)
 
-    def _of_instances(self, parameters: Tensor) -> Tensor:
-        """Used parameters of particles ``(P, b, N)`` by instance, ``(P * b / B, B, N)``."""
-        return self._used(parameters.reshape(-1, self.instances, self.coordinates))
+    def _of_copies(self, function: Callable[..., Any], parameters: Tensor, batch: Batch) -> Any:
+        """``function`` at the parameters of particles ``(P, b, N)``, by instance: results of ``(P * b / B, B, ...)``.
+
+        All copies of an instance see the same random numbers. A nested vmap has no rule for most operations that draw
+        them, fused attention among these: then one copy follows the other, from the same global random state.
+        """
+        used = self._used(parameters.reshape(-1, self.instances, self.coordinates))
+        if not self._draws_random_numbers_on(batch):
+            return vmap(function, in_dims=(0, None, None), randomness="same")(used, self.buffers, batch)
+        state, results = global_state(self.device), []
+        for copy_of_all in used:
+            set_global_state(state, self.device)
+            results.append(function(copy_of_all, self.buffers, batch))
+        return tree_map(lambda *parts: torch.stack(parts), *results)
 
     def _used(self, parameters: Tensor) -> Tensor:
         return parameters if self.scale is None else parameters * self.scale
@@ -199,10 +210,6 @@ class VectorizedTask:
     def _instance_loss(self, parameters: Tensor, buffers: dict[str, Tensor], batch: Batch) -> Tensor:
         loss: Tensor = functional_call(self.skeleton, {**self.named(parameters), **buffers}, (batch,))
         return loss
-
-
-def _global_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 class LossModule(nn.Module):

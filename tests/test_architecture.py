@@ -209,6 +209,7 @@ def test_package_never_pickles(module: str) -> None:
     assert pickle_violations(INSTALLED[module].read_text(), module) == []
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     # torch itself loads tqdm where it is installed: only what we add counts.
     loaded = newly_imported("from learned_optim import *", after="import torch")

@@ -7,6 +7,7 @@ import pytest
 from matplotlib import image as matplotlib_image
 
 from learned_optim.meta_train.plots import comparison_figure, plot_all, profile_figure, speeds_of, speedup_figure
+from pictures import number_of_colours
 from test_benchmark import RESULTS, result, timing
 
 
@@ -42,12 +43,12 @@ class TestFigures:
             assert bool((np.diff(shares) <= 0).all())
             assert (shares[0], shares[-1]) == (1.0, 0.0)
 
+    @pytest.mark.slow
     def test_are_drawn_where_everything_diverged(self, tmp_path: Path) -> None:
         groups = {"p": [result("Adam", rate=0.01), result("broken")]}
         for found in groups["p"]:
             found.losses[1:] = np.inf
         timings = {("p", "Adam"): timing(0.1), ("p", "broken"): timing(0.2)}
         for path in plot_all(groups, tmp_path, timings):
-            pixels = matplotlib_image.imread(path)  # fails on a damaged file
-            assert min(pixels.shape[:2]) >= 150
-            assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something is drawn, in colours
+            assert min(matplotlib_image.imread(path).shape[:2]) >= 150
+            assert number_of_colours(path) > 50  # something is drawn

@@ -29,6 +29,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("my_model.py").write_text(block("python"))
 
 
+@pytest.mark.slow
 def test_model_of_the_document_is_not_out_of_date(capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--steps", "30", "--seeds", "2", "--baselines", "Adam@1e-2", "--cache", "stored", "--json"]
     assert cli.main(["benchmark", "--model", "my_model.py:MyModel", *short]) == 0

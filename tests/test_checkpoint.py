@@ -191,6 +191,10 @@ def test_file_in_the_working_directory_does_not_stand_in_for_a_shipped_rule(
 
 
 def test_misspelt_name_does_not_end_in_file_not_found() -> None:
+    with pytest.raises(
+        ValueError, match=r"'lstm-l2l' is an architecture, not a rule .*: lstm-l2l-cifar, .*LSTML2L\(\)"
+    ):
+        load_rule("lstm-l2l")
     with pytest.raises(ValueError, match=r"unknown rule 'defualt'; known names: .*default"):
         load_rule("defualt")
 

@@ -396,6 +396,7 @@ torch.save(results, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_training_that_goes_on_in_another_process_does_not_differ_in_a_bit(tmp_path: Path) -> None:
     rules = {"Adam": "", "default": "default"}
     for rule in (ScaleFreeLSTM(), ScheduleFreeLSTM()):

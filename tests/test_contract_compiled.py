@@ -74,6 +74,27 @@ def test_change_of_a_tensor_learning_rate_does_not_compile_again() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("fused", [True, False], ids=["kernel", "plain"])
+def test_change_of_a_number_does_not_compile_a_step_for_each_value(fused: bool) -> None:
+    torch._dynamo.reset()
+    net, other = Net(), Net()
+    eager = LearnedOptimizer(net.parameters(), fused=fused, weight_decay=1.0)
+    optimizer = LearnedOptimizer(other.parameters(), fused=fused, weight_decay=1.0)
+    compiled = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
+    # The first value is taken for a constant, the second shows that it is none; then there are no more graphs.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for step in range(5):
+            for group in (*eager.param_groups, *optimizer.param_groups):
+                group.update(lr=1.0 - 0.1 * step, weight_decay=1.0 + step)
+            train(net, eager, steps=1)
+            optimizer.zero_grad()
+            loss_of(other).backward()
+            compiled()
+    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("make", [partial(Adam, lr=0.01), LearnedOptimizer], ids=["Adam", "rule-default"])
 def test_scheduler_does_not_keep_a_compiled_step_from_working(make: Make) -> None:
     # Schedulers replace step by a wrapper that torch.compile does not follow: with fullgraph=True it says so.

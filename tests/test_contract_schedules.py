@@ -59,6 +59,7 @@ def scheduled(make: Make, make_scheduler: Callable[[Optimizer], Any], lr: float 
     return rates
 
 
+@pytest.mark.slow
 @each_optimizer
 @pytest.mark.parametrize("tensor", [False, True], ids=["float-lr", "tensor-lr"])
 def test_no_scheduler_sets_other_rates_than_for_sgd(make: Make, tensor: bool) -> None:

@@ -123,6 +123,7 @@ def test_the_evaluation_only_set_says_so() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1307), ("fashion-mnist", 0.2860)])
 def test_mnist_like_sets_are_the_original_files_in_their_order(name: str, mean: float) -> None:
     folder = real(name)

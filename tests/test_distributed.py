@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -159,6 +159,17 @@ def zero_redundancy(folder: Path) -> None:
         assert len(optimizer.state_dict()["state"]) == 6
 
 
+def flat_shards(folder: Path) -> None:
+    for use_orig_params, error in ((True, AssertionError), (False, RuntimeError)):
+        net = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=use_orig_params)
+        optimizer = LearnedOptimizer(net.parameters())
+        train(net, optimizer)
+        assert {parameter.dim() for parameter in net.parameters()} == {1}  # Net has matrices
+        assert {float(state["scale"]) for state in optimizer.state.values()} == {1.0}  # and first weights near zero
+        with pytest.raises(error):
+            FullyShardedDataParallel.optim_state_dict(net, optimizer)
+
+
 def continue_from_checkpoint(folder: Path) -> None:
     """Go on from the newest checkpoint in the folder, if any, for three steps, and write the next."""
     earlier = len(list(folder.glob("checkpoint-*")))
@@ -257,6 +268,11 @@ def test_two_processes_do_not_train_another_model_than_one(check: Callable[[Path
 def test_checkpoint_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     for ranks in (2, 1, 2):
         run_in_processes(continue_from_checkpoint, ranks, tmp_path)
+
+
+def test_fsdp1_does_not_work_unnoticed(tmp_path: Path) -> None:
+    """The documents say that it does not: should it begin to, they are to be changed."""
+    run_in_processes(flat_shards, 2, tmp_path)
 
 
 def test_failure_of_one_process_does_not_hang_or_pass(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_page_on_a_task_of_ones_own_is_not_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (module,) = blocks(META_TRAINING, "python")
     _, configuration = blocks(META_TRAINING, "toml")

@@ -278,6 +278,7 @@ def test_blocks_of_a_seed_are_runs_of_their_own() -> None:
     assert set(first[0].tolist()) & set(second[0].tolist()) == set()
 
 
+@pytest.mark.slow
 def test_problems_of_all_seeds_hold_the_same_architecture() -> None:
     """A rate that is tuned on one network and compared on another is not tuned."""
     family = QuadraticFamily(dimensions=(2, 1000), condition=(1.0, 1e4))

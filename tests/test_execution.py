@@ -98,6 +98,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @each(RULES)
 @pytest.mark.parametrize(("dtype", "recurrent"), CASES)
 @pytest.mark.parametrize("block_size", [13, 200, None], ids=["block-13", "block-200", "block-default"])
@@ -198,6 +199,7 @@ def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once(monkeyp
     assert calls == [size, size, LANES]
 
 
+@pytest.mark.slow
 def test_rule_with_large_state_does_not_overflow_the_cache() -> None:
     cpu = torch.device("cpu")
     sizes = [default_block_size(ScaleFreeLSTM(hidden_size=hidden), cpu) for hidden in (6, 60, 2000)]
@@ -217,6 +219,7 @@ def test_blocks_do_not_miss_or_repeat_a_tensor(sizes: list[int], block_size: int
         assert total + sizes[following[0]] > block_size  # no block is left half empty
 
 
+@pytest.mark.slow
 @each(RULES)
 @pytest.mark.parametrize(("dtype", "recurrent"), CASES)
 @few_examples

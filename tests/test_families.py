@@ -72,6 +72,7 @@ def test_grads_are_the_slopes_of_the_loss(build: Callable[[], Task]) -> None:
     assert float(slopes.abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("name", BUILDERS)
 def test_adam_lowers_the_loss(name: str) -> None:

@@ -1,5 +1,6 @@
 """Few-shot runs from configuration to prediction: trainer, files, command line."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ from learned_optim import cli
 from learned_optim.meta_train.config import load_tables, shipped_few_shot_configs
 from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
+from learned_optim.meta_train.few_shot.images import ImageClasses
 from learned_optim.meta_train.few_shot.model import FewShotModel
+from learned_optim.meta_train.few_shot.omniglot import TRAINING, Omniglot
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.meta_optimizer import MetaOptimizer
@@ -65,6 +68,35 @@ def test_interrupted_run_takes_the_course_of_one_that_was_not(algorithm: dict[st
     assert len(metrics(whole)) == 6
     for name in ("checkpoint", "best", "latest"):
         assert contents(stopped / f"{name}.safetensors") == contents(whole / f"{name}.safetensors")
+
+
+ADAPTING = ("maml", "fomaml", "meta-sgd", "reptile", "leap", "meta-lstm", "pretraining")
+COMPARING = ("prototypical", "matching")
+
+
+@pytest.mark.parametrize("shipped", ["maml-sinusoid", "maml-omniglot-mlp", "maml-omniglot"])
+@pytest.mark.parametrize("name", [*ADAPTING, *COMPARING])
+def test_no_algorithm_fails_on_the_task_of_a_shipped_configuration(
+    name: str, shipped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shipped == "maml-sinusoid" and name in COMPARING:
+        pytest.skip("these classify")
+    images, classes = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8), torch.zeros(TRAINING, dtype=torch.int64)
+    monkeypatch.setattr(Omniglot, "classes", lambda *_: ImageClasses(images, classes, classes + 20))  # all the same
+    tables = load_tables(shipped, ["steps=1", "episodes=1", "validation.episodes=2", "validation.steps=1"])
+    progress = next(FewShotTrainer(few_shot_config({**tables, "algorithm": {"name": name}})).run())
+    assert progress.skipped == 0
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("name", ADAPTING)
+def test_no_algorithm_fails_for_few_or_many_rows_and_units(name: str, steps: int) -> None:
+    batch_sizes = (None,) if name == "pretraining" else (None, 1, 3, 50)
+    for shots, batch_size, hidden in itertools.product((1, 4), batch_sizes, ([1], [40, 40])):
+        task = {**TABLES["task"], "shots": shots, "hidden": hidden}
+        algorithm = {"name": name, "steps": steps} | ({} if batch_size is None else {"batch_size": batch_size})
+        progress = next(FewShotTrainer(config(algorithm, task=task, steps=1, episodes=2)).run())
+        assert progress.skipped == 0
 
 
 @pytest.mark.parametrize(("train_rule", "moves"), [(True, True), (False, False)])

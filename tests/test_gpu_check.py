@@ -34,6 +34,7 @@ def test_parameter_list_is_not_another_model_s(shapes: list[tuple[int, ...]], te
     assert sum(torch.Size(shape).numel() for shape in shapes) == parameters
 
 
+@pytest.mark.slow
 @needs_triton
 def test_all_sections_run_and_write_their_results(
     check: gpu_check.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -47,7 +48,7 @@ def test_all_sections_run_and_write_their_results(
     check.run("sanitizer", check.sanitizer)
     check.run("copy_bandwidth", lambda: check.copy_bandwidth(64))
     check.run("step_time", lambda: check.step_time(cases))
-    check.run("meta_training", lambda: check.meta_training(tasks=(2,), steps=2))
+    check.run("meta_training", lambda: check.meta_training(tasks=(2,), steps=1))
     check.run("figure", check.figure)
     assert check.finish() == 0, check.failures
     assert check.findings["tests"] == {"passed": 1}
@@ -86,6 +87,7 @@ def test_optimizer_that_fails_does_not_take_the_other_rows_with_it(check: gpu_ch
     assert "Adam(foreach)" in (tmp_path / "step_time.csv").read_text()
 
 
+@pytest.mark.slow
 def test_failed_test_is_not_passed_over(
     check: gpu_check.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_bytes_that_must_move_are_counted_once_each(rule: type[UpdateRule]) -> N
     assert gpu_cases.bytes_that_must_move(learned) == (12 + 2 * 48) * 10
 
 
+@pytest.mark.slow
 @needs_triton
 def test_steps_for_the_memory_checker_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")

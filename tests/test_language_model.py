@@ -55,6 +55,7 @@ class TestLanguageModel:
         tokens[0, 0] += 20
         assert not torch.allclose(model(tokens)[0, 5], before[0, 5])
 
+    @pytest.mark.slow
     def test_files_of_the_splits_are_disjoint_and_all_there(self) -> None:
         files = language_model.source_files(Path(sysconfig.get_path("stdlib")))
         by_split = {split: [name for name in files if language_model.split_of(name) == split] for split in SPLITS}

@@ -15,6 +15,7 @@ from learned_optim import LearnedOptimizer, execution
 from learned_optim.execution import Slot, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused, plan_of
 from learned_optim.kernels import cpu, launch
+from learned_optim.kernels.addresses import TableRow
 from learned_optim.kernels.layout import in_memory_order, laid_out_like, memory_order, pieces
 from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
 from test_execution import FIRST, PLAIN, clones
@@ -64,6 +65,7 @@ def test_state_does_not_lie_otherwise_than_its_parameter(layout: Callable[[Tenso
     assert seen.is_contiguous() == (layout is not LAYOUTS["gaps"])
 
 
+@pytest.mark.slow
 @each_rule
 @each_layout
 @pytest.mark.parametrize("other", [False, True], ids=["grad-alike", "grad-contiguous"])
@@ -112,6 +114,7 @@ def test_step_of_the_optimizer_does_not_borrow_more_than_a_block(
     assert largest_allocation(optimizer.step) <= (hidden if in_c and layout is LAYOUTS["gaps"] else 4) * BLOCK
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @each_rule
 @each_layout
@@ -131,10 +134,10 @@ def test_kernel_does_not_copy_what_is_dense_nor_more_than_a_block_of_the_rest(
         )
         for parameter in parameters
     ]
-    launched: list[list[launch.TableRow]] = []
+    launched: list[list[TableRow]] = []
     original = launch._launch
 
-    def watched(plan: launch.Plan, tensors: list[launch.TableRow], *rest: Any) -> None:
+    def watched(plan: launch.Plan, tensors: list[TableRow], *rest: Any) -> None:
         launched.append(tensors)
         original(plan, tensors, *rest)
 

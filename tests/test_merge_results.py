@@ -15,6 +15,7 @@ from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import save_results
 from learned_optim.meta_train.benchmark.suites import suite_from_tables
 
+pytestmark = pytest.mark.slow
 NAMES = ("quadratic", "mnist", "cifar-10")  # of the experiments of 2016, in their order; what is run is a small problem
 PROBLEMS = [{"name": name, "family": "quadratic", "steps": 20} for name in NAMES]
 SUITE = suite_from_tables(

@@ -70,6 +70,7 @@ def test_records_are_those_of_the_run(small: Path) -> None:
     assert not {image.tobytes() for image in inner.numpy()} & {image.tobytes() for image in outer.numpy()}
 
 
+@pytest.mark.slow
 @needs_images
 def test_evaluation_ends_in_table_and_figure_and_tunes_only_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = {"default": "default"}

@@ -113,6 +113,101 @@ def test_foreign_state_is_not_loaded(
     optimizer.load_state_dict(before)
 
 
+@pytest.mark.parametrize("saved", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("state_dtype", [None, torch.float32], ids=str)
+def test_state_of_another_dtype_is_not_kept_in_it(
+    saved: torch.dtype, dtype: torch.dtype, state_dtype: torch.dtype | None
+) -> None:
+    net, other = Net().to(dtype), Net().to(dtype)
+    optimizer = LearnedOptimizer(net.parameters(), state_dtype=state_dtype)
+    continued = LearnedOptimizer(other.parameters(), state_dtype=state_dtype)
+    train(net, optimizer)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    for state in state_dict["state"].values():
+        state.update({entry: value.to(saved) for entry, value in state.items()})
+    other.load_state_dict(net.state_dict())
+    continued.load_state_dict(state_dict)
+    assert [t.dtype for t in state_tensors(continued)] == [t.dtype for t in state_tensors(optimizer)]
+    # Rounding to 8 bits changes moments by 2^-9, and a step of up to 0.01 by little more.
+    for one, another in zip(train(other, continued), train(net, optimizer), strict=True):
+        torch.testing.assert_close(one, another, rtol=2.0**-7, atol=2e-4)
+
+
+def test_step_count_and_scale_of_another_kind_are_not_kept_in_it() -> None:
+    net, other = Net(), Net()
+    optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())
+    train(net, optimizer)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    for state in state_dict["state"].values():
+        state["step"], state["scale"] = int(state["step"]), state["scale"].double()[None]
+    continued.load_state_dict(state_dict)
+    assert same(state_tensors(continued), state_tensors(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("step", "3"), ("step", torch.ones(2)), ("momentum", [1.0]), ("hidden", torch.ones(6, 4, 3) * 1j)],
+    ids=["text", "two-counts", "list", "complex"],
+)
+def test_entry_that_is_no_real_tensor_is_not_loaded(entry: str, value: Any) -> None:
+    net = Net()
+    optimizer = LearnedOptimizer(net.parameters())
+    train(net, optimizer)
+    before = copy.deepcopy(optimizer.state_dict())
+    state_dict = copy.deepcopy(before)
+    state_dict["state"][0][entry] = value
+    with pytest.raises(ValueError, match=r"must be a real tensor|was saved with another rule"):
+        optimizer.load_state_dict(state_dict)
+    assert same(state_tensors(optimizer), [tensor for state in before["state"].values() for tensor in state.values()])
+
+
+def test_entries_that_belong_to_no_parameter_are_not_in_the_way() -> None:
+    net, other = Net(), Net()
+    optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())
+    others: Any = optimizer.state
+    others.update(global_step={"count": 3}, rounds=5)  # as wrappers of optimizers do
+    train(net, optimizer)
+    other.load_state_dict(net.state_dict())
+    continued.load_state_dict(optimizer.state_dict())
+    for copied in (continued, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert {key: value for key, value in copied.state.items() if isinstance(key, str)} == {
+            "global_step": {"count": 3},
+            "rounds": 5,
+        }
+    assert same(train(other, continued), train(net, optimizer))
+
+
+def test_what_a_user_keeps_in_a_state_before_the_first_step_is_not_taken_for_ours() -> None:
+    net = Net()
+    optimizer = LearnedOptimizer(net.parameters())
+    for value in net.parameters():
+        optimizer.state[value]["slow"] = value.detach().clone()  # as Lookahead does
+    train(net, optimizer)
+    assert all({"slow", "step", "momentum"} <= state.keys() for state in optimizer.state.values())
+
+
+def test_weight_decay_of_an_older_version_does_not_become_another() -> None:
+    # There a step shrank by lr * weight_decay; torch.optim.AdamW's groups have decoupled_weight_decay, ours had not.
+    net = Net()
+    optimizer = LearnedOptimizer(net.parameters(), weight_decay=0.1)
+    train(net, optimizer)
+    older = copy.deepcopy(optimizer.state_dict())
+    for group in older["param_groups"]:
+        del group["decoupled_weight_decay"]
+        group["weight_decay"] = 1e-4
+    optimizer.load_state_dict(older)
+    pickled = copy.deepcopy(optimizer.__getstate__())
+    for group in (pickled["defaults"], *pickled["param_groups"]):
+        del group["decoupled_weight_decay"]
+        group["weight_decay"] = 1e-4
+    unpickled = LearnedOptimizer.__new__(LearnedOptimizer)
+    unpickled.__setstate__(pickled)
+    for loaded in (optimizer, unpickled):
+        assert [group["weight_decay"] for group in loaded.param_groups] == [pytest.approx(0.1)]
+    assert unpickled.defaults["weight_decay"] == pytest.approx(0.1)
+
+
 def test_state_dict_from_before_the_first_step_is_not_refused() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())

@@ -79,7 +79,10 @@ def remembered(signal: float, asked: Tensor, *, anchor: bool, steps: int = 40) -
 
 
 class TestWhatATaskAsksFor:
-    @pytest.mark.parametrize(("steps", "phases", "sigma", "pairs"), [(90, 1, 0.1, 300), (600, 3, 0.05, 300)])
+    @pytest.mark.parametrize(
+        ("steps", "phases", "sigma", "pairs"),
+        [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
+    )
     def test_it_is_the_gradient_of_the_log_speed_up(self, steps: int, phases: int, sigma: float, pairs: int) -> None:
         rule, task = steered(), quadratics(distance=30.0)
         inner = start(rule, task, generator())
@@ -138,6 +141,7 @@ class TestWhatIsRemembered:
         signals, losses, end = observed(rule, task, inner, steps, 5, generator(7))
         assert (len(signals), len(losses), int(end.step)) == (CHUNK, steps, steps)
 
+    @pytest.mark.slow
     def test_gradients_that_vanish_leave_finite_signals(self) -> None:
         # Means forget at different speeds: momentum over root mean square grows beyond what float16 holds.
         rule, task = steered(), VectorizedTask(Cliff(), 2, seed=0)
@@ -232,6 +236,7 @@ def output_es_config(**changes: Any) -> Config:
     return plain(**{**tables, **changes})
 
 
+@pytest.mark.slow
 def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
     before = weights(Trainer(output_es_config()).rule)
     whole = Trainer(output_es_config(), tmp_path / "whole")

@@ -28,6 +28,7 @@ def redraw(trainer: Trainer) -> list[InnerTraining]:
     return members
 
 
+@pytest.mark.slow
 def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> None:
     trainer = Trainer(plain(steps=480, unroll={"pool": 40, "horizon": [20, 20]}, validation={"every": 1000}))
     after_first_window: dict[int, float] = {}
@@ -43,6 +44,7 @@ def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> 
     assert set(later) == {2.0}
 
 
+@pytest.mark.slow
 def test_late_stages_are_met_as_often_in_the_first_round_as_later() -> None:
     """In a pool under way a window's stage, over its own horizon, is uniform, and long trainings come often."""
     draws = 200
@@ -167,9 +169,10 @@ def test_rescaling_is_as_frequent_and_as_wide_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["truncated-bptt", "pes"])
-def test_course_of_a_member_does_not_depend_on_the_others(estimator: str) -> None:
+@pytest.mark.parametrize("family", ["DropoutFamily", "AttentionFamily"])
+def test_course_of_a_member_does_not_depend_on_the_others(estimator: str, family: str) -> None:
     """Members may live in different processes: what one of them does follows from its place and the rule alone."""
-    tasks = [QUADRATIC, {"family": "user_tasks:DropoutFamily"}]
+    tasks = [QUADRATIC, {"family": f"user_tasks:{family}"}]
     unroll = {"pool": 3, "horizon": [3, 9], "rescale": 0.5, "truncation_up_to": 4}
     config = plain(tasks=tasks, unroll=unroll, estimator={"name": estimator})
     trainer = Trainer(config)

@@ -154,6 +154,7 @@ def assert_equal(one: Any, other: Any) -> None:
 # The update.
 
 
+@pytest.mark.slow
 @over(UNRECORDED)
 @pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
 def test_forloop_goes_right_direction(configuration: Configuration, contiguous: bool) -> None:
@@ -336,6 +337,7 @@ def without_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
+@pytest.mark.slow
 @over(UNRECORDED)
 @pytest.mark.parametrize(
     ("named", "then_named"), list(itertools.product([False, True], repeat=2)), ids=lambda on: "named" if on else "plain"
@@ -485,6 +487,7 @@ def small(*shape: int, seed: int = 0) -> Tensor:
     return 1e-3 * normal(*shape, seed=seed).float()
 
 
+@pytest.mark.slow
 @over(KINDS)
 @few_examples
 @given(
@@ -518,6 +521,7 @@ def test_partition_does_not_change_a_trajectory(
     assert_equal(train(lambda params: [order.sample(params, len(params))]), expected)
 
 
+@pytest.mark.slow
 @over({name: each for name, each in KINDS.items() if each.kind is LearnedOptimizer})
 @few_examples
 @given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=6), order=st.randoms(use_true_random=False))

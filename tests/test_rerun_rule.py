@@ -16,6 +16,7 @@ from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import load_suite
 from learned_optim.meta_train.plots import Speeds
 
+pytestmark = pytest.mark.slow
 SUITE = """
 seeds = 3
 tuning_seeds = 2

@@ -87,6 +87,7 @@ def test_updates_are_those_of_the_optimizer(name: str) -> None:
         torch.testing.assert_close(parameter.detach(), update, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["default", ScheduleFreeLSTM(2)], ids=["default", "schedule-free-lstm"])
 def test_scale_free_rule_does_not_heed_the_size_of_gradients(rule: UpdateRule | str) -> None:
     small, large = (portrait(rule, steps=20, scale=scale).rule for scale in (1.0, 1024.0))

@@ -55,6 +55,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestResume:
+    @pytest.mark.slow
     @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3, 11)], ids=str)
     def test_loop_that_is_left_early(self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path) -> None:
         trainer = Trainer(configuration(), tmp_path)
@@ -68,6 +69,7 @@ class TestResume:
         run(trainer)
         assert_same_outcome(tmp_path, uninterrupted)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
         [
@@ -90,6 +92,7 @@ class TestResume:
         run(Trainer.resume(tmp_path / "parts"))
         assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "changes",
         [
@@ -156,6 +159,7 @@ class TestResume:
         run(resumed)
         assert_same_outcome(folder, tmp_path / "whole")
 
+    @pytest.mark.slow
     def test_rows_after_the_checkpoint_are_dropped_even_if_cut_short(self, tmp_path: Path) -> None:
         """What a kill leaves: rows that were written after the checkpoint, the last of them only in part."""
         trainer = Trainer(plain(steps=200, validation={"every": 1000}), tmp_path)
@@ -205,7 +209,7 @@ class TestResume:
         trainer.save_checkpoint()
         path = tmp_path / "checkpoint.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match=r"cannot resume: .*checkpoint\.safetensors is damaged"):
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
             Trainer.resume(tmp_path)
 
 
@@ -262,6 +266,7 @@ next(steps)
 """
 
 
+@pytest.mark.slow
 def test_script_that_ends_in_the_middle_of_the_loop_saves_without_noise(
     held: tuple[Path, Path], tmp_path: Path
 ) -> None:

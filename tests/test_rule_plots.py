@@ -25,6 +25,7 @@ def test_bins_gather_samples() -> None:
     assert (low[0], median[0], high[0]) == (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_picture_names_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
     plot_rule(LSTML2L(2), tmp_path / "rule.svg", steps=10, scale=7)

@@ -230,6 +230,7 @@ def test_update_is_not_overwritten_by_the_next_step(build: Build) -> None:
     assert torch.equal(update, before)
 
 
+@pytest.mark.slow
 @each(RULES)
 def test_threads_do_not_disturb_one_another(build: Build) -> None:
     rule = randomised(build()).float()
@@ -321,6 +322,7 @@ def test_untrained_mlp_is_not_off_adams_updates() -> None:
     assert_close(updates, expected, 1e-8)  # as above
 
 
+@pytest.mark.slow
 @few_examples
 @given(history=hnp.arrays(np.float64, (40, 3), elements=st.floats(-1e6, 1e6, allow_subnormal=False)))
 def test_no_direction_of_a_momentum_exceeds_one(history: Array) -> None:
@@ -440,6 +442,7 @@ def test_lstm_l2l_does_not_change_its_number_of_meta_parameters() -> None:
     assert sum(parameter.numel() for parameter in LSTML2L().parameters()) == 5141
 
 
+@pytest.mark.slow
 @each(SCALE_FREE)
 @few_examples
 @given(exponent=st.floats(-6.0, 6.0), seed=st.integers(0, 1000))

@@ -20,7 +20,7 @@ from learned_optim.meta_train.runs import read_run
 from learned_optim.meta_train.trainer import Trainer
 from small_runs import configuration, run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.toy_problems import FirstUnit, InfluenceBalancing, RateSchedule, RuggedPlane
 from learned_optim.meta_train.estimators import (
     ES,
+    ESTIMATORS,
     PES,
     Combined,
     ESSingle,
@@ -32,6 +34,7 @@ from learned_optim.meta_train.estimators.perturbation import (
 )
 from learned_optim.meta_train.meta_loss import MetaLoss
 from learned_optim.meta_train.particles import ParticleRule, as_meta_grads, flat_meta_parameters
+from learned_optim.meta_train.seeds import fixed_global_state
 from learned_optim.meta_train.speedups import log_slowdowns
 from learned_optim.meta_train.tasks import Batch, Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
@@ -169,6 +172,7 @@ SMOOTHED: dict[str, Callable[[bool], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear", [False, True], ids=["second-derivatives", "constant-gradients"])
 @pytest.mark.parametrize("build", list(SMOOTHED.values()), ids=list(SMOOTHED))
 def test_estimate_is_the_gradient_of_the_smoothed_meta_loss(build: Callable[[bool], Estimator], linear: bool) -> None:
@@ -176,6 +180,7 @@ def test_estimate_is_the_gradient_of_the_smoothed_meta_loss(build: Callable[[boo
     assert_mean_is(sums_of_grads(build(not linear), Bowl(linear), 1, 4), exact)
 
 
+@pytest.mark.slow
 def test_persistent_particles_remove_the_bias_of_truncation() -> None:
     """Of two windows, PES has the whole gradient; truncated ES lacks that of the second loss by the first weights."""
     exact = exact_gradient(2, 2, lambda losses: losses.sum(0)).sum(0)
@@ -189,6 +194,7 @@ def test_persistent_particles_remove_the_bias_of_truncation() -> None:
     assert bool(((truncated.mean(0) - torch.from_numpy(exact)).abs() > 5 * bound).all())
 
 
+@pytest.mark.slow
 def test_one_perturbation_for_all_windows_is_es_over_the_whole_horizon() -> None:
     (exact,) = exact_gradient(1, 4, lambda losses: 2 * losses[0])  # two windows' means add up to twice the mean
     assert_mean_is(sums_of_grads(ESSingle(SIGMA, PAIRS), Bowl(), 2, 2), exact)
@@ -197,6 +203,7 @@ def test_one_perturbation_for_all_windows_is_es_over_the_whole_horizon() -> None
     torch.testing.assert_close(single, 2 * full, rtol=ROUNDING, atol=0)  # the same noise: both draw it first
 
 
+@pytest.mark.slow
 def test_influence_balancing_pes_goes_down_and_truncation_up() -> None:
     """At weight 0.5 the sum of 150 losses falls to the left: PES has its slope inside a 99.9% interval."""
     steps, repeats = 150, 12
@@ -326,10 +333,19 @@ def looped(
     return torch.stack(meta_losses), states
 
 
-@each_rule
+@pytest.mark.parametrize(  # what particles do with their losses does not depend on the rule that moved them
+    ("build_rule", "meta_loss"),
+    [
+        *(
+            pytest.param(build, MetaLoss("log"), id=name, marks=[] if name == "mlp" else pytest.mark.slow)
+            for name, build in RULES.items()
+        ),
+        pytest.param(RULES["mlp"], MetaLoss("final", outer_batches=2), id="outer-batches"),
+        pytest.param(RULES["mlp"], MetaLoss(bounded=True), id="bounded"),
+    ],
+)
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
-@each_meta_loss
 def test_estimate_is_its_formula_particle_by_particle(
     meta_loss: MetaLoss,
     build: type[PerturbationEstimator],
@@ -398,6 +414,7 @@ def test_only_es_of_weights_or_outputs_takes_speed_ups(build: type[Estimator]) -
         build(meta_loss="speedup")  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @each_rule
 @pytest.mark.parametrize("options", [{}, {"second_derivatives": True}], ids=["replay", "second-derivatives"])
 @each_meta_loss
@@ -423,6 +440,7 @@ def test_reparameterization_is_the_mean_of_bptt_at_the_perturbed_weights(
     torch.testing.assert_close(parameters_to_vector(estimate.grads), expected, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sampled_replay_is_unbiased_for_particles(monkeypatch: pytest.MonkeyPatch) -> None:
     rule, task = randomised(RULES["scale-free-lstm"]()), noisy_quadratics()
     inner = start(rule, task, generator(1))
@@ -447,11 +465,44 @@ def test_sampled_replay_is_unbiased_for_particles(monkeypatch: pytest.MonkeyPatc
 # Common random numbers
 
 
+class FusedAttention(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = scaled_dot_product_attention(inputs[None], inputs[None], inputs[None], dropout_p=0.5)
+        return outputs[0]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.attention(inputs, inputs, inputs, need_weights=False)[0]
+        return outputs
+
+
+class Bernoulli(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * inputs.sigmoid().bernoulli()
+
+
+NOISY: dict[str, Callable[[], nn.Module]] = {  # 8 features to 8
+    "dropout": lambda: nn.Dropout(0.5),
+    "fused-attention": FusedAttention,
+    "multi-head-attention": SelfAttention,
+    "transformer": lambda: nn.TransformerEncoderLayer(8, 2, 8),
+    "random-numbers-from-a-batched-tensor": Bernoulli,
+}
+
+
 class Noise(Task):
     """Dropout and noise in the batch, but no influence of the rule once the updates are nothing."""
 
+    def __init__(self, kind: str = "dropout") -> None:
+        self.kind = kind
+
     def module(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        return nn.Sequential(nn.Linear(3, 8), NOISY[self.kind](), nn.Linear(8, 1))
 
     def batch(self, instances: int, generator: torch.Generator) -> Batch:
         return torch.randn(instances, 5, 3, generator=generator)
@@ -485,12 +536,13 @@ class Still(UpdateRule):
         pass
 
 
+@pytest.mark.parametrize("kind", NOISY)
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
 def test_antithetic_pairs_see_the_same_batches_and_dropout(
-    build: type[PerturbationEstimator], groups: int | None
+    build: type[PerturbationEstimator], groups: int | None, kind: str
 ) -> None:
-    rule, task = Still(), VectorizedTask(Noise(), INSTANCES, seed=0)
+    rule, task = Still(), VectorizedTask(Noise(kind), INSTANCES, seed=0)
     estimator = build(sigma=0.1, pairs=3, groups=groups)
     torch.manual_seed(0)
     random = generator()
@@ -505,9 +557,60 @@ def test_antithetic_pairs_see_the_same_batches_and_dropout(
     assert len(steps.unique()) == len(steps) * INSTANCES
 
 
+@pytest.mark.parametrize("kind", NOISY)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_estimator_fails_where_the_loss_draws_random_numbers(name: str, kind: str) -> None:
+    rule = ScheduleFreeLSTM(hidden_size=2)
+    task = VectorizedTask(Noise(kind), INSTANCES, seed=0)
+    estimator, estimates = ESTIMATORS[name](), []
+    for _ in range(2):
+        random = generator()
+        with fixed_global_state(0), torch.no_grad():
+            state = estimator.start(rule, task, start(rule, task, random), random)
+            estimates.append(estimator.window(rule, task, state, 2, random))
+    first, second = estimates
+    assert bool(first.losses.isfinite().all())
+    assert torch.equal(first.losses, second.losses)
+    if name != "output-es":  # it goes on from what it has learned
+        assert all(map(torch.equal, first.grads, second.grads))
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_particles_see_the_random_numbers_that_instances_see_alone(kind: str) -> None:
+    task = VectorizedTask(Noise(kind), INSTANCES, seed=0)
+    parameters, batch, states = task.initial_parameters, task.batch(generator()), []
+    results = []
+    for values in (parameters, parameters.repeat(2, 1, 1)):
+        with fixed_global_state(0):
+            results.append((*task.losses_and_grads(values, batch), task.losses(values, batch)))
+            states.append(torch.get_rng_state())
+    for alone, particles in zip(*results, strict=True):
+        torch.testing.assert_close(particles, torch.stack([alone, alone]), rtol=ROUNDING, atol=ROUNDING)
+    assert torch.equal(*states)
+
+
+class Recurrent(Noise):
+    """Torch's recurrent layers can be vectorised with a gradient alone."""
+
+    def module(self) -> nn.Module:
+        return nn.LSTM(3, 2, 2, dropout=0.5, batch_first=True)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        loss: Tensor = module(batch[None])[0].square().mean()
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_recurrent_layers_with_dropout_train_under_particles() -> None:
+    task = VectorizedTask(Recurrent(), INSTANCES, seed=0)
+    losses, _ = task.losses_and_grads(task.initial_parameters.repeat(2, 1, 1), task.batch(generator()))
+    assert torch.equal(*losses)
+
+
 # Variance and weights of the combination
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sigma", "log_rate", "steps"),
     [(0.3, 0.0, 5), (0.1, 0.0, 20), (0.3, -1.0, 10)],
@@ -637,6 +740,7 @@ ALL: dict[str, Callable[[], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["es", "pes", "es-single", "truncated-bptt"])
 def test_memory_does_not_grow_with_the_window_except_that_of_backpropagation(name: str) -> None:
     rule = randomised(ScaleFreeLSTM(2))

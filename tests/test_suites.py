@@ -38,6 +38,7 @@ def test_shipped_suite_names_what_there_is(name: str) -> None:
 PROBLEMS = {f"{name}/{problem.name}": problem for name in shipped_suites() for problem in load_suite(name).problems}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_shipped_problem_has_finite_losses_and_gradients(name: str) -> None:
     problem = PROBLEMS[name]

@@ -1,6 +1,7 @@
 """Wide layers and small weights take smaller steps: by a factor for each tensor, found once, the same everywhere."""
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -59,8 +60,17 @@ def test_matrix_of_zeros_is_not_held_still() -> None:
     assert scale_of(torch.zeros(50, 3000)) == pytest.approx(scale_of(drawn), rel=0.01)
 
 
-def test_matrix_of_next_to_nothing_is_not_held_still() -> None:
-    assert scale_of(torch.full((50, 300), 1e-9)) == pytest.approx(0.01 * scale_of(torch.zeros(50, 300)), rel=1e-4)
+def test_matrix_of_next_to_nothing_is_not_treated_unlike_one_of_zeros() -> None:
+    drawn = (3 * 300) ** -0.5
+    sizes = [0.0, *(10.0**exponent for exponent in range(-12, 1))]
+    scales = [
+        scale_of(torch.full((50, 300), share * drawn)) / scale_of(torch.full((50, 300), drawn)) for share in sizes
+    ]
+    assert scales[:10] == pytest.approx([1.0] * 10, rel=0.07)  # zero, and up to 1e-4
+    assert scales[-2:] == pytest.approx([0.1, 1.0], rel=1e-4)  # an ordinary size is heeded
+    fine = torch.logspace(-4, -1, 200)
+    scales = [scale_of(torch.full((50, 300), share * drawn)) for share in fine.tolist()]
+    assert max(abs(math.log(b / a)) for a, b in itertools.pairwise(scales)) < 0.2  # steps of 3.5% in size: no jump
 
 
 def test_dimension_for_the_batch_is_not_taken_for_a_unit() -> None:
@@ -88,10 +98,10 @@ def test_rule_that_leaves_some_tensors_alone_is_not_misunderstood() -> None:
 
 def test_training_does_not_depend_on_the_unit_of_small_weights() -> None:
     """The rule does not see the scale of gradients, and steps are in proportion to the weights."""
-    grads = [normal(40, 30, seed=seed).float() for seed in range(5)]
+    grads = [normal(40, 300, seed=seed).float() for seed in range(5)]
     ends = []
-    for unit in (1.0, 2.0**-3):
-        weights = nn.Parameter(unit * 0.01 * normal(40, 30).float())
+    for unit in (1.0, 2.0**-2):
+        weights = nn.Parameter(unit * 0.02 * normal(40, 300).float())
         optimizer = LearnedOptimizer([weights])
         for grad in grads:
             weights.grad = grad / unit

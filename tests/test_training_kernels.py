@@ -18,12 +18,12 @@ from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.unroll import start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from rounding import OF_KERNELS, assert_only_rounded, spread
 from test_kernels import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
 from test_rules import Build, as_reference, each, normal, random_state, randomised
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
 
-EPSILON = torch.finfo(torch.float32).eps
 RULES: dict[str, Build] = {
     "scale-free-lstm": functools.partial(ScaleFreeLSTM, rate=0.1),
     "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
@@ -155,46 +155,44 @@ def oracle(case: Case) -> Results:
     return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
 
-def assert_as_close_as_plain(case: Case, device: str) -> None:
+def assert_step_is_only_rounded(
+    case: Case, device: str, unit: Callable[[Results], Results] = lambda results: results
+) -> None:
+    """Held to the plain path in float64, which is held to the oracle; the plain path in float32 is the control."""
     truth = plain(case, torch.float64)
     if case.grad.numel():
         for name, value in oracle(case).items():
             torch.testing.assert_close(truth[name], value, rtol=1e-9, atol=1e-12)
-    assert_not_further(truth, plain(case, torch.float32), by_kernels(case, device))
+    truth = unit(truth)
+    spreads = spread(lambda: unit(plain(case, torch.float64)))
+    assert_only_rounded(unit(plain(case, torch.float32)), truth, spreads)
+    assert_only_rounded(unit(by_kernels(case, device)), truth, spreads, roundings=OF_KERNELS)
 
 
-def assert_not_further(truth: Results, allowed: Results, found: Results) -> None:
-    for name, value in truth.items():
-        assert found[name].shape == value.shape, name
-        if value.numel() == 0:
-            continue
-        # Twice the plain path's, largest and root mean square. Kernels take a quotient as a squared reciprocal root,
-        # which is two roundings more in each gate; few values may by luck be nearly exact on the plain path.
-        rounding = EPSILON * value.abs().max()
-        for norm, floor in ((torch.inf, 4 * rounding), (2, rounding * value.numel() ** 0.5 / 2)):
-            if norm == 2 and value.numel() < 32:
-                continue  # a mean of so few says no more than the largest
-            distance = torch.linalg.vector_norm(found[name] - value, norm)
-            limit = 2 * torch.linalg.vector_norm(allowed[name] - value, norm) + floor
-            assert distance <= limit, (name, norm, float(distance), float(limit))
-
-
+@pytest.mark.slow
 @each(RULES)
-@pytest.mark.parametrize(("particles", "coordinates"), [(1, 65), (3, 64)])
+@pytest.mark.parametrize(("particles", "coordinates"), [(1, 65), (2, 64)])
 @pytest.mark.usefixtures("poisoned")
-def test_step_and_gradients_are_not_further_from_the_truth_than_twice_the_plain_path(
+def test_step_and_gradients_are_not_further_from_the_truth_than_roundings_explain(
     build: Build, particles: int, coordinates: int, device: str
 ) -> None:
-    assert_as_close_as_plain(case_of(build(), particles, coordinates), device)
+    assert_step_is_only_rounded(case_of(build(), particles, coordinates), device)
 
 
 @each(SMALL)
-@pytest.mark.parametrize(("particles", "coordinates"), [(1, 0), (8, 1), (1, 63), (1, 1023), (1, 2 * training.SPAN + 1)])
+@pytest.mark.parametrize(
+    ("particles", "coordinates"),
+    [
+        (1, 0),
+        (1, 63),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(2, 1), (1, 1023), (1, 2 * training.SPAN + 1)]),
+    ],
+)
 @pytest.mark.usefixtures("poisoned")
 def test_no_coordinate_is_left_out_or_counted_twice(
     build: Build, particles: int, coordinates: int, device: str
 ) -> None:
-    assert_as_close_as_plain(case_of(build(), particles, coordinates), device)  # one value alone may by luck be exact
+    assert_step_is_only_rounded(case_of(build(), particles, coordinates), device)
 
 
 @pytest.mark.slow
@@ -206,10 +204,10 @@ def test_no_coordinate_is_left_out_or_counted_twice(
     }
 )
 def test_large_networks_are_not_further_from_the_truth(build: Build, device: str) -> None:
-    # Enough coordinates for the largest distance not to be luck.
-    assert_as_close_as_plain(case_of(build(), 1, 2000), device)
+    assert_step_is_only_rounded(case_of(build(), 1, 300), device)
 
 
+@pytest.mark.slow
 def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
     # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
     case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
@@ -221,7 +219,7 @@ def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> N
         state={entry: tensor.float().double() for entry, tensor in state.items()},
     )
     case = case._replace(grad=case.grad.float().double())
-    assert_as_close_as_plain(case, device)
+    assert_step_is_only_rounded(case, device)
     found = by_kernels(case, device)
     direction = case.grad / (0.1 * case.grad.square() + 0.9 * case.state["second_moment"][:, 0]).sqrt()
     assert 0.2 < (direction.abs() > schedule_free_lstm.LARGEST_DIRECTION).double().mean() < 0.8
@@ -241,13 +239,14 @@ def test_log_rate_at_its_bound_is_not_held_there(device: str) -> None:
     torch.testing.assert_close(found["d_log_rate"], truth["d_log_rate"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @each({"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM})
 @pytest.mark.usefixtures("poisoned")
 def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
     build: Callable[..., UpdateRule], device: str
 ) -> None:
     # Several particles: inputs are signs in this step, so that all coordinates of one see but two different ones.
-    case = case_of(build(rate=0.1), 8, 20, step=1.0)
+    case = case_of(build(rate=0.1), 4, 20, step=1.0)
     case = case._replace(state={entry: torch.zeros_like(tensor) for entry, tensor in case.state.items()})
 
     def in_units_of_the_gradient(results: Results) -> Results:
@@ -260,8 +259,7 @@ def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
             for name, value in results.items()
         }
 
-    every = plain(case, torch.float64), plain(case, torch.float32), by_kernels(case, device)
-    assert_not_further(*map(in_units_of_the_gradient, every))
+    assert_step_is_only_rounded(case, device, in_units_of_the_gradient)
 
 
 @each(SMALL)
@@ -274,6 +272,7 @@ def test_gradient_beyond_the_bounds_of_the_inputs_is_not_differentiated_wrongly(
     torch.testing.assert_close(found["update"], truth["update"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @each(SMALL)
 def test_memory_that_is_not_contiguous_is_not_read_wrongly(build: Build, device: str) -> None:
     case = case_of(build(), 3, 17)
@@ -305,6 +304,7 @@ def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, de
     assert torch.equal(found.double().cpu(), by_kernels(ones, device)["d_meta_parameters"])
 
 
+@pytest.mark.slow
 @each(SMALL)
 def test_second_run_is_not_different_in_any_bit(build: Build, device: str) -> None:
     case = case_of(build(), 2, training.SPAN + 9)
@@ -351,6 +351,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @each(SMALL)
 @pytest.mark.parametrize("estimator", list(ESTIMATORS.values()), ids=list(ESTIMATORS))
 def test_window_of_meta_training_is_the_plain_one(

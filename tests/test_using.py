@@ -114,11 +114,12 @@ def test_rate_of_adam_does_not_work_here() -> None:
     torch.testing.assert_close(1000 * moved(1e-3), moved())
 
 
-def test_weight_decay_does_not_correspond_to_another_one_of_adamw() -> None:
+@pytest.mark.parametrize("weight_decay", [1e-2, 0.3])
+def test_weight_decay_does_not_mean_another_one_than_adamws(weight_decay: float) -> None:
     ours, theirs = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     ours.grad = theirs.grad = torch.zeros(3, dtype=torch.float64)
-    LearnedOptimizer([ours], weight_decay=1e-5).step()
-    torch.optim.AdamW([theirs], lr=1e-3, weight_decay=1e-2).step()
+    LearnedOptimizer([ours], weight_decay=weight_decay).step()
+    torch.optim.AdamW([theirs], lr=1e-3, weight_decay=weight_decay).step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0.0)
 
 
@@ -155,6 +156,7 @@ def test_no_snippet_is_left_out() -> None:
     assert len(snippets()) == TEXT.count("```python")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # frameworks give advice, such as more workers
 @pytest.mark.parametrize("name", snippets())
 def test_snippet_is_not_out_of_date(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,27 @@ class DropoutFamily(TaskFamily):
         return Regression(lambda: nn.Sequential(nn.Dropout(self.probability), nn.Linear(INPUTS, 1)))
 
 
+class Attention(nn.Module):
+    """A transformer layer over the rows of a batch; its default dropout draws inside the fused attention as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.read_out = nn.Linear(INPUTS, 4), nn.Linear(4, 1)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.read_out(self.layer(self.embed(inputs)[None])[0])
+        return outputs
+
+
+@dataclass(frozen=True)
+class AttentionFamily(TaskFamily):
+    """Regression by a transformer."""
+
+    def sample(self, rng: np.random.Generator, split: Split) -> Task:
+        return Regression(Attention)
+
+
 class Overflowing(Regression):
     """Linear regression whose targets are infinite in one batch of four."""
 

@@ -34,6 +34,7 @@ RECENCY = 1.0  # log of how many times the share of the latest step in the mean 
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
 RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
+NEARLY_ZERO = 2e-3  # of the size that PyTorch draws weights in: about there, and below, they do not show their size
 OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
 AGREEMENT = 1 + len(MOMENTUM_DECAYS)  # place among the signals, after direction and momenta
 SIGNALS = AGREEMENT + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
@@ -127,14 +128,15 @@ class ScheduleFreeLSTM(UpdateRule):
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor:
         """Less than 1 for wide layers and for small weights; see the class.
 
-        Weights of zero count as drawn by PyTorch, others as at least a hundredth of that.
+        Weights of nearly zero do not show what size they will have, and count as if :class:`torch.nn.Linear` had drawn
+        them. There is no jump in between.
         """
         while len(shape) > 2 and shape[0] == 1:  # a dimension for the batch, as position embeddings have
             shape = shape[1:]
         inputs = max(1, math.prod(shape[1:]))
-        as_drawn = (3 * inputs) ** -0.5  # by torch.nn.Linear; what starts near zero does not show its size
-        rms = torch.where(initial_rms > 0, initial_rms.clamp(min=as_drawn / 100), as_drawn)
-        scale: Tensor = RELATIVE_RATE * inputs**-0.5 * rms
+        as_drawn = (3 * inputs) ** -0.5
+        share = initial_rms / as_drawn
+        scale: Tensor = RELATIVE_RATE * inputs**-0.5 * as_drawn * (share + 1 / (1 + (share / NEARLY_ZERO) ** 4))
         return scale.clamp(max=1.0)
 
     @torch.no_grad()

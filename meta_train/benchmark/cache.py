@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from learned_optim.files import write_atomically
 from learned_optim.meta_train import data
 from learned_optim.meta_train.evaluation import comparison_task
-from learned_optim.meta_train.seeds import torch_generator
+from learned_optim.meta_train.seeds import cpu_by_default, torch_generator
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
@@ -65,6 +65,7 @@ class Cache:
         return self.folder / name[:2] / f"{name[2:32]}.safetensors"
 
 
+@cpu_by_default()
 def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
     """A hash of one instance of the task: parameters, buffers, first batch, code of its classes and their bases.
 

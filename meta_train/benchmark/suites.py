@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from learned_optim.meta_train.evaluation import RATES
+from learned_optim.meta_train.module_search import search_in
 from learned_optim.meta_train.strict import ConfigError, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
-from learned_optim.meta_train.tasks.lookup import build_family, gather_options, look_in
+from learned_optim.meta_train.tasks.lookup import build_family, gather_options
 from learned_optim.terminal import printable
 
 SHIPPED = Path(__file__).resolve().parent.parent / "suites"
@@ -123,7 +124,7 @@ def load_suite(source: str | Path) -> Suite:
         raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
     tables = read_toml(path)
     if path.parent != SHIPPED:
-        look_in(path.parent)
+        search_in(path.parent)
     return suite_from_tables({"name": path.stem, **tables}, str(source))
 
 

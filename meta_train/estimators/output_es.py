@@ -106,7 +106,7 @@ class OutputES(Estimator):
         if state.inner.step > 0:
             raise ValueError("output-es takes whole inner trainings: raise unroll.truncation to the longest horizon")
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        asked = torch.zeros(len(PHASES), len(lstm.output_bias), device=task.device)
+        asked = lstm.output_bias.new_zeros(len(PHASES), len(lstm.output_bias), device=task.device)
         if not task.anchor:
             asked = self.asked(lstm, task, state.inner, steps, seed, generator)
         signals, losses, inner = observed(lstm, task, state.inner, steps, seed, generator)
@@ -153,7 +153,7 @@ class OutputES(Estimator):
         order = torch.randperm(len(self.experience), generator=generator, device=generator.device)
         tasks = [self.experience[index] for index in order[:REPLAYED].tolist()]
         longest = max(len(task.signals) for task in tasks)
-        signals = torch.cat([padded(task.signals.float(), longest) for task in tasks], 2)
+        signals = torch.cat([padded(task.signals.to(rule.output_bias.dtype), longest) for task in tasks], 2)
         credit = torch.stack([padded(credited(task.asked, len(task.signals)), longest) for task in tasks])
         weights = torch.stack(
             [padded(credit.new_full((len(task.signals),), 1 / len(task.signals)), longest) for task in tasks]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.few_shot.episodes import Examples
-from learned_optim.meta_train.few_shot.inner import SGD
 from learned_optim.meta_train.few_shot.learner import Learner
 
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU, nn.SiLU, nn.Softplus)
@@ -60,7 +59,7 @@ class LowRankSGD:
     """B perceptrons that gradient descent adapts from a shared starting point.
 
     Args:
-        learner: whose module :func:`is_perceptron`.
+        learner: whose module is one: see :func:`is_perceptron`.
         initial: the starting point ``(N,)``; may require a gradient.
         lr: rate.
         count: B.
@@ -70,7 +69,8 @@ class LowRankSGD:
         self.learner, self.lr = learner, lr
         named = learner.named(initial)
         self.layers: list[AdaptedLinear | AdaptedNorm | nn.Module] = []
-        for name, module in learner.skeleton.module.named_children():
+        # without ``remove_duplicate=False`` an activation that is used twice would come once
+        for name, module in learner.skeleton.module.named_modules(remove_duplicate=False):
             if isinstance(module, nn.Linear | nn.BatchNorm1d):
                 weight, bias = named[f"module.{name}.weight"], named[f"module.{name}.bias"]
                 bias = bias.expand(count, 1, -1)
@@ -78,7 +78,7 @@ class LowRankSGD:
                     self.layers.append(AdaptedLinear(weight, bias))
                 else:
                     self.layers.append(AdaptedNorm(weight.expand(count, 1, -1), bias, module.eps))
-            elif not isinstance(module, nn.Flatten):
+            elif not isinstance(module, nn.Sequential | nn.Flatten):
                 self.layers.append(module)
 
     def losses(self, batch: Examples) -> Tensor:
@@ -115,27 +115,40 @@ class LowRankSGD:
 
 
 def is_perceptron(module: nn.Module) -> bool:
-    """Whether a module is a sequence of linear layers, batch norms and functions of single values."""
+    """Whether a module is a sequence of linear layers, batch norms and functions of single values.
 
-    def known(layer: nn.Module) -> bool:
-        if isinstance(layer, nn.Linear):
-            return layer.bias is not None
-        if isinstance(layer, nn.BatchNorm1d):
-            return layer.affine
-        return isinstance(layer, (nn.Flatten, *ELEMENTWISE))
+    Each layer has weights of its own, all of them trained, and computes what its class says: no sub-class, whose
+    ``forward`` may do anything, and nothing that overwrites the outputs of the layer before it.
+    """
+    if type(module) is not nn.Sequential or not all(_is_known(layer) for layer in module):
+        return False
+    # ``module`` may hold a layer twice, or two layers the same weights.
+    parameters = [parameter for layer in module for parameter in layer.parameters()]
+    return len(set(parameters)) == len(parameters) and all(parameter.requires_grad for parameter in parameters)
 
-    return isinstance(module, nn.Sequential) and all(known(layer) for layer in module)
+
+def _is_known(layer: nn.Module) -> bool:
+    if type(layer) in (nn.Linear, nn.BatchNorm1d):
+        return dict(layer.named_parameters()).keys() == {"weight", "bias"}
+    if type(layer) is nn.Flatten:
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) in ELEMENTWISE and not getattr(layer, "inplace", False)
 
 
-def pays(learner: Learner, inner: object, rank: int) -> bool:
-    """Whether learner and inner optimizer allow for :class:`LowRankSGD`, and it is the faster way.
+def applies(learner: Learner, inputs: Tensor) -> bool:
+    """Whether the learner, on ``inputs`` ``(B, n, ...)``, is one for :class:`LowRankSGD`."""
+    module = learner.skeleton.module
+    if not isinstance(module, nn.Module) or not is_perceptron(module):
+        return False
+    return inputs.dim() == 3 or isinstance(next(module.children(), None), nn.Flatten)
+
+
+def is_cheaper(learner: Learner, rank: int) -> bool:
+    """Whether :class:`LowRankSGD` is the faster way, where it applies.
 
     ``rank``: examples of all inner steps together. Up to twice as many multiplications still pay: the weights of every
     task would be written and read some ten times, as gradients, updates and results.
     """
-    module = learner.skeleton.module
-    if type(inner) is not SGD or not isinstance(module, nn.Module) or not is_perceptron(module):
-        return False
-    shapes = [layer.weight.shape for layer in module.modules() if isinstance(layer, nn.Linear)]
+    shapes = [layer.weight.shape for layer in learner.skeleton.modules() if isinstance(layer, nn.Linear)]
     thin = sum(rank * (rows + columns) for rows, columns in shapes)
     return thin < 2 * sum(rows * columns for rows, columns in shapes)

@@ -15,6 +15,7 @@ from learned_optim.meta_train.few_shot.algorithms import Adapted, Algorithm
 from learned_optim.meta_train.few_shot.algorithms.gradient import AdaptedParameters
 from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
+from learned_optim.meta_train.seeds import cpu_by_default
 
 FORMAT = "learned-optim-few-shot"
 VERSION = 1
@@ -35,6 +36,7 @@ class FewShotModel:
         provenance: how it came about.
     """
 
+    @cpu_by_default()
     def __init__(
         self, config: FewShotConfig, algorithm: Algorithm, provenance: Mapping[str, Any] | None = None
     ) -> None:
@@ -42,6 +44,7 @@ class FewShotModel:
         self.learner = Learner(config.task.build(), config.seed)
 
     @classmethod
+    @cpu_by_default()
     def load(cls, path: str | Path) -> "FewShotModel":
         """Read what a run has written: ``best.safetensors`` or ``latest.safetensors``.
 
@@ -76,12 +79,14 @@ class FewShotModel:
         return cls(config, algorithm.requires_grad_(False), provenance)
 
     @classmethod
+    @cpu_by_default()
     def of(cls, config: FewShotConfig) -> "FewShotModel":
         """What a configuration starts with: all there is to the untrained baselines."""
         task = config.task.build()
         initial = Learner(task, config.seed).fresh_parameters
         return cls(config, config.algorithm.build(task, initial, config.seed).requires_grad_(False), {})
 
+    @cpu_by_default()
     def to(self, device: torch.device | str) -> "FewShotModel":
         """Move it to ``device``, where it takes its inputs from then on."""
         self.algorithm.to(device)

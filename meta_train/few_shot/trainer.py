@@ -17,7 +17,7 @@ from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_c
 from learned_optim.meta_train.loop import MetaTraining
 from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint, restoring
 from learned_optim.meta_train.run_log import Progress
-from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, torch_generator
+from learned_optim.meta_train.seeds import cpu_by_default, derive_seed, fixed_global_state, torch_generator
 
 
 class FewShotTrainer(MetaTraining[Algorithm]):
@@ -36,6 +36,7 @@ class FewShotTrainer(MetaTraining[Algorithm]):
 
     module_name = "algorithm"
 
+    @cpu_by_default()
     def __init__(
         self,
         config: FewShotConfig,
@@ -91,6 +92,7 @@ class FewShotTrainer(MetaTraining[Algorithm]):
         self._keep_best(score)
         return score
 
+    @cpu_by_default()
     def evaluate(self, algorithm: Algorithm) -> Evaluation:
         """A version of the algorithm on the validation episodes, always the same ones."""
         settings = self.config.validation
@@ -118,6 +120,7 @@ class FewShotTrainer(MetaTraining[Algorithm]):
         save_few_shot(module, self.config, path, self.provenance(meta_step))
 
     @classmethod
+    @cpu_by_default()
     def resume(cls, folder: Path, device: torch.device | str = "cpu", world: World | None = None) -> "FewShotTrainer":
         """Go on from the checkpoint in ``folder``.
 

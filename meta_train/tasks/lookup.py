@@ -1,33 +1,14 @@
 """Task families by the names that stand in configurations and suites."""
 
 import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from learned_optim.meta_train.module_search import searched_folders
 from learned_optim.meta_train.strict import ConfigError, checked, unknown
 from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
 from learned_optim.meta_train.tasks.users import load_model
-
-_folders: list[Path] = []
-"""Where modules and files of users are looked for first: beside their configurations, the latest of these in front."""
-
-
-def look_in(folder: Path) -> None:
-    """Let what configurations name be found in ``folder`` first, as modules are with ``python folder/FILE.py``."""
-    folder = folder.resolve()
-    if folder in _folders:
-        _folders.remove(folder)
-    _folders.insert(0, folder)
-    if str(folder) in sys.path:
-        sys.path.remove(str(folder))
-    sys.path.insert(0, str(folder))
-
-
-def folders_of_users() -> list[str]:
-    """The folders of :func:`look_in`, the latest in front."""
-    return list(map(str, _folders))
 
 
 def gather_options(entry: Any, own: set[str]) -> Any:
@@ -66,11 +47,10 @@ def build_family(name: str, options: Mapping[str, Any], source: str) -> TaskFami
 
 
 def _family_of_model(name: str, options: Mapping[str, Any], source: str) -> TaskFamily:
-    file, colon, attribute = name.partition(":")
-    found = next((folder / file for folder in _folders if (folder / file).is_file()), file)
     try:
-        cls = load_model(f"{found}{colon}{attribute}")
+        cls = load_model(name)
     except FileNotFoundError as error:
+        file = name.partition(":")[0]
         places = "" if Path(file).is_absolute() else f"; looked {_places()}"
         raise ConfigError(f"{source}: no file {file}{places}") from error
     except (ImportError, AttributeError, OSError, TypeError) as error:
@@ -85,5 +65,5 @@ def _family_of_model(name: str, options: Mapping[str, Any], source: str) -> Task
 def _places() -> str:
     """Where modules and files of users are looked for, in words."""
     here = Path.cwd()
-    beside = ", ".join(str(folder) for folder in _folders if folder != here)
+    beside = ", ".join(str(folder) for folder in searched_folders() if folder != here)
     return (f"beside the configuration, in {beside}, then " if beside else "") + f"in the current folder, {here}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from learned_optim.meta_train.module_search import find_file
 from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
 
 
@@ -89,7 +90,7 @@ def load_model(name: str) -> type[TaskFamily] | TaskFamily:
 
 
 def _run_file(path: Path) -> ModuleType:
-    path = path.resolve()
+    path = find_file(path).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if str(path.parent) not in sys.path:

@@ -1,5 +1,8 @@
 """LearnedOptimizer in Lightning's Trainer, which steps through a closure, against a plain loop."""
 
+import functools
+import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,41 +25,53 @@ from integration.regression import (
     plain_loop,
 )
 
-lightning: Any = pytest.importorskip("lightning.pytorch", reason="needs lightning: the extra 'frameworks'")
-
 EPOCHS = 10
-pytestmark = ignore_warnings_of_frameworks
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="needs lightning: the extra 'frameworks'"),
+    *ignore_warnings_of_frameworks,
+]
 
 
-class Module(lightning.LightningModule):  # type: ignore[misc]  # imported as Any: may be missing
-    def __init__(self, make: Make, configure: Callable[[Optimizer], dict[str, Any]] | None = None) -> None:
-        super().__init__()
-        self.net = Net()
-        self.make = make
-        self.configure = configure
+@functools.cache
+def lightning() -> Any:
+    """The framework. Its import takes seconds, which collecting tests need not spend."""
+    return importlib.import_module("lightning.pytorch")
 
-    def training_step(self, batch: Batch) -> Tensor:
-        loss = self.net.loss(batch)
-        self.log("loss", loss)
-        return loss
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self.make(self.parameters())
-        if self.configure is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.configure(optimizer)}
+@functools.cache
+def module_type() -> Any:
+    class Module(lightning().LightningModule):  # type: ignore[misc]  # imported as Any: may be missing
+        def __init__(self, make: Make, configure: Callable[[Optimizer], dict[str, Any]] | None = None) -> None:
+            super().__init__()
+            self.net = Net()
+            self.make = make
+            self.configure = configure
+
+        def training_step(self, batch: Batch) -> Tensor:
+            loss = self.net.loss(batch)
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            optimizer = self.make(self.parameters())
+            if self.configure is None:
+                return optimizer
+            return {"optimizer": optimizer, "lr_scheduler": self.configure(optimizer)}
+
+    return Module
 
 
 def trainer(folder: Path, epochs: int = EPOCHS, **options: Any) -> Any:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     options = {"enable_checkpointing": False, **quiet, **options}
-    return lightning.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, **options)
+    return lightning().Trainer(max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, **options)
 
 
 @each_optimizer
 def test_lightning_does_not_train_another_model(make: Make, tmp_path: Path) -> None:
-    module, net = Module(make), Net()
+    module, net = module_type()(make), Net()
     trainer(tmp_path).fit(module, batches())
     assert_same(module.net.parameters(), plain_loop(net, make(net.parameters()), EPOCHS))
     assert_trained(module.net)
@@ -67,7 +82,7 @@ def test_lightning_does_not_lose_schedule_accumulation_clipping_or_autocast(make
     def cosine(optimizer: Optimizer) -> CosineAnnealingLR:
         return CosineAnnealingLR(optimizer, T_max=2 * EPOCHS)
 
-    module, net = Module(make, lambda optimizer: {"scheduler": cosine(optimizer), "interval": "step"}), Net()
+    module, net = module_type()(make, lambda optimizer: {"scheduler": cosine(optimizer), "interval": "step"}), Net()
     options: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "precision": "bf16-mixed"}
     trainer(tmp_path, **options).fit(module, batches())
     optimizer = make(net.parameters())
@@ -84,7 +99,7 @@ def test_plateau_in_lightning_does_not_leave_the_learning_rate(make: Make, tmp_p
         scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=100.0, threshold_mode="abs")
         return {"scheduler": scheduler, "monitor": "loss"}
 
-    module = Module(make, on_plateau)
+    module = module_type()(make, on_plateau)
     trainer(tmp_path, epochs=3).fit(module, batches())
     group = module.trainer.optimizers[0].param_groups[0]
     assert group["lr"] == 0.25 * make(Net().parameters()).param_groups[0]["lr"]
@@ -92,9 +107,9 @@ def test_plateau_in_lightning_does_not_leave_the_learning_rate(make: Make, tmp_p
 
 @each_optimizer
 def test_weight_averaging_of_lightning_does_not_keep_the_model_from_training(make: Make, tmp_path: Path) -> None:
-    module = Module(make)
+    module = module_type()(make)
     rate = 0.5 * make(Net().parameters()).param_groups[0]["lr"]
-    averaging = lightning.callbacks.StochasticWeightAveraging(rate, swa_epoch_start=0.5, annealing_epochs=1)
+    averaging = lightning().callbacks.StochasticWeightAveraging(rate, swa_epoch_start=0.5, annealing_epochs=1)
     trainer(tmp_path, callbacks=[averaging]).fit(module, batches())
     assert_trained(module.net)
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)  # its scheduler took over
@@ -102,12 +117,12 @@ def test_weight_averaging_of_lightning_does_not_keep_the_model_from_training(mak
 
 @each_optimizer
 def test_manual_optimization_does_not_train_another_model(make: Make, tmp_path: Path) -> None:
-    class Manual(Module):
+    class Manual(module_type()):  # type: ignore[misc]
         automatic_optimization = False
 
         def training_step(self, batch: Batch) -> Tensor:
             optimizer = self.optimizers()
-            loss = self.net.loss(batch)
+            loss: Tensor = self.net.loss(batch)
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
@@ -120,8 +135,8 @@ def test_manual_optimization_does_not_train_another_model(make: Make, tmp_path: 
 
 @each_optimizer
 def test_training_that_lightning_resumes_does_not_differ_in_a_bit(make: Make, tmp_path: Path) -> None:
-    def module() -> Module:
-        return Module(make, lambda optimizer: {"scheduler": CosineAnnealingLR(optimizer, T_max=EPOCHS)})
+    def module() -> Any:
+        return module_type()(make, lambda optimizer: {"scheduler": CosineAnnealingLR(optimizer, T_max=EPOCHS)})
 
     whole, first, second = module(), module(), module()
     trainer(tmp_path).fit(whole, batches())

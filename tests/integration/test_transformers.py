@@ -17,7 +17,7 @@ transformers: Any = pytest.importorskip("transformers", reason="needs transforme
 
 STEPS = 24
 WORDS = 16
-pytestmark = ignore_warnings_of_frameworks
+pytestmark = [pytest.mark.slow, *ignore_warnings_of_frameworks]
 
 
 def language_model() -> Any:

@@ -45,12 +45,15 @@ class GradientAlgorithm(Algorithm):
 
     Args:
         initial: the first starting point, ``(N,)``.
-        inner: the optimizer, a module; what in it requires a gradient is learned too.
+        inner: the optimizer, a module; what in it requires a gradient is learned too. None: :meth:`points` is the
+            sub-class's own and takes the steps.
         steps: inner steps in meta-training.
         batch_size: support examples of an inner step; None: all.
     """
 
-    def __init__(self, initial: Tensor, inner: InnerOptimizer, steps: int = 1, batch_size: int | None = None) -> None:
+    def __init__(
+        self, initial: Tensor, inner: InnerOptimizer | None, steps: int = 1, batch_size: int | None = None
+    ) -> None:
         super().__init__()
         self.initial = nn.Parameter(initial.detach().clone())
         self.inner, self.steps, self.batch_size = inner, steps, batch_size
@@ -61,6 +64,8 @@ class GradientAlgorithm(Algorithm):
 
     def _inner_for(self, learner: Learner) -> InnerOptimizer:
         """The inner optimizer; a rule may heed the learner's tensors, by their fresh parameters."""
+        if self.inner is None:
+            raise TypeError(f"{type(self).__name__} has no inner optimizer: it must take the steps in points()")
         if not isinstance(self.inner, UpdateRule):
             return self.inner
         scales = learner.scales(self.inner)

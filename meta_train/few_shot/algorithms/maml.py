@@ -22,28 +22,38 @@ from learned_optim.meta_train.few_shot.algorithms.gradient import GradientAlgori
 from learned_optim.meta_train.few_shot.episodes import Episodes
 from learned_optim.meta_train.few_shot.inner import SGD
 from learned_optim.meta_train.few_shot.learner import Learner
-from learned_optim.meta_train.few_shot.low_rank import LowRankSGD, pays
+from learned_optim.meta_train.few_shot.low_rank import LowRankSGD, applies, is_cheaper
 
 
-class MAML(GradientAlgorithm):
-    """Model-agnostic meta-learning; see the module's formula."""
+class QueryTrained(GradientAlgorithm):
+    """What is learned follows from the query loss after the inner training; see the module's formula."""
 
     second_derivatives: ClassVar[bool] = True
-    low_rank: bool | None = None
-    """Whether adapted weights are never formed; None: where that is possible and pays. The result is the same."""
 
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
         """See :meth:`Algorithm.meta_gradient`."""
-        rows = episodes.support[0].shape[1] if self.batch_size is None else self.batch_size
-        low_rank = pays(learner, self.inner, rows * self.steps) if self.low_rank is None else self.low_rank
-        if low_rank and isinstance(self.inner, SGD):
-            return self._by_low_rank(learner, episodes, self.inner.lr, generator)
         with torch.enable_grad():
             points = self.judged_points(learner, episodes, generator, second_derivatives=self.second_derivatives)
             final = points[-1]
             directions = final.grad.detach() / len(final.grad)
             grads = torch.autograd.grad(final.parameters, self.learned(), directions)
         return MetaGradient(grads, final.loss.detach().mean(), points[0].loss.detach().mean())
+
+
+class MAML(QueryTrained):
+    """Model-agnostic meta-learning with an inner optimizer; see the module's formula."""
+
+    low_rank: bool | None = None
+    """Whether adapted weights are never formed, where that is possible; None: where it pays. The result is the same."""
+
+    def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
+        """See :meth:`Algorithm.meta_gradient`."""
+        inputs = episodes.support[0]
+        rows = inputs.shape[1] if self.batch_size is None else min(self.batch_size, inputs.shape[1])
+        wanted = is_cheaper(learner, rows * self.steps) if self.low_rank is None else self.low_rank
+        if wanted and type(self.inner) is SGD and applies(learner, inputs):
+            return self._by_low_rank(learner, episodes, self.inner.lr, generator)
+        return super().meta_gradient(learner, episodes, generator)
 
     def _by_low_rank(self, learner: Learner, episodes: Episodes, lr: float, generator: torch.Generator) -> MetaGradient:
         with torch.enable_grad():

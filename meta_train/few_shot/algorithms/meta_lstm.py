@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.few_shot.algorithms.gradient import Point
-from learned_optim.meta_train.few_shot.algorithms.maml import MAML
+from learned_optim.meta_train.few_shot.algorithms.maml import QueryTrained
 from learned_optim.meta_train.few_shot.episodes import Examples
-from learned_optim.meta_train.few_shot.inner import SGD
 from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.rules.base import linear
 from learned_optim.rules.lstm import LSTMCell
@@ -47,7 +46,7 @@ class Gate(nn.Module):
         return value
 
 
-class MetaLSTM(MAML):
+class MetaLSTM(QueryTrained):
     """Meta-LSTM; see the module's formula.
 
     Args:
@@ -73,7 +72,7 @@ class MetaLSTM(MAML):
         input_bias: tuple[float, float] = (-5.0, -4.0),
         seed: int = 0,
     ) -> None:
-        super().__init__(initial, SGD(0.0), steps, batch_size)  # the gates below take the optimizer's place
+        super().__init__(initial, None, steps, batch_size)  # the gates below take the optimizer's place
         generator = torch.Generator().manual_seed(seed)
         self.lstm = LSTMCell(4, hidden_size)
         self.lstm.reset_parameters(generator)
