@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch.utils._python_dispatch import _disable_current_modes
 
 from learned_optim import hub
-from learned_optim.files import write_atomically
+from learned_optim.files import json_object, write_atomically
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
 FORMAT = "learned-optim-rule"
@@ -99,9 +99,9 @@ def load_rule(source: str | Path) -> UpdateRule:
 
 def read_provenance(source: str | Path) -> dict[str, Any]:
     """How a stored rule came about, as given to :func:`save_rule`; raises like :func:`load_rule`."""
-    with _opened(locate(source)) as (_, metadata):
-        provenance: dict[str, Any] = json.loads(metadata.get("provenance", "{}"))
-    return provenance
+    path = locate(source)
+    with _opened(path) as (_, metadata):
+        return json_object(metadata.get("provenance", "{}"), f"{path}: provenance")
 
 
 def locate(source: str | Path) -> Path:
@@ -121,9 +121,11 @@ def locate(source: str | Path) -> Path:
         )
     if isinstance(source, str) and path.name == source and path.suffix != SUFFIX:
         raise ValueError(
-            f"unknown rule {source!r}; known names: {', '.join(available_rules())}; or give the path of a {SUFFIX} file"
+            f"unknown rule {source!r}; known names: {', '.join(available_rules())}; "
+            f"or give the path of a {SUFFIX} file, or hf://OWNER/NAME"
         )
-    raise FileNotFoundError(f"no rule file at {path}")
+    hint = f": it is a folder; a run keeps its rule in best{SUFFIX} there" if path.is_dir() else ""
+    raise FileNotFoundError(f"no rule file at {path}{hint}")
 
 
 def _architecture_of(path: Path) -> str:
@@ -132,9 +134,7 @@ def _architecture_of(path: Path) -> str:
 
 
 def _checked_settings(text: str) -> dict[str, Any]:
-    settings = json.loads(text)
-    if not isinstance(settings, dict):
-        raise TypeError(f"settings must be keyword arguments, got {text[:100]}")
+    settings = json_object(text, "settings")
     for name, value in settings.items():
         if isinstance(value, int) and value > LARGEST_SIZE:
             raise ValueError(f"{name} must be at most {LARGEST_SIZE}, got {value}")

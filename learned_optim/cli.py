@@ -1,7 +1,6 @@
 """The command ``learned-optim``."""
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from types import FrameType
 
 from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
 from learned_optim.cli_benchmark import add_benchmark
-from learned_optim.cli_common import CommandError, Commands, Parser, add_command, add_group, need, printable
+from learned_optim.cli_common import CommandError, Commands, Parser, add_command, add_group, need
 from learned_optim.cli_data import add_data
 from learned_optim.cli_doctor import add_doctor
 from learned_optim.cli_few_shot import add_few_shot
@@ -18,6 +17,7 @@ from learned_optim.cli_meta_train import add_meta_train
 from learned_optim.cli_neural_art import add_neural_art
 from learned_optim.cli_rules import add_rules
 from learned_optim.cli_runs import add_runs
+from learned_optim.terminal import printable, settle_streams
 
 FAILED = 1
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -41,26 +41,23 @@ EXIT_STATUS = "\nexit status: 0 done, 1 error (one line says what to do), 2 wron
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 error, 2 wrong usage, 130 interrupted)."""
-    if sys.stdout is None:  # it was closed before we began: Python then has none
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end of the process
+    settle_streams()
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         run(options)
-        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
+        sys.stdout.flush()  # a full disk shows here, not when the interpreter ends
     except KeyboardInterrupt:
         print("learned-optim: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if "debug" in options:
             raise
-        message = printable(" ".join(str(error).split())) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, EXPECTED):
             message = f"unexpected {type(error).__name__}: {message}; please report what --debug shows"
-        print(f"learned-optim: error: {message}", file=sys.stderr)
+        print(f"learned-optim: error: {printable(message)}", file=sys.stderr)
         return FAILED
     return 0
 

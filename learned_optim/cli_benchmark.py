@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from learned_optim.cli_common import Commands, add_command, import_from_here, need, print_json, usable_device
+from learned_optim.terminal import say
 
 
 def add_benchmark(commands: Commands) -> None:
@@ -56,7 +57,7 @@ def run_benchmark(options: argparse.Namespace) -> None:
             suites = {name: load_suite(name) for name in shipped_suites()}
             print_json({name: {problem.name: problem.label for problem in suites[name].problems} for name in suites})
         else:
-            print(listing())
+            say(listing())
         return
     import_from_here()
     usable_device(options.device)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from learned_optim.terminal import printable
+
 USAGE = 2
 """Exit status of a command line that cannot be understood."""
 
@@ -75,13 +77,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def printable(text: str) -> str:
-    """``text`` without control characters, which a stranger's file could send to the terminal: escaped, they show."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows with their columns aligned."""
+    """Print rows with their columns aligned, whatever their cells contain."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -89,7 +86,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def coloured(text: str, colour: int) -> str:
-    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow, 0 none) where somebody sees it."""
+    """``text`` in one of the terminal's colours (31 red, 32 green, 33 yellow, 0 none); see :func:`printable`."""
+    text = printable(text)
     if colour == 0 or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from learned_optim.cli_common import Commands, add_command, add_group, print_json
+from learned_optim.terminal import say
 
 
 def add_data(commands: Commands) -> None:
@@ -52,7 +53,7 @@ def _list(options: argparse.Namespace) -> None:
         return
     for name, entry in found.items():
         note = f" ({entry['note']})" if entry["note"] else ""
-        print(f"{name:15}{entry['description']}{note}\n{'':15}{entry['folder'] or entry['remedy']}")
+        say(f"{name:15}{entry['description']}{note}\n{'':15}{entry['folder'] or entry['remedy']}")
 
 
 def described(name: str) -> dict[str, Any]:
@@ -82,4 +83,4 @@ def _fetch(options: argparse.Namespace) -> None:
     for name in options.name:
         data_set_named(name)  # a misspelt name is told before a long download
     for name in options.name:
-        print(fetch(name, options.output, mirrors=options.mirror), flush=True)
+        say(fetch(name, options.output, mirrors=options.mirror))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from learned_optim.cli_common import Commands, add_command, need, print_json, usable_device
+from learned_optim.terminal import say
 
 
 def add_few_shot(commands: Commands) -> None:
@@ -59,7 +60,7 @@ def _few_shot(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"source": str(path), "split": options.split, **summary})
         return
-    print(f"{options.source}: {options.episodes} {options.split} tasks, {evaluation.statistics}")
+    say(f"{options.source}: {options.episodes} {options.split} tasks, {evaluation.statistics}")
     for row in summary["steps"]:
         accuracy = "" if "accuracy" not in row else "  accuracy {accuracy:.2%} ± {accuracy_95:.2%}".format(**row)
-        print("step {step:3}  loss {loss:.4f} ± {loss_95:.4f}".format(**row) + accuracy)
+        say("step {step:3}  loss {loss:.4f} ± {loss_95:.4f}".format(**row) + accuracy)

@@ -1,7 +1,6 @@
 """The command ``learned-optim meta-train``."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from learned_optim.cli_common import (
     print_table,
     usable_device,
 )
+from learned_optim.terminal import say
 
 
 def add_meta_train(commands: Commands) -> None:
@@ -79,24 +79,24 @@ def _run_in(world: Any, options: argparse.Namespace) -> None:
     """Meta-train in the processes of a ``World``; its leader says how it goes."""
     from learned_optim.meta_train.progress import run_with_progress
 
-    say: Callable[..., None] = print if world.leads else _nothing
+    tell: Callable[..., None] = say if world.leads else _nothing
     folder, trainer = _trainer(world, options)
     if trainer.meta_step > 0 or options.resume is not None:
-        say(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.run_config.steps}")
+        tell(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.run_config.steps}")
     try:
         run_with_progress(trainer)
     except KeyboardInterrupt:
         if (folder / "checkpoint.safetensors").exists():
-            say(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", file=sys.stderr)
+            tell(f"\nsaved; continue with: learned-optim meta-train --resume {folder}", error=True)
         raise
     curriculum = getattr(trainer, "curriculum", None)  # a few-shot run has none
     if curriculum is not None and curriculum.finished:
         horizon = curriculum.horizon
-        say(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
+        tell(f"the curriculum ended at meta-step {trainer.meta_step}: horizon {horizon} brings no more improvement")
     if (folder / "best.safetensors").exists():
-        say(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
+        tell(f"best validation {trainer.best_validation:.4g}; weights: {folder / 'best.safetensors'}")
     else:
-        say(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
+        tell(f"no validation score was a number; the latest weights: {folder / 'latest.safetensors'}")
 
 
 def _nothing(*values: object, **options: object) -> None:
@@ -119,14 +119,13 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
             return folder, begin(load_any_config(options.config, options.set), folder, world)
     else:
         folder = _run_to_resume(options)
+    given = None if options.config is None else load_any_config(options.config, options.set, resuming=True)
     trainer = go_on(folder, world)
-    if options.config is not None:
-        given = load_any_config(options.config, options.set, resuming=True)
-        if different := differences(trainer.run_config, given):
-            raise CommandError(
-                f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
-                f"continue that as it began with --resume {folder}, or start a new run with --output"
-            )
+    if given is not None and (different := differences(trainer.run_config, given)):
+        raise CommandError(
+            f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
+            f"continue that as it began with --resume {folder}, or start a new run with --output"
+        )
     return folder, trainer
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from learned_optim.cli_common import Commands, add_command, need, usable_device
+from learned_optim.terminal import say
 
 
 def add_neural_art(commands: Commands) -> None:
@@ -41,4 +42,4 @@ def _neural_art(options: argparse.Namespace) -> None:
     usable_device(options.device)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}
     loss = paint(Painting(**settings))
-    print(f"written: {options.out} (loss {loss:.4g})")
+    say(f"written: {options.out} (loss {loss:.4g})")

@@ -1,21 +1,16 @@
 """The command ``learned-optim rules``: what a rule is, what it does, and copies of it."""
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import (
-    CommandError,
-    Commands,
-    add_command,
-    add_group,
-    need,
-    print_json,
-    print_table,
-    printable,
-)
+from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.terminal import say
 
+WIDTH = 300
+"""Letters of a value that are shown of what a rule's file says; --json shows all."""
 RULE_HELP = "a shipped rule's name, a .safetensors file, or hf://OWNER/NAME"
 
 
@@ -72,9 +67,9 @@ def _list(options: argparse.Namespace) -> None:
         return
     for card in cards:
         facts = f"{card['architecture']}, {card['meta_parameters']:,} meta-parameters"
-        print(printable(f"{card['rule']:22}{facts}. {card['origin'].get('description', '')}"))
-    architectures = ", ".join(sorted(ARCHITECTURES))
-    print(f"\nArchitectures, of which rules are meta-trained ([rule] architecture = NAME): {architectures}")
+        say(f"{card['rule']:22}{facts}. {card['origin'].get('description', '')}")
+    say("\nLearnedOptimizer(parameters, rule=...) takes one of these names, a .safetensors file, or hf://OWNER/NAME.")
+    say(f"Architectures, which the rule of a configuration takes for meta-training: {', '.join(sorted(ARCHITECTURES))}")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -88,15 +83,20 @@ def _show(options: argparse.Namespace) -> None:
         print_json(card)
         return
     settings = ", ".join(f"{name}={value}" for name, value in card["settings"].items())
-    facts = {**card, "settings": settings, **card["origin"]}
-    shown = {name: value for name, value in facts.items() if name not in ("origin", "figure")}
-    print_table([[name.replace("_", " "), _text(value)] for name, value in shown.items()])
+    facts = {name: value for name, value in card.items() if name not in ("origin", "figure")}
+    rows = [*(facts | {"settings": settings}).items(), *card["origin"].items()]
+    print_table([[name.replace("_", " "), _text(value)] for name, value in rows])
     if options.plot is not None:
-        print(f"written: {options.plot}")
+        say(f"written: {options.plot}")
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
 def rule_card(source: str) -> dict[str, Any]:
@@ -129,24 +129,27 @@ def rule_card(source: str) -> dict[str, Any]:
 def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
     """How a rule came about: what its file says of the run that it was meta-trained in."""
     config = provenance.get("config")
-    config = config if isinstance(config, dict) else {}  # whoever calls save_rule may put anything there
-    found: dict[str, Any] = {"description": config["description"]} if config.get("description") else {}
-    if "tasks" in config:
-        tasks = config["tasks"] if isinstance(config["tasks"], list) else [config["tasks"]]
-        families = Counter(str(_named(task, "family")) for task in tasks)
-        found["tasks"] = ", ".join(f"{count} {name}" for name, count in families.items())
-    if "estimator" in config:
-        found["estimator"] = _named(config["estimator"], "name")
-    if "seed" in config:
-        found["seed"] = config["seed"]
-    known = ("meta_steps", "best_validation", "seconds", "learned_optim", "torch")
-    found |= {name: provenance[name] for name in known if name in provenance}
+    found = _of_config(config) if isinstance(config, dict) else {}
+    # Whoever calls save_rule may put in anything: what is not a configuration of ours is shown as it is.
+    found |= {name: value for name, value in provenance.items() if name != "config" or not found}
     return found or {"description": "its file does not say how it came about"}
 
 
-def _named(value: Any, key: str) -> Any:
-    """What a table says under this key; what is no table says itself."""
-    return value.get(key, "unnamed") if isinstance(value, dict) else value
+def _of_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What there is to say of the configuration of a run; what is not of the usual shape as it is."""
+    found = {
+        name: config[name]
+        for name in ("description", "tasks", "estimator", "seed")
+        if config.get(name) not in ("", None)
+    }
+    match config:
+        case {"tasks": [*tasks]} if tasks and all(isinstance(task, dict) for task in tasks):
+            families = Counter(str(task.get("family", "unnamed")) for task in tasks)
+            found["tasks"] = ", ".join(f"{count} {name}" for name, count in families.items())
+    match config:
+        case {"estimator": {"name": name}}:
+            found["estimator"] = name
+    return found
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -168,4 +171,4 @@ def _export(options: argparse.Namespace) -> None:
             raise CommandError(f"{options.file} is there already; --force replaces it")
     file = locate(options.rule)
     save_rule(load_rule(file), options.file, read_provenance(file))
-    print(f"written: {options.file}")
+    say(f"written: {options.file}")

@@ -3,20 +3,12 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import (
-    CommandError,
-    Commands,
-    add_command,
-    add_group,
-    need,
-    print_json,
-    print_table,
-    printable,
-)
+from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.terminal import printable, say
 
 COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
 DEFAULT = Path("runs")
@@ -75,7 +67,7 @@ def _list(options: argparse.Namespace) -> None:
     none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
     summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder)]
     if none_yet and not options.json:
-        print(f"no runs yet in {DEFAULT}; learned-optim meta-train CONFIG begins one")
+        say(f"no runs yet in {DEFAULT}; learned-optim meta-train CONFIG begins one")
         return
     if options.json:
         print_json(summaries)
@@ -106,11 +98,11 @@ def _show(options: argparse.Namespace) -> None:
         return
     parts = {"": summary, "settings that are not the defaults": settings, "latest metrics": latest}
     parts |= {f"session from meta-step {session['meta_step']}": session for session in run.sessions}
-    width = max(len(name) for part in parts.values() for name in part)
+    width = max(len(printable(name)) for part in parts.values() for name in part)
     for title, part in parts.items():
-        print(f"\n{title}" if title else str(options.folder))
+        say(f"\n{title}" if title else options.folder)
         for name, value in part.items():
-            print(f"  {name:{width}}  {_text(value)}")
+            say(f"  {printable(name):{width}}  {_text(value)}")
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -130,7 +122,7 @@ def _plot(options: argparse.Namespace) -> None:
         path = options.output or run.folder / ("metrics.png" if options.png else "report.html")
         write = plot_run if path.suffix == ".png" else write_report
         write(run, path)
-        print(f"written: {path}")
+        say(f"written: {path}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -153,15 +145,9 @@ def _compare(options: argparse.Namespace) -> None:
         for name in ("meta_steps", "best_validation", "validated_on", "seconds")
     }
     table = {"": names, **settings, **outcomes}
-    width = max(map(len, table))
-    for name, values in table.items():
-        print(f"{name:{width}}  {_columns(values, names)}".rstrip())
-    print(f"\nwritten: {options.output}")
-
-
-def _columns(values: Sequence[Any], names: Sequence[str]) -> str:
     width = max(14, *(len(name) for name in names))
-    return "  ".join(_text(value, width).ljust(width) for value in values)
+    print_table([[name, *(_text(value, width).ljust(width) for value in values)] for name, values in table.items()])
+    say(f"\nwritten: {options.output}")
 
 
 def _text(value: Any, width: int = VALUE_WIDTH) -> str:

@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read with errors that name them."""
 
 import csv
 import io
+import json
 import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -29,3 +31,18 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def json_object(text: str | bytes, place: str) -> dict[str, Any]:
+    """What a file says in JSON, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, nested too deeply, or no object; the message begins with ``place``.
+    """
+    try:
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is damaged (it holds a {type(value).__name__} in place of named values)")
+    return value

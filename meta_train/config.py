@@ -10,7 +10,7 @@ from typing import Any
 from learned_optim.meta_train.module_search import search_in
 from learned_optim.meta_train.run_record import Recorded
 from learned_optim.meta_train.settings import Config, TaskConfig
-from learned_optim.meta_train.strict import ConfigError, checked
+from learned_optim.meta_train.strict import ConfigError, checked, read_toml
 from learned_optim.meta_train.tasks.lookup import gather_options
 
 __all__ = [
@@ -54,10 +54,7 @@ def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     path = _locate(source)
     if str(source) != path.stem:  # not a shipped one
         search_in(path.parent)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a byte order mark first
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    tables = read_toml(path)
     for override in overrides:
         _override(tables, override)
     return tables

@@ -1,21 +1,36 @@
 """A meta-training run on disk: tensors and counters in one file, from which the run continues bit-exactly."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from learned_optim.files import write_atomically
+from learned_optim.files import json_object, write_atomically
 from learned_optim.meta_train.estimators import Trajectory
+from learned_optim.meta_train.strict import check_shape
 from learned_optim.meta_train.unroll import InnerState
 
 FILE = "checkpoint.safetensors"
+
+
+class _Progress(TypedDict):
+    """Counters and scores that every run has; it has more of them."""
+
+    meta_step: Annotated[int, Field(ge=0)]
+    skipped: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    best_validation: float | None
+    best_meta_step: NotRequired[int]
+    curriculum: NotRequired[dict[str, Any] | None]
 
 
 class RunCheckpoint(NamedTuple):
@@ -55,10 +70,22 @@ def read_checkpoint(folder: Path, *, with_tensors: bool = True) -> RunCheckpoint
             names = file.keys() if with_tensors else ()
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"cannot resume: {path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged ({error})") from error
     if not {"config", "progress"} <= metadata.keys():
-        raise ValueError(f"cannot resume: {path} is not a meta-training checkpoint")
-    return RunCheckpoint(json.loads(metadata["config"]), json.loads(metadata["progress"]), tensors)
+        raise ValueError(f"{path} is not a meta-training checkpoint")
+    config, progress = (json_object(metadata[name], str(path)) for name in ("config", "progress"))
+    check_shape(_Progress, progress, str(path))
+    return RunCheckpoint(config, progress, tensors)
+
+
+@contextlib.contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Say that a checkpoint lacks what its configuration needs, or has it in another shape, as one ``ValueError``."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        kind = type(error).__name__
+        raise ValueError(f"{folder / FILE} is damaged, or of another version ({kind}: {error})") from error
 
 
 def flatten(state: Trajectory) -> dict[str, Tensor]:

@@ -36,32 +36,6 @@ class Progress:
         return {name: value for name, value in values.items() if name != "details" and value is not None}
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a ``metrics.csv``: a kill can cut the last.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if None not in row.values() and None not in row]
-            names = reader.fieldnames or []
-        if "meta_step" not in names:
-            raise ValueError("its first line does not name a column meta_step")
-        for row in rows:
-            _check_numbers(row)
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error}); move it away, the checkpoint does without") from error
-    return rows
-
-
-def _check_numbers(row: Mapping[str, str]) -> None:
-    int(row["meta_step"])
-    for value in row.values():
-        float(value or "nan")
-
-
 class RunLog:
     """Metrics of a run as CSV and TensorBoard; rows after ``meta_step`` (of a run cut off) are dropped at the start.
 
@@ -83,7 +57,8 @@ class RunLog:
         fields = [name for name in Progress.__dataclass_fields__ if name != "details"] + list(details)
         kept = []
         if path.is_file():
-            kept = [row for row in read_rows(path) if int(row["meta_step"]) <= meta_step]
+            _, rows = read_metrics(path)
+            kept = [row for row in rows if int(row["meta_step"]) <= meta_step]
         text = io.StringIO()
         writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")  # rows of an older version
         writer.writeheader()
@@ -114,3 +89,40 @@ class RunLog:
         if self.file is not None:
             self.file.close()
         self.close_board()
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns of a ``metrics.csv``, and its rows, numbers as they are written, empty where not known.
+
+    The last row is left out if a crash has cut it.
+
+    Raises:
+        ValueError: it is empty, or damaged elsewhere.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")  # in a number, what is no UTF-8 is found below
+        names, *rows = csv.reader(io.StringIO(text, newline=""))
+        if "meta_step" not in names:
+            raise ValueError("it has no column 'meta_step'")
+        if rows and not text.endswith("\n") and _fault(names, rows[-1]):
+            rows.pop()
+        for number, row in enumerate(rows, 2):
+            if fault := _fault(names, row):
+                raise ValueError(f"row {number}: {fault}")
+    except (csv.Error, ValueError) as error:
+        reason = error if path.stat().st_size > 0 else "it is empty"
+        raise ValueError(f"{path} is damaged ({reason}); move it away, the checkpoint does without") from error
+    return names, [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _fault(names: Sequence[str], row: Sequence[str]) -> str | None:
+    """What is wrong with a row, if anything."""
+    if len(row) != len(names):
+        return f"{len(row)} values for {len(names)} columns"
+    try:
+        int(row[names.index("meta_step")])
+        for value in filter(None, row):
+            float(value)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -6,16 +6,27 @@ import platform
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from learned_optim.files import write_atomically
+from learned_optim.files import json_object, write_atomically
 from learned_optim.meta_train.benchmark import provenance
 from learned_optim.meta_train.module_search import search_in, searched_folders
+from learned_optim.meta_train.strict import check_shape
 
 FILE = "run.json"
+
+
+class _Session(TypedDict):
+    meta_step: int
+    module_folders: NotRequired[list[str]]
+
+
+class _Record(TypedDict):
+    sessions: NotRequired[list[_Session]]
 
 
 class Recorded(Protocol):
@@ -58,14 +69,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-        sessions = record.setdefault("sessions", []) if isinstance(record, dict) else None
-        if not isinstance(sessions, list) or not all(isinstance(s, dict) and "meta_step" in s for s in sessions):
-            raise ValueError("it does not hold a list of sessions")
+        record = json_object(path.read_bytes(), str(path))
+        check_shape(_Record, record, str(path))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, the checkpoint does without") from error
-    found: dict[str, Any] = record
-    return found
+        raise ValueError(f"{error}; delete it, the checkpoint does without") from error
+    return record
 
 
 def search_modules_of(folder: Path) -> None:

@@ -93,7 +93,8 @@ def write_report(run: Run, path: Path) -> None:
         _table("Settings that are not the defaults", run.changed_settings()),
         *(_table(f"Session from meta-step {session['meta_step']}", session, closed=True) for session in run.sessions),
     ]
-    write_atomically(path, PAGE.format(title=escape(name), body="\n".join(part for part in parts if part)))
+    page = PAGE.format(title=escape(name), body="\n".join(part for part in parts if part))
+    write_atomically(path, page.encode(errors="backslashreplace"))  # halves of surrogate pairs, as JSON can hold them
 
 
 def _facts(summary: Mapping[str, Any]) -> str:
@@ -103,6 +104,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "state": summary["state"],
         "meta-steps": f"{summary['meta_steps']:,} of {summary['of']:,}",
         "best validation": "–" if best is None else f"{best:.4g}" + (f" at {at:,}" if at is not None else ""),
+        "validated on": summary["validated_on"],
         "time": duration(summary["seconds"]),
         "skipped steps": str(summary["skipped"]),
         "estimator": summary["estimator"],
@@ -120,6 +122,7 @@ def _curves(title: str, metrics: Mapping[str, Sequence[float]], names: Sequence[
 
     def picture(name: str) -> str:
         def draw(axes: Axes) -> None:
+            set_scale(axes, [known(metrics, name)[1]])
             draw_curve(axes, metrics, name, name)
             set_scale(axes, [known(metrics, name)[1]])
             axes.set(xlabel="meta-step")

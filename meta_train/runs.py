@@ -1,21 +1,77 @@
 """Runs as things to look at: what a run folder holds, read back."""
 
-import dataclasses
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from learned_optim.meta_train.config import flat
-from learned_optim.meta_train.few_shot.settings import FewShotConfig, FewShotTaskConfig, is_few_shot
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
+from learned_optim.meta_train.few_shot.settings import is_few_shot
 from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint
-from learned_optim.meta_train.run_log import read_rows
+from learned_optim.meta_train.run_log import read_metrics
 from learned_optim.meta_train.run_record import read_record
-from learned_optim.meta_train.settings import Config, TaskConfig
+from learned_optim.meta_train.run_settings import settings_of
+from learned_optim.meta_train.settings import ValidationConfig
+from learned_optim.meta_train.strict import check_shape
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Architecture(TypedDict):
+    architecture: str
+
+
+class _Family(TypedDict):
+    family: str
+
+
+class _Suite(TypedDict):
+    name: str
+    horizon: NotRequired[Count | None]
+    families: NotRequired[list[_Family]]
+
+
+class _Validation(TypedDict):
+    horizon: NotRequired[Count]
+    suites: NotRequired[list[_Suite]]
+    select: NotRequired[str | None]
+
+
+class _RuleRun(TypedDict):
+    """What is read of a rule's configuration, of whatever version."""
+
+    steps: Count
+    description: NotRequired[str]
+    rule: _Architecture
+    tasks: list[_Family]
+    estimator: _Named
+    validation: NotRequired[_Validation]
+
+
+class _Algorithm(_Named):
+    steps: NotRequired[Count]
+
+
+class _FewShotValidation(TypedDict):
+    steps: NotRequired[Count | None]
+
+
+class _FewShotRun(TypedDict):
+    """The same of a few-shot run."""
+
+    steps: Count
+    description: NotRequired[str]
+    algorithm: _Algorithm
+    task: _Family
+    validation: NotRequired[_FewShotValidation]
 
 
 @dataclass(frozen=True)
@@ -57,6 +113,24 @@ class Run:
         """Whether a few-shot algorithm was trained, not a rule."""
         return is_few_shot(self.config)
 
+    def validated_on(self) -> str:
+        """What the scores of validation are of; those of other tasks or lengths are not to be compared with them."""
+        validation = self.config.get("validation", {})
+        if self.few_shot:
+            steps = validation.get("steps") or self.config["algorithm"].get("steps", 1)
+            return f"{steps:,} steps of {self.config['task']['family']}"
+        suites = validation.get("suites") or [{"name": "mixture"}]
+        suite = next((suite for suite in suites if suite["name"] == validation.get("select")), suites[0])
+        horizon = suite.get("horizon") or validation.get("horizon", ValidationConfig.horizon)
+        families = Counter(task["family"] for task in suite.get("families") or self.config["tasks"])
+        names = (name if count == 1 else f"{count} {name}" for name, count in families.items())
+        return f"{horizon:,} steps of {', '.join(names)}"
+
+    @property
+    def meta_loss(self) -> str:
+        """What kind of number the meta-loss is."""
+        return "few-shot" if self.few_shot else str(self.config["estimator"].get("meta_loss", "mean"))
+
     def _rule(self) -> dict[str, Any]:
         return {
             "rule": self.config["rule"]["architecture"],
@@ -70,25 +144,11 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The configuration by dotted names; what an older version did not know is at its default."""
-        return default_settings(few_shot=self.few_shot) | flat(self.config)
+        return {setting.name: setting.value for setting in settings_of(self.config)}
 
     def changed_settings(self) -> dict[str, Any]:
         """Settings that are not at their defaults, by dotted names, and those that have none."""
-        defaults = default_settings(few_shot=self.few_shot)
-        unset = object()
-        return {name: value for name, value in self.settings().items() if _default_of(name, defaults, unset) != value}
-
-    def validated_on(self) -> str:
-        """What the scores of validation are of; those of other tasks or lengths are not to be compared with them."""
-        if self.few_shot:
-            return str(self.config["task"]["family"])
-        validation = self.config["validation"]
-        suites = validation.get("suites") or [{"name": "mixture"}]
-        suite = next((suite for suite in suites if suite["name"] == validation.get("select")), suites[0])
-        families = Counter(task["family"] for task in suite.get("families") or self.config["tasks"])
-        horizon = suite.get("horizon") or validation["horizon"]
-        names = (name if count == 1 else f"{count} {name}" for name, count in families.items())
-        return f"{horizon:,} steps of {', '.join(names)}"
+        return {setting.name: setting.value for setting in settings_of(self.config) if setting.value != setting.default}
 
     def metrics(self) -> dict[str, list[float]]:
         """Columns of ``metrics.csv`` up to the checkpoint, each as long as ``meta_step``; NaN where nothing was known.
@@ -100,30 +160,9 @@ class Run:
         path = self.folder / "metrics.csv"
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: nothing to show")
-        rows = [row for row in read_rows(path) if int(row["meta_step"]) <= self.progress["meta_step"]]
-        names = rows[0] if rows else ()
+        names, rows = read_metrics(path)
+        rows = [row for row in rows if int(row["meta_step"]) <= self.progress["meta_step"]]
         return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in names}
-
-
-OF_A_FAMILY = re.compile(r"(?:tasks|families)\[\d+\]\.(?!options\.)(?P<setting>.+)")
-OF_A_SUITE = re.compile(r"validation\.suites\[\d+\]\.(?P<setting>horizon|tasks|instances)")
-
-
-def _default_of(name: str, defaults: dict[str, Any], unset: object) -> Any:
-    """The default of a setting, ``unset`` if it has none; entries of lists have those of their kind."""
-    if found := OF_A_FAMILY.search(name):
-        of_a_task = flat(json.loads(json.dumps(dataclasses.asdict(TaskConfig("")))))
-        return unset if found["setting"] == "family" else of_a_task.get(found["setting"], unset)
-    if OF_A_SUITE.fullmatch(name):
-        return None
-    return defaults.get(name, unset)
-
-
-def default_settings(*, few_shot: bool = False) -> dict[str, Any]:
-    """Settings that have a default, by dotted names."""
-    few_shot_config = FewShotConfig(FewShotTaskConfig("sinusoid"), steps=1)
-    smallest = json.loads((few_shot_config if few_shot else Config((TaskConfig("quadratic"),), steps=1)).to_json())
-    return flat({name: value for name, value in smallest.items() if name not in ("task", "tasks", "steps")})
 
 
 def read_run(folder: Path) -> Run:
@@ -136,6 +175,8 @@ def read_run(folder: Path) -> Run:
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"no run in {folder}: it has no {FILE}")
     checkpoint = read_checkpoint(folder, with_tensors=False)
+    shape = _FewShotRun if is_few_shot(checkpoint.config) else _RuleRun
+    check_shape(shape, checkpoint.config, str(folder / FILE))
     return Run(folder, checkpoint.config, checkpoint.progress, read_record(folder).get("sessions", []))
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import difflib
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 Checked = TypeVar("Checked")
+LONGEST = 200  # letters of a wrong value that a message shows
 
 
 class ConfigError(ValueError):
@@ -32,6 +35,27 @@ def checked(cls: type[Checked], values: Mapping[str, Any], source: str) -> Check
         raise ConfigError("; ".join(f"{source}: {_explain(item, cls)}" for item in error.errors())) from error
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The nested tables of a TOML file, with or without the byte order mark that Windows' editors write.
+
+    Raises:
+        ConfigError: it is not TOML, not UTF-8, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def check_shape(cls: Any, values: Mapping[str, Any], source: str) -> None:
+    """Raise :class:`ConfigError` unless ``values`` of a file have what a ``TypedDict`` names; they may have more."""
+    try:
+        TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        reasons = "; ".join(_explain(item, cls) for item in error.errors())
+        raise ConfigError(f"{source} is damaged ({reasons})") from error
+
+
 def refuse_changed(settings: Any, options: Sequence[str], owner: str) -> None:
     """Raise ``ValueError`` if something is not at its default that is no option of the ``owner``, named by ``name``."""
     for field in dataclasses.fields(settings):
@@ -46,19 +70,25 @@ def _explain(item: Any, cls: type) -> str:
         return f"unknown key {place!r}{_suggestion(str(last), _keys(cls, parents))}"
     if item["type"] == "value_error":  # raised by a __post_init__, which says what it was given
         return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
-    return f"{place}: {item['msg']}, got {item['input']!r}" if place else str(item["msg"])
+    if item["type"].startswith("missing"):
+        return f"{place}: {item['msg']}"
+    given = repr(item["input"])
+    given = given if len(given) <= LONGEST else f"{given[:LONGEST]}…"
+    return f"{place}: {item['msg']}, got {given}" if place else f"{item['msg']}, got {given}"
 
 
 def _keys(cls: Any, parents: Sequence[Any]) -> list[str]:
     for parent in parents:
-        if isinstance(parent, int):
-            continue
-        annotation = next((f.type for f in dataclasses.fields(cls) if f.name == parent), None)
-        within = (annotation, *get_args(annotation))  # as in "Table | None" and "tuple[Table, ...]"
-        cls = next((part for part in within if dataclasses.is_dataclass(part)), None)
-        if cls is None:
-            return []
-    return [f.name for f in dataclasses.fields(cls)]
+        cls = cls if isinstance(parent, int) else dataclass_of(cls, parent)
+    return [] if cls is None else [f.name for f in dataclasses.fields(cls)]
+
+
+def dataclass_of(cls: Any, name: str) -> Any:
+    """What the tables in a field of a dataclass are read into; None: they are not tables, or there is no such field."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    annotation = next((f.type for f in fields if f.name == name), None)
+    within = (annotation, *get_args(annotation))  # as in "Table | None" and "tuple[Table, ...]"
+    return next((part for part in within if dataclasses.is_dataclass(part)), None)
 
 
 def unknown(name: str, known: Iterable[str]) -> str:

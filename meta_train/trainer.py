@@ -14,7 +14,7 @@ from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.divided_pool import DividedPool
 from learned_optim.meta_train.loop import MetaTraining
 from learned_optim.meta_train.pool import Pool
-from learned_optim.meta_train.run_checkpoint import below, read_checkpoint
+from learned_optim.meta_train.run_checkpoint import FILE, below, read_checkpoint, restoring
 from learned_optim.meta_train.run_log import Progress
 from learned_optim.meta_train.seeds import cpu_by_default
 from learned_optim.meta_train.tasks import Split
@@ -146,9 +146,10 @@ class Trainer(MetaTraining[UpdateRule]):
             ValueError: it is damaged, or not a meta-training checkpoint.
         """
         checkpoint = read_checkpoint(folder)
-        config = config_from_tables(checkpoint.config, resuming=True)
+        config = config_from_tables(checkpoint.config, str(folder / FILE), resuming=True)
         trainer = cls(config, folder, device, rule=config.rule.fresh(config.seed), world=world)
-        trainer._restore(checkpoint.progress, checkpoint.tensors)
+        with restoring(folder):
+            trainer._restore(checkpoint.progress, checkpoint.tensors)
         return trainer
 
     def _restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

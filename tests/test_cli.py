@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -309,6 +310,60 @@ def test_reader_that_goes_away_causes_no_traceback() -> None:
     )
     os.close(writing)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+READ_NO_MORE = """
+import sys
+from learned_optim.terminal import say, settle_streams
+
+settle_streams()
+for number in range(3):
+    say(number)
+    sys.stdin.readline()  # the reader has read, and goes away after the first line
+print("done", file=sys.stderr)
+"""
+
+
+def test_work_goes_on_when_its_reader_goes_away() -> None:
+    """As in ``learned-optim meta-train ... | head -1``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", READ_NO_MORE],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    process.stdin.write("go on\n" * 3)
+    process.stdin.close()
+    assert (process.stderr.read(), process.wait()) == ("done\n", 0)
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_full_disk_is_an_error_of_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "learned_optim.cli", "runs", "list"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert process.returncode == 1
+    assert re.fullmatch(r"learned-optim: error: .*No space left on device\n", process.stderr)
+
+
+def test_error_shows_control_characters_of_a_file_name(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("\x1b[2J").mkdir()
+    Path("\x1b[2J/checkpoint.safetensors").touch()
+    assert r"\x1b[2J/checkpoint.safetensors is damaged" in error_of(capsys, "runs", "list", ".")
 
 
 @pytest.mark.parametrize("command", ["rules list", "--version", "runs list"])

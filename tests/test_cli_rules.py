@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from learned_optim import available_rules, cli, load_rule, save_rule
 from learned_optim.checkpoint import read_provenance
@@ -25,8 +27,9 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("arguments", [[], ["list"]], ids=["rules", "rules list"])
 def test_list_names_what_is_shipped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    *lines, empty, architectures = shown(capsys, *arguments).splitlines()
+    *lines, empty, takes, architectures = shown(capsys, *arguments).splitlines()
     assert [line.split()[0] for line in lines] == available_rules()
+    assert takes.startswith("LearnedOptimizer(parameters, rule=...) takes one of these names")
     assert (empty, architectures.partition(":")[2].strip()) == ("", ", ".join(sorted(ARCHITECTURES)))
     assert all("meta-parameters. " in line and not line.endswith("meta-parameters. ") for line in lines)
 
@@ -38,6 +41,8 @@ def test_list_names_what_is_shipped(arguments: list[str], capsys: pytest.Capture
         {"config": {"tasks": ["a", 3, {}], "estimator": {}, "seed": [1]}},
         {"config": {"description": {"a": 1}}, "seconds": "long", "meta_steps": None},
         {"config": [1]},
+        {"note": {"a": [None, True]}, "architecture": "another", "count": 10**50},
+        {"config": {"description": "half a pair \ud800"}},
     ],
     ids=str,
 )
@@ -46,6 +51,26 @@ def test_whatever_may_be_saved_with_a_rule_is_shown(
 ) -> None:
     save_rule(load_rule("default"), tmp_path / "rule.safetensors", provenance)
     assert "429" in shown(capsys, "show", str(tmp_path / "rule.safetensors"))
+
+
+def test_what_a_file_says_does_not_stand_in_for_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    save_rule(load_rule("default"), "mine.safetensors", {"architecture": "another", "note": "mine"})
+    rows = [line.split() for line in shown(capsys, "show", "mine.safetensors").splitlines()]
+    assert ["architecture", "schedule-free-lstm"] in rows
+    assert ["note", "mine"] in rows
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=lambda text: text[:9])
+@pytest.mark.parametrize("entry", ["settings", "provenance"])
+def test_damaged_metadata_are_named(entry: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_rule(load_rule("default"), "good.safetensors")
+    with safe_open("good.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        save_file(tensors, "mine.safetensors", {**file.metadata(), entry: text})
+    assert cli.main(["rules", "show", "mine.safetensors"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("learned-optim: error: mine.safetensors: ")
+    assert "is damaged (" in line
 
 
 def test_control_characters_of_a_strangers_file_do_not_reach_the_terminal(

@@ -209,7 +209,7 @@ class TestResume:
         trainer.save_checkpoint()
         path = tmp_path / "checkpoint.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
-        with pytest.raises(ValueError, match=r"cannot resume: .*checkpoint\.safetensors is damaged"):
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
             Trainer.resume(tmp_path)
 
 

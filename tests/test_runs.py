@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from learned_optim import __version__, cli
 from learned_optim.meta_train.config import config_from_tables
+from learned_optim.meta_train.run_log import read_metrics
 from learned_optim.meta_train.run_plots import (
     Panel,
     draw_curve,
@@ -23,6 +26,7 @@ from learned_optim.meta_train.run_plots import (
     short_names,
 )
 from learned_optim.meta_train.run_record import read_record
+from learned_optim.meta_train.run_settings import settings_of
 from learned_optim.meta_train.runs import different_settings, find_runs, read_run
 from learned_optim.meta_train.trainer import Trainer
 from pictures import number_of_colours
@@ -155,6 +159,80 @@ def test_damaged_file_is_named_in_one_line(
         assert line.startswith(f"learned-optim: error: {damaged / file} is damaged (")
 
 
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        ("progress", {}),
+        ("progress", []),
+        ("progress", {"meta_step": "x", "skipped": 0, "seconds": 1.0, "best_validation": None}),
+        ("progress", {"meta_step": 1, "skipped": 0, "seconds": 1e999, "best_validation": None}),
+        ("config", {}),
+        ("config", {"steps": 1, "tasks": [{}], "rule": {"architecture": "mlp"}, "estimator": {"name": "es"}}),
+        ("config", {"steps": 1, "tasks": [], "rule": None, "estimator": {"name": "es"}, "validation": 3}),
+        ("config", {"steps": 1, "algorithm": "maml", "task": {"family": "sinusoid"}}),
+    ],
+    ids=str,
+)
+def test_checkpoint_of_another_shape_is_named_in_one_line(
+    table: str, value: object, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with safe_open(folder / "b" / "checkpoint.safetensors", framework="pt") as file:
+        metadata = {**file.metadata(), table: json.dumps(value)}
+    save_file({}, tmp_path / "checkpoint.safetensors", metadata)
+    for arguments in (["runs", "list"], ["runs", "show"], ["runs", "plot"], ["meta-train", "--resume"]):
+        assert cli.main([*arguments, str(tmp_path)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"learned-optim: error: {tmp_path / 'checkpoint.safetensors'}")
+
+
+def test_checkpoint_without_the_tensors_of_its_configuration_is_named(folder: Path, tmp_path: Path) -> None:
+    with safe_open(folder / "b" / "checkpoint.safetensors", framework="pt") as file:
+        save_file({}, tmp_path / "checkpoint.safetensors", file.metadata())
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged, or of another version"):
+        Trainer.resume(tmp_path)
+
+
+def test_row_that_a_crash_has_cut_is_left_out(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    whole = (folder / "b" / "metrics.csv").read_bytes()
+    names, rows = read_metrics(folder / "b" / "metrics.csv")
+    for tail in (b"7,", b"7" + b"," * (len(names) - 1) + b"1e-", bytes(100), b"\xff\xfe"):
+        path.write_bytes(whole + tail)
+        assert read_metrics(path) == (names, rows)
+
+
+def test_settings_are_beside_the_defaults_of_their_own_class() -> None:
+    config = {
+        "steps": 5,
+        "rule": {"architecture": "lstm-l2l", "settings": {"hidden_size": 20, "layers": 2}},
+        "tasks": [{"family": "quadratic", "weight": 2.0, "options": {"noise": 0.0}}, {"family": "mine:Mine"}],
+        "unroll": {"truncation_growth": {"to": 50, "over": 10, "jitter": 0.2}, "pool": 1},
+        "validation": {"suites": [{"name": "mixture"}, {"name": "other", "families": [{"family": "mlp"}], "tasks": 3}]},
+        "unknown": {"to": "us"},
+    }
+    changed = {setting.name: setting.value for setting in settings_of(config) if setting.value != setting.default}
+    assert changed == {
+        "steps": 5,
+        "rule.architecture": "lstm-l2l",
+        "tasks[0].family": "quadratic",
+        "tasks[0].weight": 2.0,
+        "tasks[1].family": "mine:Mine",
+        "unroll.truncation_growth.to": 50,
+        "unroll.truncation_growth.over": 10,
+        "validation.suites[1].name": "other",
+        "validation.suites[1].families[0].family": "mlp",
+        "validation.suites[1].tasks": 3,
+        "unknown.to": "us",
+    }
+
+
+def test_names_are_drawn_letter_by_letter(folder: Path, tmp_path: Path) -> None:
+    for name in ("_hidden", "a$b_{", "\x1b[2J"):  # left out of legends, no formula, a control character
+        shutil.copytree(folder / "b", tmp_path / name)
+    plot_comparison_of_runs(find_runs([tmp_path]), tmp_path / "figure.png")  # no warning, no error
+    assert (tmp_path / "figure.png").is_file()
+
+
 def test_byte_order_mark_is_not_taken_for_damage(folder: Path, tmp_path: Path) -> None:
     marked = tmp_path / "run"
     shutil.copytree(folder / "b", marked)
@@ -194,6 +272,8 @@ def test_negative_curve_is_not_lost_on_a_logarithmic_axis() -> None:
     negative = {"meta_step": steps, "meta_loss": [-1.0, -1.5, -2.0]}
     together = Panel("meta_loss", "", {"positive": positive, "negative": negative})
     assert axes_of([Panel("meta_loss", "", {"positive": positive}), together]) == ["log", "linear"]
+    wild = {"meta_step": steps, "meta_loss": [1e6, 2.0, 1.0]}
+    assert axes_of([Panel("meta_loss", "", {"wild": wild, "negative": negative})]) == ["symlog"]
 
 
 def test_validations_over_other_lengths_are_not_drawn_on_one_axis(

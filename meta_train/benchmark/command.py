@@ -15,6 +15,7 @@ from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, load_suite, shipped_suites, suite_of_model
 from learned_optim.meta_train.benchmark.timing import Timing, time_steps
 from learned_optim.meta_train.plots import plot_all
+from learned_optim.terminal import say
 
 
 def chosen_suite(
@@ -94,12 +95,12 @@ def compare(
             save_results(results, out, details, timings)  # after each problem: an interruption loses little
     figures = plot_all(results, out, timings)
     if json:
-        print(as_json(results, details, timings))
+        say(as_json(results, details, timings))
         return results
-    print(summary_table(scores(results)))
+    say(summary_table(scores(results)))
     if timings:
-        print(f"\n{summary_table(scores(results, timings), 'seconds')}")
-    print(f"\nwritten to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
+        say(f"\n{summary_table(scores(results, timings), 'seconds')}")
+    say(f"\nwritten to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
     return results
 
 

@@ -12,6 +12,7 @@ from learned_optim import LearnedOptimizer, available_rules, load_rule
 from learned_optim.meta_train.benchmark.cache import rule_fingerprint
 from learned_optim.meta_train.evaluation import BASELINES, MakeOptimizer
 from learned_optim.meta_train.strict import unknown
+from learned_optim.terminal import printable
 
 REFERENCE = "Adam"
 """The tuned baseline over which speed-ups are counted."""
@@ -85,7 +86,9 @@ def _rule_names(sources: Sequence[str]) -> dict[str, str]:
     """A file is called by its stem; where two would share a name, with as much of the path as tells them apart."""
 
     def name(source: str, parts: int) -> str:
-        return source if source in available_rules() else "/".join(Path(source).with_suffix("").parts[-parts:])
+        if source in available_rules():
+            return source
+        return printable("/".join(Path(source).with_suffix("").parts[-parts:]))
 
     longest = max((len(Path(source).parts) for source in sources), default=1)
     for parts in range(1, longest + 1):

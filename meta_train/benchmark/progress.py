@@ -5,6 +5,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from learned_optim.terminal import printable, say
+
 
 class Bar:
     """A live bar over training steps on a terminal, else a line for each thing that is begun.
@@ -42,11 +44,11 @@ class Bar:
     def say(self, line: str) -> None:
         """What is done now."""
         if self.live:
-            self.bar.set_description_str(line)
+            self.bar.set_description_str(printable(line))
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line, error=True)
 
     def print(self, text: str) -> None:
         """A result, to standard output."""
         with tqdm.external_write_mode(file=sys.stdout):
-            print(text, flush=True)
+            say(text)

@@ -1,7 +1,6 @@
 """Suites: problems on which optimizers are compared, as data."""
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from learned_optim.meta_train.evaluation import RATES
-from learned_optim.meta_train.strict import ConfigError, Strict, checked, unknown
+from learned_optim.meta_train.module_search import search_in
+from learned_optim.meta_train.strict import ConfigError, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family, gather_options
+from learned_optim.terminal import printable
 
 SHIPPED = Path(__file__).resolve().parent.parent / "suites"
 MODEL_STEPS = 1_000  # of a user's own model, unless asked otherwise
@@ -57,8 +58,8 @@ class SuiteProblem(Strict):
 
     @property
     def label(self) -> str:
-        """Title, with the number of steps."""
-        return f"{self.title or self.name}, {self.steps:,} steps"
+        """Title, with the number of steps; for tables and figures."""
+        return printable(f"{self.title or self.name}, {self.steps:,} steps")
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,9 @@ def load_suite(source: str | Path) -> Suite:
         if path.suffix == ".toml":
             raise ConfigError(f"no suite file {path}")
         raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    tables = read_toml(path)
+    if path.parent != SHIPPED:
+        search_in(path.parent)
     return suite_from_tables({"name": path.stem, **tables}, str(source))
 
 
@@ -143,7 +143,9 @@ def suite_from_tables(tables: Mapping[str, Any], source: str = "suite") -> Suite
 def suite_of_model(model: str, steps: int | None = None) -> Suite:
     """A suite of one problem: a user's own model, ``FILE.py:Class``."""
     name = model.rpartition(":")[2]
-    problem = {"name": name, "family": model, "steps": MODEL_STEPS if steps is None else steps}
+    file, colon, attribute = model.partition(":")
+    family = f"{Path(file).resolve()}{colon}{attribute}" if file.endswith(".py") else model  # a path as it was typed
+    problem = {"name": name, "family": family, "steps": MODEL_STEPS if steps is None else steps}
     return suite_from_tables({"name": name, "problems": [problem]}, f"--model {model}")
 
 

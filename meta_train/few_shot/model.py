@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from learned_optim.files import write_atomically
+from learned_optim.files import json_object, write_atomically
 from learned_optim.meta_train.few_shot.algorithms import Adapted, Algorithm
 from learned_optim.meta_train.few_shot.algorithms.gradient import AdaptedParameters
 from learned_optim.meta_train.few_shot.learner import Learner
@@ -68,14 +68,15 @@ class FewShotModel:
         if metadata.get("version") != str(VERSION):
             found = metadata.get("version")
             raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
-        config = few_shot_config(json.loads(metadata["config"]), str(path), resuming=True)
+        config = few_shot_config(json_object(metadata.get("config", ""), str(path)), str(path), resuming=True)
         task = config.task.build()
         algorithm = config.algorithm.build(task, Learner(task, config.seed).fresh_parameters, config.seed, fresh=True)
         try:
             algorithm.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"{path}: weights do not fit its configuration: {error}") from error
-        return cls(config, algorithm.requires_grad_(False), json.loads(metadata["provenance"]))
+        provenance = json_object(metadata.get("provenance", "{}"), f"{path}: provenance")
+        return cls(config, algorithm.requires_grad_(False), provenance)
 
     @classmethod
     @cpu_by_default()

@@ -15,7 +15,7 @@ from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.model import save_few_shot
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, is_few_shot
 from learned_optim.meta_train.loop import MetaTraining
-from learned_optim.meta_train.run_checkpoint import read_checkpoint
+from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint, restoring
 from learned_optim.meta_train.run_log import Progress
 from learned_optim.meta_train.seeds import cpu_by_default, derive_seed, fixed_global_state, torch_generator
 
@@ -131,7 +131,8 @@ class FewShotTrainer(MetaTraining[Algorithm]):
         checkpoint = read_checkpoint(folder)
         if not is_few_shot(checkpoint.config):
             raise ValueError(f"{folder} holds the run of a rule, not a few-shot run")
-        config = few_shot_config(checkpoint.config, resuming=True)
+        config = few_shot_config(checkpoint.config, str(folder / FILE), resuming=True)
         trainer = cls(config, folder, device, world, resuming=True)
-        trainer._restore(checkpoint.progress, checkpoint.tensors)
+        with restoring(folder):
+            trainer._restore(checkpoint.progress, checkpoint.tensors)
         return trainer

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from learned_optim.meta_train.module_search import searched_folders
@@ -39,8 +40,7 @@ def build_family(name: str, options: Mapping[str, Any], source: str) -> TaskFami
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no name before the colon
-        places = [*map(str, searched_folders()), "the current folder"]
-        raise ConfigError(f"{source}: cannot import {name!r} from {', '.join(places)}: {error}") from error
+        raise ConfigError(f"{source}: cannot import {name!r}: {error}; looked {_places()}") from error
     if not (isinstance(cls, type) and issubclass(cls, TaskFamily)):
         raise ConfigError(f"{source}: {name!r} is not a sub-class of TaskFamily")
     return checked(cls, options, source)
@@ -49,6 +49,10 @@ def build_family(name: str, options: Mapping[str, Any], source: str) -> TaskFami
 def _family_of_model(name: str, options: Mapping[str, Any], source: str) -> TaskFamily:
     try:
         cls = load_model(name)
+    except FileNotFoundError as error:
+        file = name.partition(":")[0]
+        places = "" if Path(file).is_absolute() else f"; looked {_places()}"
+        raise ConfigError(f"{source}: no file {file}{places}") from error
     except (ImportError, AttributeError, OSError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from error
     if isinstance(cls, TaskFamily):
@@ -56,3 +60,10 @@ def _family_of_model(name: str, options: Mapping[str, Any], source: str) -> Task
             raise ConfigError(f"{source}: {name!r} takes no options, got {', '.join(options)}")
         return cls
     return checked(cls, options, source)
+
+
+def _places() -> str:
+    """Where modules and files of users are looked for, in words."""
+    here = Path.cwd()
+    beside = ", ".join(str(folder) for folder in searched_folders() if folder != here)
+    return (f"beside the configuration, in {beside}, then " if beside else "") + f"in the current folder, {here}"
