@@ -15,6 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What kernels read and write, but for moments, which are float32."""
 
 _dtype, _device = operator.attrgetter("dtype"), operator.attrgetter("device")
+_is_cpu = operator.attrgetter("is_cpu")
 
 
 class TableRow(NamedTuple):
@@ -27,23 +28,46 @@ class TableRow(NamedTuple):
     scale: Tensor | None
 
 
-def can_be_addressed(rows: Sequence[TableRow], features: Sequence[int]) -> bool:
+class TableColumns(NamedTuple):
+    """Many rows of one dtype each column, column by column."""
+
+    parameters: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    entries: Sequence[Sequence[Tensor]]
+    """Of each entry of the state, the tensors of all rows."""
+    steps: Sequence[Tensor]
+    scales: Sequence[Tensor | None]
+
+    @classmethod
+    def of(cls, rows: Sequence[TableRow]) -> "TableColumns":
+        """The columns of some rows."""
+        parameters, grads, states, steps, scales = zip(*rows, strict=True) if rows else ((),) * 5
+        return cls(parameters, grads, list(zip(*states, strict=True)), steps, scales)
+
+    def rows(self) -> list[TableRow]:
+        """One by one."""
+        return list(
+            map(TableRow, self.parameters, self.grads, zip(*self.entries, strict=True), self.steps, self.scales)
+        )
+
+
+def can_be_addressed(tensors: TableColumns, sizes: Sequence[int], features: Sequence[int]) -> bool:
     """Whether all tensors can be read and written where they are; asked of many at once, which is fast.
 
     Args:
-        rows: parameters of one dtype, none of them empty.
+        tensors: parameters of one dtype, none of them empty.
+        sizes: coordinates of each parameter.
         features: of each entry of the state.
     """
-    parameters, grads, states, _, scales = zip(*rows, strict=True)
-    entries = list(zip(*states, strict=True))
-    tensors = [*parameters, *grads, *itertools.chain(*entries)]
-    devices = set(map(_device, tensors))
-    sizes = list(map(Tensor.numel, parameters))
+    parameters, grads, entries, _, scales = tensors
+    everything = [*parameters, *grads, *itertools.chain(*entries)]
+    device = parameters[0].device
+    on_cpu = device.type == "cpu"
     return (
-        set(map(type, tensors)) <= ORDINARY
-        and len(devices) == 1
-        and all(map(Tensor.is_contiguous, tensors))
-        and not any(map(Tensor.is_neg, tensors))
+        set(map(type, everything)) <= ORDINARY
+        and (all(map(_is_cpu, everything)) if on_cpu else set(map(_device, everything)) == {device})
+        and all(map(Tensor.is_contiguous, everything))
+        and not any(map(Tensor.is_neg, everything))
         and all(map(Tensor.data_ptr, grads))
         and list(map(Tensor.numel, grads)) == sizes
         and all(
@@ -53,7 +77,7 @@ def can_be_addressed(rows: Sequence[TableRow], features: Sequence[int]) -> bool:
         and set(map(_dtype, itertools.chain(*entries[:-2]))) <= {torch.float32}
         and all(_of_one_dtype(column) for column in (grads, *entries[-2:]))
         and (
-            scales[0] is None or (set(map(_device, scales)) == devices and set(map(_dtype, scales)) == {torch.float32})
+            scales[0] is None or (set(map(_device, scales)) == {device} and set(map(_dtype, scales)) == {torch.float32})
         )
     )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from learned_optim.kernels import cpu
 from learned_optim.kernels.addresses import (
+    TableColumns,
     TableRow,
     can_be_addressed,
     of_the_same_dtypes,
@@ -95,7 +96,7 @@ def step_in_place(
     plan: Plan,
     parameters: Sequence[Tensor],
     grads: Sequence[Tensor],
-    states: Sequence[Sequence[Tensor]],
+    entries: Sequence[Sequence[Tensor]],
     steps: Sequence[Tensor],
     scales: Sequence[Tensor | None],
     settings: Step,
@@ -111,8 +112,8 @@ def step_in_place(
         plan: the rule.
         parameters: on one device, of one dtype that is among ``addresses.DTYPES``; any strides.
         grads: of the parameters' shapes; any strides.
-        states: of each parameter, its entries in the kernel's order: ``(features, *shape)``, contiguous or each feature
-            dense and in one memory order. Moments are best float32.
+        entries: of the state in the kernel's order, each with the tensors of all parameters: ``(features, *shape)``,
+            contiguous or each feature dense and in one memory order. Moments are best float32.
         steps: count of this step for each parameter: 0-d float32 tensors, on the device; or on the CPU.
         scales: factor on the update of each parameter: 0-d float32 tensors, on the device; or None for all.
         settings: of all parameters.
@@ -123,13 +124,17 @@ def step_in_place(
             dense and in one memory order.
         CompilationError: there is no kernel for these dtypes, and the C compiler makes none; nothing has changed then.
     """
-    rows = [row for row in map(TableRow, parameters, grads, states, steps, scales) if row.parameter.numel() > 0]
-    if not rows:
+    tensors = TableColumns(parameters, grads, entries, steps, scales)
+    sizes = list(map(Tensor.numel, parameters))
+    if 0 in sizes:
+        tensors = TableColumns.of([row for row, size in zip(tensors.rows(), sizes, strict=True) if size > 0])
+        sizes = list(filter(None, sizes))
+    if not sizes:
         return
-    if can_be_addressed(rows, plan.features):
-        _launch(plan, rows, settings, block)
+    if can_be_addressed(tensors, sizes, plan.features):
+        _launch(plan, tensors, settings, block)
     else:
-        _launch_with_copies(plan, rows, settings, block)
+        _launch_with_copies(plan, tensors.rows(), settings, block)
     torch.autograd.graph.increment_version(list(parameters))
 
 
@@ -152,9 +157,9 @@ def _launch_with_copies(plan: Plan, originals: Sequence[TableRow], settings: Ste
             copied.append(row._replace(parameter=parameter[index], grad=grad[index], entries=piece))
     if in_c(rows[0].parameter.device):
         for group in of_the_same_dtypes([*direct, *copied]):
-            _kernel_in_c(plan, group[0])  # may fail, and has to before anything is changed
+            _kernel_in_c(plan, TableColumns.of(group[:1]))  # may fail, and has to before anything is changed
     for group in of_the_same_dtypes(direct):
-        _launch(plan, group, settings, block)
+        _launch(plan, TableColumns.of(group), settings, block)
     for group in of_the_same_dtypes(copied):
         for together in blocks([row.parameter.numel() for row in group], largest_copy):
             _launch_on_copies(plan, [group[place] for place in together], settings, block)
@@ -172,25 +177,25 @@ def _launch_on_copies(plan: Plan, originals: Sequence[TableRow], settings: Step,
         )
         for row in originals
     ]
-    _launch(plan, contiguous, settings, block)
+    _launch(plan, TableColumns.of(contiguous), settings, block)
     for row, original in zip(contiguous, originals, strict=True):
         write_back(row, original)
 
 
-def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int | None) -> None:
+def _launch(plan: Plan, tensors: TableColumns, settings: Step, block: int | None) -> None:
     """One launch for contiguous tensors."""
-    first = tensors[0]
-    device = first.parameter.device
+    device = tensors.parameters[0].device
     if in_c(device):
         _call(plan, tensors, settings)
         return
-    shared = all(row.step is first.step for row in tensors)
-    steps = on_device([first.step] if shared else [row.step for row in tensors], device)
+    first = tensors.steps[0]
+    shared = all(step is first for step in tensors.steps)
+    steps = on_device([first] if shared else list(tensors.steps), device)
     choice = sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
     block = block or choice.block
     rows: list[int] = []
     programs = 0
-    for place, row in enumerate(tensors):
+    for place, row in enumerate(tensors.rows()):
         size = row.parameter.numel()
         addresses = [tensor.data_ptr() for tensor in (row.parameter, row.grad, *row.entries)]
         if not all(addresses):
@@ -200,7 +205,7 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         rows.append(0 if row.scale is None else row.scale.data_ptr())
         rows += addresses[2:]
         programs += -(-size // block)
-    table, tensor_of_program = tables(tuple(rows), len(tensors), programs, device)
+    table, tensor_of_program = tables(tuple(rows), len(tensors.parameters), programs, device)
     arguments = {
         "table": table,
         "tensor_of_program": tensor_of_program,
@@ -212,12 +217,12 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         **plan.constants,
         **constants(
             plan.architecture,
-            first.parameter,
-            first.grad,
-            first.entries,
+            tensors.parameters[0],
+            tensors.grads[0],
+            [column[0] for column in tensors.entries],
             settings,
             shared=shared,
-            scaled=first.scale is not None,
+            scaled=tensors.scales[0] is not None,
         ),
         "BLOCK": block,
         "UNITS": choice.units,
@@ -227,30 +232,30 @@ def _launch(plan: Plan, tensors: Sequence[TableRow], settings: Step, block: int 
         kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
 
 
-def _call(plan: Plan, tensors: Sequence[TableRow], settings: Step) -> None:
+def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
     """The same on a CPU."""
     if settings.found_inf is not None and settings.found_inf.item() != 0:
         return
-    first = tensors[0]
-    parameters, grads, states, steps, scales = zip(*tensors, strict=True)
-    addressed = [steps, parameters, grads, *zip(*states, strict=True)]
-    table = np.empty((len(tensors), 4 + len(addressed)), np.int64)
+    parameters, grads, entries, steps, scales = tensors
+    addressed = [parameters, grads, *entries]
+    table = np.empty((len(parameters), 5 + len(addressed)), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
-    table[:, 2] = cpu.NO_SCALE if first.scale is None else list(map(Tensor.data_ptr, scales))
+    table[:, 2] = [cpu.NO_SCALE if scale is None else scale.data_ptr() for scale in scales]
     table[:, 3] = plan.weights.data_ptr()
-    for place, column in enumerate(addressed, 4):
+    table[:, 4] = list(map(Tensor.data_ptr, steps))
+    for place, column in enumerate(addressed, 5):
         table[:, place] = list(map(Tensor.data_ptr, column))
     if not table[:, 4:].all():
         raise RuntimeError(NO_MEMORY)
     lr = float(settings.lr)
     grad_scale = 1.0 if settings.grad_scale is None else settings.grad_scale.item()
-    step = _kernel_in_c(plan, first)
+    step = _kernel_in_c(plan, tensors)
     step(table, cpu.Settings(lr, lr * settings.weight_decay, grad_scale, settings.maximize, settings.skip_nonfinite))
 
 
-def _kernel_in_c(plan: Plan, row: TableRow) -> cpu.Kernel:
-    dtypes = row.parameter.dtype, row.grad.dtype, row.entries[-2].dtype, row.entries[-1].dtype
-    return cpu.kernel(plan.architecture, plan.description, dtypes)
+def _kernel_in_c(plan: Plan, tensors: TableColumns) -> cpu.Kernel:
+    columns = tensors.parameters, tensors.grads, *tensors.entries[-2:]
+    return cpu.kernel(plan.architecture, plan.description, tuple(column[0].dtype for column in columns))
 
 
 def _rate(settings: Step, device: torch.device) -> dict[str, Any]:
@@ -285,7 +290,7 @@ def traced_step_in_place(
     Args:
         parameters: as there, and so are the others.
         grads: as above.
-        states: those of the first parameter, of the second ...
+        states: all tensors of the first entry, of the second ...
         steps: as above.
         scales: as above, or empty.
         weights: of the plan.
@@ -300,12 +305,11 @@ def traced_step_in_place(
         found_inf: as above.
     """
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(constants).items()}
-    entries = len(states) // len(parameters)
     step_in_place(
         Plan(architecture, values, weights, (), tuple(features), constants),
         parameters,
         grads,
-        [states[first : first + entries] for first in range(0, len(states), entries)],
+        [states[first : first + len(parameters)] for first in range(0, len(states), len(parameters))],
         steps,
         scales or [None] * len(parameters),
         Step(lr, float(weight_decay), maximize, skip_nonfinite, grad_scale, found_inf),

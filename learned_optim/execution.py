@@ -53,6 +53,34 @@ class Slot(NamedTuple):
     """:meth:`UpdateRule.tensor_scale`, 0-d, on the slot's device; None is 1. All slots of a call have one, or none."""
 
 
+class Columns(NamedTuple):
+    """The same for many parameters at once, one list for each field: what kernels take."""
+
+    parameters: list[Tensor]
+    grads: list[Tensor]
+    states: dict[str, list[Tensor]]
+    """Of each entry, the tensors of all parameters."""
+    steps: list[Tensor]
+    scales: list[Tensor | None]
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot]) -> "Columns":
+        """The columns of at least one slot."""
+        states = {entry: [slot.state[entry] for slot in slots] for entry in slots[0].state}
+        parameters, grads = [slot.parameter for slot in slots], [slot.grad for slot in slots]
+        return cls(parameters, grads, states, [slot.step for slot in slots], [slot.scale for slot in slots])
+
+    def slots(self) -> list[Slot]:
+        """The parameters one by one."""
+        states = [dict(zip(self.states, tensors, strict=True)) for tensors in zip(*self.states.values(), strict=True)]
+        return list(map(Slot, self.parameters, self.grads, states, self.steps, self.scales))
+
+    def at(self, places: Sequence[int]) -> "Columns":
+        """Those of the parameters in some places."""
+        slots = self.slots()
+        return Columns.of([slots[place] for place in places])
+
+
 def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
     """Step every slot in place, one call of the rule each: the ground truth for every faster path.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learned_optim.execution import Settings, Slot
+from learned_optim.execution import Columns, Settings, Slot
 from learned_optim.kernels import cpu, launch, training
 from learned_optim.kernels.addresses import DTYPES
 from learned_optim.kernels.availability import why_not_fused
@@ -95,22 +95,25 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
         CompilationError: on a CPU, gradients or states are of dtypes for which the C compiler makes no kernel; nothing
             has changed then.
     """
-    if not slots:
-        return
-    parameters, grads = [slot.parameter for slot in slots], [slot.grad for slot in slots]
-    states = [[slot.state[entry] for entry in plan.entries] for slot in slots]
-    steps, scales = [slot.step for slot in slots], [slot.scale for slot in slots]
+    if slots:
+        apply_fused_to_columns(plan, Columns.of(slots), settings, block_size)
+
+
+def apply_fused_to_columns(plan: Plan, columns: Columns, settings: Settings, block_size: int | None = None) -> None:
+    """:func:`apply_fused` for slots that were never made: with thousands of small tensors they would take the time."""
+    parameters, grads, _, steps, scales = columns
+    entries = [columns.states[entry] for entry in plan.entries]
     if not torch.compiler.is_compiling():
-        launch.step_in_place(plan, parameters, grads, states, steps, scales, launch.Step(*settings), block_size)
+        launch.step_in_place(plan, parameters, grads, entries, steps, scales, launch.Step(*settings), block_size)
         return
     # Products with a tensor, since a graph of torch.compile would hold for one value of a number only.
     one = torch.ones((), dtype=torch.float64, device="cpu")
     lr = settings.lr if isinstance(settings.lr, Tensor) else one * settings.lr
     launch.traced_step_in_place(
-        parameters,
-        grads,
-        [tensor for entries in states for tensor in entries],
-        steps,
+        list(parameters),
+        list(grads),
+        [tensor for column in entries for tensor in column],
+        list(steps),
         [scale for scale in scales if scale is not None],
         plan.weights,
         plan.architecture,
@@ -122,10 +125,10 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
     )
 
 
-def apply_fused_if_possible(plan: Plan, slots: Sequence[Slot], settings: Settings) -> bool:
+def apply_fused_if_possible(plan: Plan, columns: Columns, settings: Settings) -> bool:
     """Like :func:`apply_fused`; False, with a warning and with nothing changed, where a kernel cannot be compiled."""
     try:
-        apply_fused(plan, slots, settings)
+        apply_fused_to_columns(plan, columns, settings)
     except CompilationError as error:
         cpu.warn_once(error)
         return False

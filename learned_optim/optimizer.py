@@ -3,7 +3,6 @@
 import copy
 import functools
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
@@ -14,17 +13,18 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
-from learned_optim.execution import Settings, Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused, apply_fused_if_possible, plan_if_wanted, why_not
+from learned_optim.execution import Columns, Settings, apply_in_blocks, apply_per_tensor
+from learned_optim.fused import apply_fused_if_possible, apply_fused_to_columns, plan_if_wanted, why_not
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
 from learned_optim.states import check_state, copied, has_begun, state_by_parameter
 from learned_optim.surroundings import (
+    called_together,
     count_step,
     fake_mode_of,
     is_capturing,
-    local_coordinates,
+    local_columns,
     placed,
     refuse_nonfinite,
     refuse_other_shapes,
@@ -202,49 +202,35 @@ class LearnedOptimizer(Optimizer):
             refuse_nonfinite(watched)
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        entries = list(self._rule.state_features)
-        parameters: list[Tensor] = []
-        grads: list[Tensor] = []
-        steps: list[Tensor] = []
-        scales: list[Tensor | None] = []
-        states: list[list[Tensor]] = [[] for _ in entries]
-        self._init_group(group, parameters, grads, steps, scales, *states)
+        columns = Columns([], [], {entry: [] for entry in self._rule.state_features}, [], [])
+        parameters, grads, states, steps, scales = columns
+        self._init_group(group, parameters, grads, steps, scales, *states.values())
         if not parameters:
             return
         settings = self._settings(group)
         count_step(steps, settings.found_inf)
-        # One call of the rule serves all tensors of a device, dtype and, where the host may read it, step count.
-        compiling = torch.compiler.is_compiling() or fake_mode_of(parameters[0]) is not None
-        sharded = any(hasattr(kind, "to_local") for kind in set(map(type, parameters)))
-        together: defaultdict[tuple[torch.device, torch.dtype, float | None], list[Slot]] = defaultdict(list)
-        shared: dict[tuple[torch.device, torch.dtype, float | None], Tensor] = {}
-        for parameter, grad, step, scale, *tensors in zip(parameters, grads, steps, scales, *states, strict=True):
-            unread = compiling or (group["capturable"] and parameter.device.type != "cpu")
-            count = None if unread else float(step)
-            key = parameter.device, parameter.dtype, count
-            if count is not None:
-                if key not in shared:
-                    shared[key] = torch.full((), count, device=parameter.device, dtype=torch.float32)
-                step = shared[key]
-            elif step.device != parameter.device:  # torch.compile, without capturable
-                step = step.to(parameter.device, non_blocking=True)
-            slot = Slot(parameter, grad, dict(zip(entries, tensors, strict=True)), step, scale)
-            together[key].append(local_coordinates(slot) if sharded else slot)
-        for (device, dtype, _), slots in together.items():
-            rule = self._placed_rules[device, _arithmetic_dtype(dtype)]
-            plan = self._plans[device, dtype, group["fused"]]
-            local_settings = settings_on(device, settings)
-            with without_autocast(device):
-                mode = fake_mode_of(slots[0].parameter)
-                if mode is not None:
-                    with mode:
-                        apply_per_tensor(rule, slots, local_settings)
-                elif group["differentiable"]:
-                    apply_per_tensor(rule, slots, local_settings)
-                elif plan is not None and group["fused"]:
-                    apply_fused(plan, slots, local_settings)
-                elif plan is None or not apply_fused_if_possible(plan, slots, local_settings):
-                    apply_in_blocks(rule, slots, local_settings)
+        if any(hasattr(kind, "to_local") for kind in set(map(type, parameters))):
+            columns = local_columns(columns)
+        for together in called_together(columns, capturable=group["capturable"]):
+            self._step_columns(group, together, settings_on(together.parameters[0].device, settings))
+
+    def _step_columns(self, group: dict[str, Any], columns: Columns, settings: Settings) -> None:
+        """Step parameters of one device and dtype."""
+        parameter = columns.parameters[0]
+        device, dtype = parameter.device, parameter.dtype
+        rule = self._placed_rules[device, _arithmetic_dtype(dtype)]
+        plan = self._plans[device, dtype, group["fused"]]
+        with without_autocast(device):
+            mode = fake_mode_of(parameter)
+            if mode is not None:
+                with mode:
+                    apply_per_tensor(rule, columns.slots(), settings)
+            elif group["differentiable"]:
+                apply_per_tensor(rule, columns.slots(), settings)
+            elif plan is not None and group["fused"]:
+                apply_fused_to_columns(plan, columns, settings)
+            elif plan is None or not apply_fused_if_possible(plan, columns, settings):
+                apply_in_blocks(rule, columns.slots(), settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
@@ -278,9 +264,15 @@ class LearnedOptimizer(Optimizer):
             parameters.append(parameter)
             grads.append(grad)
             steps.append(state["step"])
-            scales.append(state["scale"] if heeds_tensors else None)
-            for entry, tensors in zip(entries, states, strict=True):
-                tensors.append(state[entry])
+            try:
+                scales.append(state["scale"] if heeds_tensors else None)
+                for entry, tensors in zip(entries, states, strict=True):
+                    tensors.append(state[entry])
+            except KeyError as error:
+                raise RuntimeError(
+                    f"the state of a parameter of shape {tuple(parameter.shape)} has lost its entry {error}; start the "
+                    "parameter anew: optimizer.state.pop(parameter)"
+                ) from error
         refuse_other_shapes(parameters, grads, states)
         for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
             arithmetic = _arithmetic_dtype(dtype)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from learned_optim.execution import Settings, Slot
+from learned_optim.execution import Columns, Settings, Slot
 from learned_optim.rules import UpdateRule
 
 
@@ -23,6 +24,40 @@ def count_step(steps: list[Tensor], found_inf: Tensor | None) -> None:
         torch._foreach_add_(steps, torch.ones((), device="cpu", dtype=torch.float32), alpha=1.0)  # a number is slower
     else:
         torch._foreach_add_(steps, 1.0)
+
+
+def called_together(columns: Columns, *, capturable: bool) -> list[Columns]:
+    """Parameters that one call of the rule can serve: of a device, a dtype and, where the host may read it, a count.
+
+    Args:
+        columns: of parameters with counts of their own, perhaps on another device.
+        capturable: counts that are not on the CPU must not be waited for.
+
+    Returns:
+        Columns whose counts are on the parameters' device, one tensor where they are known to be equal.
+    """
+    parameters, steps = columns.parameters, columns.steps
+    compiling = torch.compiler.is_compiling() or fake_mode_of(parameters[0]) is not None
+    keys = [
+        (
+            parameter.device,
+            parameter.dtype,
+            None if compiling or (capturable and parameter.device.type != "cpu") else float(step),
+        )
+        for parameter, step in zip(parameters, steps, strict=True)
+    ]
+    places: defaultdict[Any, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        places[key].append(place)
+    result = []
+    for (device, _, count), chosen in places.items():
+        together = columns if len(places) == 1 else columns.at(chosen)
+        if count is not None:
+            counts = [torch.full((), count, device=device, dtype=torch.float32)] * len(chosen)
+        else:  # with torch.compile, but without capturable, they are elsewhere
+            counts = [step.to(device, non_blocking=True) for step in together.steps]
+        result.append(together._replace(steps=counts))
+    return result
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
@@ -45,6 +80,11 @@ def settings_on(device: torch.device, settings: Settings) -> Settings:
 def is_capturing() -> bool:
     """Whether a CUDA graph is being captured."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def local_columns(columns: Columns) -> Columns:
+    """The columns of the coordinates that are on this device: see :func:`local_coordinates`."""
+    return Columns.of([local_coordinates(slot) for slot in columns.slots()])
 
 
 def local_coordinates(slot: Slot) -> Slot:
@@ -101,16 +141,21 @@ def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: S
         states: of each entry, the tensors of all parameters.
     """
     shapes = [parameter.shape for parameter in parameters]
-    for tensors, first in ((grads, 0), (states[0], 1)):
-        if shapes == [tensor.shape[first:] for tensor in tensors]:
-            continue
-        for shape, tensor in zip(shapes, tensors, strict=True):
-            if shape != tensor.shape[first:]:
-                raise RuntimeError(
-                    f"a parameter has the shape {tuple(shape)}, its {'state' if first else 'gradient'} is for "
-                    f"{tuple(tensor.shape[first:])}: the parameter's data were replaced. Construct the optimizer after "
-                    "that, or start the parameter anew: optimizer.state.pop(parameter); parameter.grad = None"
-                )
+    if shapes != [grad.shape for grad in grads]:
+        _refuse_first_other_shape(shapes, [grad.shape for grad in grads], "gradient")
+    of_states = [entry.shape[1:] for entry in states[0]]
+    if shapes != of_states:
+        _refuse_first_other_shape(shapes, of_states, "state")
+
+
+def _refuse_first_other_shape(shapes: list[torch.Size], others: list[torch.Size], what: str) -> None:
+    for shape, other in zip(shapes, others, strict=True):
+        if shape != other:
+            raise RuntimeError(
+                f"a parameter has the shape {tuple(shape)}, its {what} is for {tuple(other)}: the parameter's data "
+                "were replaced. Construct the optimizer after that, or start the parameter anew: "
+                "optimizer.state.pop(parameter); parameter.grad = None"
+            )
 
 
 def fake_mode_of(tensor: Tensor) -> FakeTensorMode | None:

@@ -122,16 +122,13 @@ def test_replay_is_autograd_through_the_unroll_with_constant_gradients(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(  # the first test has all pairs; what is second here are the derivatives of the task
-    ("task_name", "loss_name"),
-    [*((name, "log-of-outer-batch") for name in TASKS), *(("mlp", name) for name in list(META_LOSSES)[:-1])],
-)
+@each_meta_loss
+@each_task
 @each_rule
 def test_second_derivatives_give_the_gradient_of_the_meta_loss(
-    build_rule: Callable[[], UpdateRule], task_name: str, loss_name: str
+    build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task], meta_loss: MetaLoss
 ) -> None:
-    meta_loss = META_LOSSES[loss_name]
-    rule, task, state = under_way(build_rule(), TASKS[task_name]())
+    rule, task, state = under_way(build_rule(), build_task())
     meta_parameters = sum(parameter.numel() for parameter in rule.parameters())
     directions = torch.randn(8, meta_parameters, generator=generator(4))  # a wrong component shows in all of them
     expected = slopes_of_meta_loss(rule, task, state, meta_loss, directions)
@@ -141,7 +138,7 @@ def test_second_derivatives_give_the_gradient_of_the_meta_loss(
     torch.testing.assert_close(directions @ flat(exact), expected, rtol=0, atol=tolerance)
     first_order = truncated_bptt(rule, task, state, STEPS, generator(3), meta_loss=meta_loss)
     error = float((directions @ flat(first_order) - expected).abs().max())
-    if task_name == "linear":  # its gradients are constant: nothing is neglected
+    if build_task is Plane:  # its gradients are constant: nothing is neglected
         assert error <= tolerance
     else:  # lstm-l2l hardly heeds the size of a gradient, so that little is neglected there too
         assert error > 3 * tolerance
@@ -213,18 +210,15 @@ def test_two_windows_go_on_as_one(build_rule: Callable[[], UpdateRule]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(  # which rule is replayed does not depend on the meta-loss: that is tested above, pair by pair
-    ("rule_name", "meta_loss"),
-    [
-        *((name, "outer-batches") for name in RULES),
-        *(("lstm-l2l", name) for name in META_LOSSES if name != "outer-batches"),
-    ],
-)
-def test_sampled_coordinates_give_the_full_gradient_on_average(rule_name: str, meta_loss: str) -> None:
+@each_meta_loss
+@each_rule
+def test_sampled_coordinates_give_the_full_gradient_on_average(
+    build_rule: Callable[[], UpdateRule], meta_loss: MetaLoss
+) -> None:
     """200 estimates from 6 of 20 coordinates: no component's mean is more than 5 standard errors off."""
     # No noise: all windows are the same.
-    rule, task, state = under_way(RULES[rule_name](), QuadraticTask(10, 50.0, 0.0, 1.0))
-    estimate = partial(truncated_bptt, rule, task, state, STEPS, meta_loss=META_LOSSES[meta_loss])
+    rule, task, state = under_way(build_rule(), QuadraticTask(10, 50.0, 0.0, 1.0))
+    estimate = partial(truncated_bptt, rule, task, state, STEPS, meta_loss=meta_loss)
     full = flat(estimate(generator(0)))
     estimates = torch.stack([flat(estimate(generator(seed), replay_coordinates=6)) for seed in range(200)])
     error = estimates.mean(0) - full

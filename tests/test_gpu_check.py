@@ -48,7 +48,7 @@ def test_all_sections_run_and_write_their_results(
     check.run("sanitizer", check.sanitizer)
     check.run("copy_bandwidth", lambda: check.copy_bandwidth(64))
     check.run("step_time", lambda: check.step_time(cases))
-    check.run("meta_training", lambda: check.meta_training(tasks=(2,), steps=1))
+    check.run("meta_training", lambda: check.meta_training(tasks=(2,), steps=2))
     check.run("figure", check.figure)
     assert check.finish() == 0, check.failures
     assert check.findings["tests"] == {"passed": 1}

@@ -15,7 +15,7 @@ from learned_optim import LearnedOptimizer, execution
 from learned_optim.execution import Slot, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused, plan_of
 from learned_optim.kernels import cpu, launch
-from learned_optim.kernels.addresses import TableRow
+from learned_optim.kernels.addresses import TableColumns, TableRow
 from learned_optim.kernels.layout import in_memory_order, laid_out_like, memory_order, pieces
 from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
 from test_execution import FIRST, PLAIN, clones
@@ -137,8 +137,8 @@ def test_kernel_does_not_copy_what_is_dense_nor_more_than_a_block_of_the_rest(
     launched: list[list[TableRow]] = []
     original = launch._launch
 
-    def watched(plan: launch.Plan, tensors: list[TableRow], *rest: Any) -> None:
-        launched.append(tensors)
+    def watched(plan: launch.Plan, tensors: TableColumns, *rest: Any) -> None:
+        launched.append(tensors.rows())
         original(plan, tensors, *rest)
 
     monkeypatch.setattr(launch, "_launch", watched)

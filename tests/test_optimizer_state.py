@@ -276,3 +276,15 @@ def test_distributed_checkpoint_does_not_change_state_or_parameters(options: dic
     assert same(state_tensors(continued), state_tensors(optimizer))
     assert same(list(other.parameters()), list(net.parameters()))
     assert same(train(other, continued), train(net, optimizer))
+
+
+def test_state_that_lost_an_entry_is_named() -> None:
+    parameter = nn.Parameter(torch.randn(3, 2))
+    parameter.grad = torch.randn(3, 2)
+    optimizer = LearnedOptimizer([parameter])
+    optimizer.step()
+    del optimizer.state[parameter]["cell"]
+    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) has lost its entry 'cell'; start the parameter anew"):
+        optimizer.step()
+    optimizer.state.pop(parameter)
+    optimizer.step()

@@ -26,6 +26,8 @@ from learned_optim.meta_train.estimators import (
     TruncatedBPTT,
     truncated_bptt,
 )
+from learned_optim.meta_train.estimators.base import Combination
+from learned_optim.meta_train.estimators.combined import PairMoments
 from learned_optim.meta_train.estimators.perturbation import (
     PerturbationEstimator,
     antithetic,
@@ -333,19 +335,13 @@ def looped(
     return torch.stack(meta_losses), states
 
 
-@pytest.mark.parametrize(  # what particles do with their losses does not depend on the rule that moved them
-    ("build_rule", "meta_loss"),
-    [
-        *(
-            pytest.param(build, MetaLoss("log"), id=name, marks=[] if name == "mlp" else pytest.mark.slow)
-            for name, build in RULES.items()
-        ),
-        pytest.param(RULES["mlp"], MetaLoss("final", outer_batches=2), id="outer-batches"),
-        pytest.param(RULES["mlp"], MetaLoss(bounded=True), id="bounded"),
-    ],
+@pytest.mark.parametrize(  # of three rules, one runs in the fast tests
+    "build_rule",
+    [pytest.param(build, id=name, marks=[] if name == "mlp" else pytest.mark.slow) for name, build in RULES.items()],
 )
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
+@each_meta_loss
 def test_estimate_is_its_formula_particle_by_particle(
     meta_loss: MetaLoss,
     build: type[PerturbationEstimator],
@@ -610,6 +606,16 @@ def test_recurrent_layers_with_dropout_train_under_particles() -> None:
 # Variance and weights of the combination
 
 
+class Watched(Combined):
+    """Keeps the moments of its last window, the gradients of both parents among them."""
+
+    seen: PairMoments
+
+    def _combined(self, rule: UpdateRule, moments: PairMoments, pairs: int) -> Combination:
+        self.seen = moments
+        return super()._combined(rule, moments, pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sigma", "log_rate", "steps"),
@@ -624,17 +630,22 @@ def test_combination_has_no_more_variance_than_either_parent(sigma: float, log_r
     """
     rule, task = RateSchedule(100, log_rate).double(), VectorizedTask(RuggedPlane(), 1, seed=0)
     state = ES().start(rule, task, start(rule, task, generator()), generator())
-    before = Combined(sigma, pairs=16, variance_decay=0.98, second_derivatives=True)
+    before = Watched(sigma, pairs=16, variance_decay=0.98, second_derivatives=True)
     for seed in range(60):
         before.window(rule, task, state, steps, generator(10_000 + seed))
-    combined = Combined(sigma, pairs=16, variance_decay=0.98, second_derivatives=True)
+    combined = Watched(sigma, pairs=16, variance_decay=0.98, second_derivatives=True)
     samples: dict[str, list[Tensor]] = {"es": [], "reparameterization": [], "combined": []}
     for seed in range(120):
         combined.load_state_dict(before.state_dict())
-        parents = (ES(sigma, pairs=16), Reparameterization(sigma, pairs=16, second_derivatives=True))
-        for estimator in (*parents, combined):
-            grads = estimator.window(rule, task, state, steps, generator(seed)).grads
-            samples[estimator.name].append(parameters_to_vector(grads))
+        estimate = combined.window(rule, task, state, steps, generator(seed))
+        of_parents = {"es": combined.seen.es_mean, "reparameterization": combined.seen.rp_mean}
+        for name, grads in {**of_parents, "combined": parameters_to_vector(estimate.grads)}.items():
+            samples[name].append(grads)
+        if seed < 3:  # the parents by themselves
+            parents = (ES(sigma, pairs=16), Reparameterization(sigma, pairs=16, second_derivatives=True))
+            for parent in parents:
+                alone = parent.window(rule, task, state, steps, generator(seed)).grads
+                torch.testing.assert_close(parameters_to_vector(alone), of_parents[parent.name])
     es, rp, both = (torch.stack(rows).var(0) for rows in samples.values())
     assert float(both.sum()) <= 1.02 * min(float(es.sum()), float(rp.sum()))
     assert bool((both <= 1.1 * torch.minimum(es, rp)).all())
