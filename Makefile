@@ -23,8 +23,9 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
 NUMERICAL := tests/test_kernels.py tests/test_cpu_kernel.py tests/test_training_kernels.py tests/test_execution.py \
 	tests/test_rules.py tests/test_optimizer.py tests/test_contract.py tests/test_pytorch_checks.py tests/test_vectorize.py
 test-processors: $(VENV)/.installed-dev ## run the numerical tests as other processors, compilers and thread counts would
-	ATEN_CPU_CAPABILITY=default CC="gcc -mno-avx" $(PYTEST) -m "not slow" $(NUMERICAL)
-	ATEN_CPU_CAPABILITY=avx2 CC="gcc -mno-avx512f" $(PYTEST) -m "not slow" $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=default CC="gcc -march=x86-64" $(PYTEST) -m "not slow" $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=avx2 CC="gcc -march=x86-64-v3" $(PYTEST) -m "not slow" $(NUMERICAL)
+	CC="clang -march=x86-64" $(PYTEST) -m "not slow" $(NUMERICAL)
 	CC=clang $(subst OMP_NUM_THREADS=1,OMP_NUM_THREADS=2,$(PYTEST)) -m "not slow" $(NUMERICAL)
 
 gpu-check: $(VENV)/.installed-dev ## on a machine with a GPU: kernels, optimizer and step time, in eight minutes

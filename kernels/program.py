@@ -1,12 +1,17 @@
 """What a kernel computes for one coordinate: a list of operations on scalars, free of any rule.
 
-:func:`learned_optim.kernels.trace.trace` makes it from a rule's ``forward``; emitters turn it into source.
+:func:`learned_optim.kernels.trace.trace` makes it from a rule's ``forward``, :mod:`learned_optim.kernels.simplify`
+brings it into the form that is cheapest, and emitters turn it into source.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+STEP = "step"
+"""The input that is the same for all coordinates of a tensor: the count of the step."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +22,8 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """An entry of a tensor that is the same for all coordinates: of a weight, or of what the prologue makes of it."""
+class Weight:
+    """An entry of a meta-parameter, or of what follows from meta-parameters alone."""
 
     tensor: int
     """Place among the results of the prologue."""
@@ -28,7 +33,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Input:
-    """The gradient, or a feature of an entry of the state."""
+    """The gradient, the step count, or a feature of an entry of the state."""
 
     entry: str
     feature: int
@@ -42,7 +47,7 @@ class Result:
     output: int = 0
 
 
-Scalar = Constant | Uniform | Input | Result
+Scalar = Constant | Weight | Input | Result
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Elementwise:
     """One elementary operation."""
 
     name: str
-    """That of torch's function of the same arguments: ``"add"``, ``"where"``, ``"tanh"`` ..."""
+    """That of torch's function of the same arguments: ``"add"``, ``"where"``, ``"tanh"`` ...; or one of
+    :data:`learned_optim.kernels.simplify.SHORT_CUTS`."""
     operands: tuple[Scalar, ...]
 
 
@@ -69,14 +75,33 @@ Operation = Elementwise | Product
 
 @dataclass(frozen=True)
 class Program:
-    """The operations of a coordinate's step, in order, and what is computed once a step for all of them.
+    """The operations of a coordinate's step, in order.
 
     Args:
-        prologue: from meta-parameters and step count to the tensors that :class:`Uniform` and :class:`Product` name.
+        prologue: from meta-parameters to the tensors that :class:`Weight` and :class:`Product` name.
+        shapes: of these tensors.
+        features: of each entry of the state.
         operations: each uses results of those before it.
         outputs: of each output (``"update"``, entries of the state), its features.
     """
 
     prologue: Callable[..., Sequence[Tensor]]
+    shapes: tuple[tuple[int, ...], ...]
+    features: dict[str, int]
     operations: tuple[Operation, ...]
     outputs: dict[str, tuple[Scalar, ...]]
+
+    @functools.cached_property
+    def shared(self) -> tuple[bool, ...]:
+        """Of each operation, whether it is the same for all coordinates, so that once a step is enough."""
+        shared: list[bool] = []
+        for operation in self.operations:
+            shared.append(all(is_shared(operand, shared) for operand in operation.operands))
+        return tuple(shared)
+
+
+def is_shared(scalar: Scalar, shared: Sequence[bool]) -> bool:
+    """Whether a scalar is the same for all coordinates; ``shared`` says so of the operations before it."""
+    if isinstance(scalar, Result):
+        return shared[scalar.operation]
+    return not isinstance(scalar, Input) or scalar.entry == STEP

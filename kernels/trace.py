@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from learned_optim.kernels.program import (
+    STEP,
     Constant,
     Elementwise,
     Input,
@@ -23,7 +24,7 @@ from learned_optim.kernels.program import (
     Program,
     Result,
     Scalar,
-    Uniform,
+    Weight,
 )
 
 COORDINATES = 3
@@ -74,23 +75,23 @@ def trace(
         return [update, *(new_state[entry] for entry in features)]
 
     made = make_fx(in_order, record_stack_traces=True)(dict(parameters), grad, state, torch.ones((), dtype=dtype))
-    graph: fx.Graph = made.graph
-    return _Tracer(graph, len(parameters), features).program()
+    return _Tracer(made, len(parameters), features).program()
 
 
 class _Tracer:
     """Follows the elements of a traced graph, node by node."""
 
-    def __init__(self, graph: fx.Graph, parameters: int, features: Mapping[str, int]) -> None:
-        self.graph = graph
+    def __init__(self, module: fx.GraphModule, parameters: int, features: Mapping[str, int]) -> None:
+        self.module, self.graph = module, module.graph
         self.features = features
         self.scalars: list[Scalar] = []
         self.codes: dict[Scalar, int] = {}
         self.operations: dict[Operation, int] = {}
-        self.uniforms: dict[fx.Node, int] = {}
+        self.weights: dict[fx.Node, int] = {}
         self.elements: dict[fx.Node, Any] = {}
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self.shared = {*placeholders[:parameters], placeholders[-1]}  # what is the same for all coordinates
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        self.shared = set(placeholders[:parameters])  # what follows from meta-parameters alone
+        self.elements[placeholders[-1]] = torch.tensor(self._code(Input(STEP, 0)) * BASE + ALL)
         self.elements[placeholders[parameters]] = self._inputs("grad", ())
         for node, (entry, count) in zip(placeholders[parameters + 1 : -1], features.items(), strict=True):
             self.elements[node] = self._inputs(entry, (count,))
@@ -100,10 +101,13 @@ class _Tracer:
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 continue
+            if node.op == "get_attr":  # a tensor that the function holds
+                node.meta.setdefault("val", getattr(self.module, node.target))
             if node.op == "output":
                 names = ["update", *self.features]
                 outputs = {name: self._output(leaf) for name, leaf in zip(names, node.args[0], strict=True)}
-                return Program(self._prologue(), tuple(self.operations), outputs)
+                shapes = tuple(tuple(weight.meta["val"].shape) for weight in self.weights)
+                return Program(self._prologue(), shapes, dict(self.features), tuple(self.operations), outputs)
             if not any(argument in self.elements for argument in node.all_input_nodes):
                 self.shared.add(node)
                 continue
@@ -130,7 +134,7 @@ class _Tracer:
         if node not in self.elements:
             tensor = self._of_prologue(node)
             shape = node.meta["val"].shape
-            codes = [self._code(Uniform(tensor, place)) for place in range(shape.numel())]
+            codes = [self._code(Weight(tensor, place)) for place in range(shape.numel())]
             self.elements[node] = (torch.tensor(codes, dtype=torch.int64) * BASE + ALL).view(shape)
         return self.elements[node]
 
@@ -228,18 +232,18 @@ class _Tracer:
                 node = self.graph.call_function(aten.t.default, (node,))
                 node.meta["val"] = value
             self.shared.add(node)
-        return self.uniforms.setdefault(node, len(self.uniforms))
+        return self.weights.setdefault(node, len(self.weights))
 
     def _prologue(self) -> fx.GraphModule:
-        """The part of the graph that is the same for all coordinates."""
+        """The part of the graph that follows from meta-parameters alone."""
         prologue = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         for node in self.graph.nodes:
             if node in self.shared:
                 copies[node] = prologue.node_copy(node, copies.__getitem__)
-        prologue.output(tuple(copies[node] for node in self.uniforms))
+        prologue.output(tuple(copies[node] for node in self.weights))
         prologue.eliminate_dead_code()
-        return fx.GraphModule({}, prologue)
+        return fx.GraphModule(self.module, prologue)
 
 
 def _same(name: str) -> Callable[..., Scalar]:

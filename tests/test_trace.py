@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from learned_optim.kernels.program import Constant, Elementwise, Input, Product, Program, Scalar, Uniform
+from learned_optim.kernels.program import Constant, Elementwise, Input, Product, Program, Scalar, Weight
 from learned_optim.kernels.trace import NotCoordinatewiseError, trace
 from learned_optim.rules import UpdateRule
 from test_rules import RULES, Build, each, randomised
@@ -19,16 +19,17 @@ COORDINATES = 7
 
 def evaluated(program: Program, parameters: Mapping[str, Tensor], grad: Tensor, state: State, step: Tensor) -> State:
     """The outputs of a program, ``(features, coordinates)`` each, operation by operation."""
-    uniform = program.prologue(*parameters.values(), step)
+    uniform = program.prologue(*parameters.values())
     results: list[Any] = []
 
     def value(scalar: Scalar) -> Tensor:
         if isinstance(scalar, Constant):
             found = torch.tensor(scalar.value, dtype=grad.dtype)
-        elif isinstance(scalar, Uniform):
+        elif isinstance(scalar, Weight):
             found = uniform[scalar.tensor].reshape(-1)[scalar.place]
         elif isinstance(scalar, Input):
-            found = grad if scalar.entry == "grad" else state[scalar.entry][scalar.feature]
+            found = {"grad": grad, "step": step}.get(scalar.entry)  # type: ignore[assignment]
+            found = state[scalar.entry][scalar.feature] if found is None else found
         else:
             found = results[scalar.operation][scalar.output]
         return found.expand(COORDINATES)
@@ -69,22 +70,31 @@ def test_program_does_not_compute_another_step_than_the_rule(build: Build) -> No
 
 
 @each(RULES)
-def test_what_all_coordinates_share_is_not_computed_for_each(build: Build) -> None:
+def test_what_follows_from_weights_alone_is_not_an_operation(build: Build) -> None:
     program = traced(randomised(build()).requires_grad_(False))
     for operation in program.operations:
-        assert not isinstance(operation, Elementwise) or any(
-            not isinstance(operand, Constant | Uniform) for operand in operation.operands
-        )
+        assert not all(isinstance(operand, Constant | Weight) for operand in operation.operands)
+
+
+def test_what_all_coordinates_share_is_known() -> None:
+    program = traced(randomised(RULES["schedule-free-lstm"]()).requires_grad_(False))
+    names = [
+        operation.name
+        for operation, shared in zip(program.operations, program.shared, strict=True)
+        if shared and isinstance(operation, Elementwise)
+    ]
+    assert names.count("expm1") == 2  # averages and their squares have the same decays
+    assert names.count("tanh") == 11
 
 
 def test_operation_is_not_repeated() -> None:
     program = traced(randomised(RULES["schedule-free-lstm"]()).requires_grad_(False))
     assert len(set(program.operations)) == len(program.operations)
     used = {
-        s.operation for op in program.operations for s in op.operands if not isinstance(s, Constant | Uniform | Input)
+        s.operation for op in program.operations for s in op.operands if not isinstance(s, Constant | Weight | Input)
     }
     results = {
-        s.operation for out in program.outputs.values() for s in out if not isinstance(s, Constant | Uniform | Input)
+        s.operation for out in program.outputs.values() for s in out if not isinstance(s, Constant | Weight | Input)
     }
     assert used | results == set(range(len(program.operations)))
 
