@@ -1,13 +1,12 @@
-"""The fused step on a CPU: ``cpu.c``, compiled by the C compiler of the machine at the first step, and kept.
+"""The fused step on a CPU: C made of a program, compiled by the machine's compiler at the first step, and kept.
 
-It takes the same plans as Triton's kernels. Nothing here may stop a training: a kernel is there or a CompilationError
+Nothing here may stop a training: a kernel is there or a CompilationError
 says why not, and what has failed once in a process is not tried again.
 """
 
 import ctypes
 import functools
 import hashlib
-import json
 import os
 import platform
 import shlex
@@ -19,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learned_optim.kernels import libraries
+from learned_optim.kernels import c, libraries
 from learned_optim.kernels.compiler import CompilationError, Compiler
+from learned_optim.kernels.program import Program
+from learned_optim.kernels.simplify import simplified
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADER = FOLDER / "cpu.c", FOLDER / "vector.h"
@@ -31,8 +32,6 @@ THREADED = 8 * TILE
 """Coordinates from which on other threads take part."""
 LARGEST_COPY = 16 * TILE
 """As in ``launch.py``; these stay in the cache."""
-DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
-
 
 _one = np.ones((), np.float32)
 NO_SCALE = _one.ctypes.data
@@ -43,9 +42,9 @@ class Settings(ctypes.Structure):
     """The ``Settings`` of ``cpu.c``."""
 
     _fields_ = (
-        ("lr", ctypes.c_float),
-        ("decay", ctypes.c_float),
-        ("grad_scale", ctypes.c_float),
+        ("lr", ctypes.c_double),
+        ("decay", ctypes.c_double),
+        ("grad_scale", ctypes.c_double),
         ("maximize", ctypes.c_int32),
         ("skip_nonfinite", ctypes.c_int32),
     )
@@ -74,7 +73,7 @@ def compiler() -> Compiler | None:
 
 
 class Kernel:
-    """A rule's step, compiled for parameters, gradients, hidden states and cells of given dtypes."""
+    """A rule's step, compiled for tensors of given dtypes."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._step = library.step
@@ -97,22 +96,36 @@ class Kernel:
         self._step(table.ctypes.data, len(table), tiles, threads, settings)
 
 
-def kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
-    """That of a rule for parameters, gradients, hidden states and cells of these dtypes.
+def kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
+    """That of a program for tensors of these dtypes.
 
     Args:
-        architecture: of the plan.
-        constants: the plan's description.
-        dtypes: four, in that order.
+        key: of the program; see :func:`register`.
+        dtypes: of parameters, gradients and each entry of the state.
 
     Raises:
         CompilationError: the compiler failed, or no folder can keep what it makes; now or earlier in this process.
     """
     with _lock:
-        made = _kernel(architecture, constants, dtypes)
+        made = _kernel(key, dtypes)
     if isinstance(made, str):
         raise CompilationError(made)
     return made
+
+
+def register(program: Program, dtype: torch.dtype, name: str) -> tuple[str, c.Source]:
+    """Make the source of a program known, under a key that follows from it: operations of torch.compile pass it on.
+
+    Args:
+        program: as traced.
+        dtype: of the arithmetic.
+        name: of the rule.
+    """
+    simple = simplified(program)
+    source = c.source(simple, dtype, name)
+    key = hashlib.sha256(f"{dtype}{simple.features}{source.text}".encode()).hexdigest()[:32]
+    _sources[key] = simple, dtype, source
+    return key, source
 
 
 def warn_once(error: CompilationError) -> None:
@@ -124,20 +137,28 @@ def warn_once(error: CompilationError) -> None:
 
 
 @functools.cache
-def _kernel(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> Kernel | str:
+def _kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel | str:
     """The kernel, or the reason why there is none."""
     reason = ""
     # Not linked with an OpenMP of its own: torch has loaded one, and its threads, awake since the backward pass, would
     # be in the way of others. Torch's may be another than the compiler's, or the compiler may have none.
     for flags in (("-fopenmp",), ()):
         try:
-            source = _prologue(architecture, constants, dtypes) + SOURCE.read_text()
-            return Kernel(_library(source, flags))
+            return Kernel(_library(_whole(key, dtypes), flags))
         except CompilationError as error:
             reason = str(error)
         except (OSError, AttributeError) as error:  # no folder, a missing symbol, a package without its sources
             reason = f"its library cannot be made, kept or loaded: {error}"
     return reason
+
+
+def _whole(key: str, dtypes: tuple[torch.dtype, ...]) -> str:
+    """The source of a library."""
+    program, dtype, source = _sources[key]
+    defined = f"#define TILE {TILE}\n" + ("#define DOUBLE\n" if dtype == torch.float64 else "")
+    return "\n".join(
+        [defined + '#include "vector.h"', source.text, c.storage(program, dtypes), SOURCE.read_text()],
+    )
 
 
 def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
@@ -150,18 +171,6 @@ def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     return libraries.load(name, functools.partial(found.shared_library, source, flags))
 
 
-def _prologue(architecture: str, constants: str, dtypes: tuple[torch.dtype, ...]) -> str:
-    """The constants in C."""
-    lines = [f"#define {architecture.upper().replace('-', '_')}", f"#define TILE {TILE}"]
-    names = ("PARAMETER_DTYPE", "GRAD_DTYPE", "HIDDEN_DTYPE", "CELL_DTYPE")
-    lines += [f"#define {name} {DTYPES[dtype]}" for name, dtype in zip(names, dtypes, strict=True)]
-    for name, value in json.loads(constants).items():
-        if isinstance(value, list):
-            lines.append(f"static const double {name}[] = {{{', '.join(map(repr, value))}}};")
-        else:
-            lines.append(f"#define {name} {value!r}" + ("f" if isinstance(value, float) else ""))
-    return "\n".join(lines) + "\n"
-
-
+_sources: dict[str, tuple[Program, torch.dtype, c.Source]] = {}
 _warned: set[str] = set()
 _lock = threading.Lock()

@@ -61,6 +61,10 @@ class Plan(NamedTuple):
     """Features of each entry."""
     description: str
     """The constants as JSON, which torch.compile can pass on."""
+    key: str
+    """Of the program in C; see :func:`learned_optim.kernels.cpu.register`."""
+    weights_in_c: Tensor
+    """In the order in which that reads them."""
 
 
 class Sizes(NamedTuple):
@@ -241,7 +245,7 @@ def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
     table = np.empty((len(parameters), 5 + len(addressed)), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
     table[:, 2] = [cpu.NO_SCALE if scale is None else scale.data_ptr() for scale in scales]
-    table[:, 3] = plan.weights.data_ptr()
+    table[:, 3] = plan.weights_in_c.data_ptr()
     table[:, 4] = list(map(Tensor.data_ptr, steps))
     for place, column in enumerate(addressed, 5):
         table[:, place] = list(map(Tensor.data_ptr, column))
@@ -254,8 +258,8 @@ def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
 
 
 def _kernel_in_c(plan: Plan, tensors: TableColumns) -> cpu.Kernel:
-    columns = tensors.parameters, tensors.grads, *tensors.entries[-2:]
-    return cpu.kernel(plan.architecture, plan.description, tuple(column[0].dtype for column in columns))
+    columns = tensors.parameters, tensors.grads, *tensors.entries
+    return cpu.kernel(plan.key, tuple(column[0].dtype for column in columns))
 
 
 def _rate(settings: Step, device: torch.device) -> dict[str, Any]:
@@ -275,6 +279,8 @@ def traced_step_in_place(
     steps: list[Tensor],
     scales: list[Tensor],
     weights: Tensor,
+    weights_in_c: Tensor,
+    key: str,
     architecture: str,
     constants: str,
     features: list[int],
@@ -294,6 +300,8 @@ def traced_step_in_place(
         steps: as above.
         scales: as above, or empty.
         weights: of the plan.
+        weights_in_c: of the plan.
+        key: of the plan.
         architecture: of the plan.
         constants: the plan's description.
         features: of the plan.
@@ -306,7 +314,7 @@ def traced_step_in_place(
     """
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(constants).items()}
     step_in_place(
-        Plan(architecture, values, weights, (), tuple(features), constants),
+        Plan(architecture, values, weights, (), tuple(features), constants, key, weights_in_c),
         parameters,
         grads,
         [states[first : first + len(parameters)] for first in range(0, len(states), len(parameters))],

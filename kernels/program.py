@@ -83,6 +83,7 @@ class Program:
         features: of each entry of the state.
         operations: each uses results of those before it.
         outputs: of each output (``"update"``, entries of the state), its features.
+        notes: of each operation, the line of the rule's source that it comes from.
     """
 
     prologue: Callable[..., Sequence[Tensor]]
@@ -90,6 +91,7 @@ class Program:
     features: dict[str, int]
     operations: tuple[Operation, ...]
     outputs: dict[str, tuple[Scalar, ...]]
+    notes: tuple[str, ...]
 
     @functools.cached_property
     def shared(self) -> tuple[bool, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from learned_optim.execution import Columns, Settings, Slot
 from learned_optim.kernels import cpu, launch, training
@@ -16,6 +17,8 @@ from learned_optim.kernels.addresses import DTYPES
 from learned_optim.kernels.availability import why_not_fused
 from learned_optim.kernels.compiler import CompilationError
 from learned_optim.kernels.launch import Plan
+from learned_optim.kernels.program import Program
+from learned_optim.kernels.trace import trace
 from learned_optim.rules import (
     LSTML2L,
     RuleState,
@@ -69,7 +72,7 @@ def plan_if_wanted(
     plan = plan_of(rule)
     if launch.in_c(device):
         try:
-            cpu.kernel(plan.architecture, plan.description, (dtype, dtype, recurrent, recurrent))
+            cpu.kernel(plan.key, (dtype, dtype, *(rule_entry_dtype(rule, entry, recurrent) for entry in plan.entries)))
         except CompilationError as error:
             if fused:
                 raise
@@ -116,6 +119,8 @@ def apply_fused_to_columns(plan: Plan, columns: Columns, settings: Settings, blo
         list(steps),
         [scale for scale in scales if scale is not None],
         plan.weights,
+        plan.weights_in_c,
+        plan.key,
         plan.architecture,
         plan.description,
         list(plan.features),
@@ -141,7 +146,31 @@ def plan_of(rule: UpdateRule) -> Plan:
     constants, weights = PLANS[type(rule)](rule)
     packed = torch.cat(weights).to(torch.float32).contiguous()
     entries, features = zip(*rule.state_features.items(), strict=True)
-    return Plan(rule.name, constants, packed, entries, features, json.dumps(constants))
+    program, key, order = _program(type(rule), tuple(rule.settings.items()), next(rule.parameters()).dtype)
+    in_c = _flat(program, list(rule.parameters()))[order]
+    return Plan(rule.name, constants, packed, entries, features, json.dumps(constants), key, in_c)
+
+
+def _flat(program: Program, parameters: Sequence[Tensor]) -> Tensor:
+    """All that a program reads of meta-parameters, one after the other."""
+    return torch.cat([result.reshape(-1) for result in program.prologue(*parameters)])
+
+
+@functools.cache
+def _program(
+    architecture: type[UpdateRule], settings: tuple[tuple[str, Any], ...], dtype: torch.dtype
+) -> tuple[Program, str, Tensor]:
+    """The program of a rule, its key, and the order in which its C reads the weights."""
+    with unset_fake_temporarily():
+        rule = architecture(**dict(settings)).to("cpu", dtype).requires_grad_(False)
+        program = trace(rule, list(rule.parameters()), rule.state_features)
+        key, source = cpu.register(program, dtype, rule.name)
+        return program, key, torch.tensor(source.weights, dtype=torch.int64)
+
+
+def rule_entry_dtype(rule: UpdateRule, entry: str, recurrent: torch.dtype) -> torch.dtype:
+    """The dtype in which an optimizer keeps an entry of the state."""
+    return recurrent if entry in rule.recurrent_state else next(rule.parameters()).dtype
 
 
 def training_rule(rule: UpdateRule) -> tuple[training.Rule, Tensor]:
@@ -166,11 +195,16 @@ class ParticleStep:
     """
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
-        architecture, places = training_rule(rule)
-        self.entries = architecture.entries
-        self.weights = meta_parameters.detach().index_select(1, places).contiguous()
-        constants = json.dumps(architecture.constants)
-        self.kernel = cpu.kernel(architecture.architecture, constants, (torch.float32,) * 4)
+        program, key, order = _program(type(rule), tuple(rule.settings.items()), torch.float32)
+        sizes = [parameter.numel() for parameter in rule.parameters()]
+        shapes = [parameter.shape for parameter in rule.parameters()]
+
+        def flat(row: Tensor) -> Tensor:
+            return _flat(program, [part.view(shape) for part, shape in zip(row.split(sizes), shapes, strict=True)])
+
+        self.entries = tuple(rule.state_features)
+        self.weights = torch.stack([flat(row)[order] for row in meta_parameters.detach()])
+        self.kernel = cpu.kernel(key, (torch.float32,) * (2 + len(self.entries)))
 
     def __call__(self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor) -> None:
         """Overwrite ``parameters`` and ``state``.
