@@ -16,8 +16,8 @@ import torch
 
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.fused import plan_of, training_rule
-from learned_optim.kernels import launch
 from learned_optim.kernels.ahead_of_time import Resources, compile_for, compile_training
+from learned_optim.kernels.sources import registered
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 TABLE = Path(__file__).parents[1] / "kernels" / "resources.csv"
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Callable[[], UpdateRule], torch.dtype, torch.dtype]] = {
 }
 TRAINING = tuple(name for name in CASES if "bfloat16" not in name)
 """Cases whose training kernels are compiled too; these are float32."""
-HEADER = ("kernel", "compute_capability", "triton", *launch.Sizes._fields, *Resources._fields)
+HEADER = ("kernel", "compute_capability", "triton", "block", *Resources._fields)
 
 
 def rows(
@@ -43,31 +43,33 @@ def rows(
     """One row for each kernel and compute capability, as text."""
     version = importlib.metadata.version("triton")
     for name in names:
-        build, parameter, recurrent = CASES[name]
-        plan = plan_of(build())
-        sizes = launch.sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
         for capability in capabilities:
-            resources = compile_for(plan, parameter, recurrent, compute_capability=capability)
-            yield name, str(capability), version, *map(str, sizes), *map(str, resources)
+            yield name, str(capability), version, *map(str, step_resources(name, capability))
     for name in filter(TRAINING.__contains__, names):
         rule = training_rule(CASES[name][0]())[0]
         for capability in capabilities:
-            for kernel, (sizes, resources) in compile_training(rule, compute_capability=capability).items():
-                yield f"{name}: training, {kernel}", str(capability), version, *map(str, sizes), *map(str, resources)
+            for kernel, (block, resources) in compile_training(rule, compute_capability=capability).items():
+                yield f"{name}: training, {kernel}", str(capability), version, str(block), *map(str, resources)
+
+
+def step_resources(name: str, capability: int, block: int | None = None) -> tuple[int, ...]:
+    """Block and resources of the step of a case."""
+    build, parameter, recurrent = CASES[name]
+    rule = build()
+    plan = plan_of(rule)
+    dtypes = [recurrent if entry in rule.recurrent_state else torch.float32 for entry in plan.entries]
+    block = block or registered(plan.key).block
+    scaled = rule.heeds_tensors
+    return block, *compile_for(plan, parameter, dtypes, compute_capability=capability, scaled=scaled, block=block)
 
 
 def other_sizes() -> Iterator[tuple[str, ...]]:
     """Like :func:`rows`, for other numbers of coordinates and warps, on the newest GPU only."""
     version = importlib.metadata.version("triton")
-    for name, (build, parameter, recurrent) in CASES.items():
-        plan = plan_of(build())
-        units = launch.sizes(plan.architecture, int(plan.constants["HIDDEN"])).units  # type: ignore[arg-type]
+    capability = COMPUTE_CAPABILITIES[-1]
+    for name in CASES:
         for block in (128, 256, 512):
-            sizes = launch.Sizes(block, units)
-            resources = compile_for(
-                plan, parameter, recurrent, compute_capability=COMPUTE_CAPABILITIES[-1], sizes=sizes
-            )
-            yield name, str(COMPUTE_CAPABILITIES[-1]), version, *map(str, sizes), *map(str, resources)
+            yield name, str(capability), version, *map(str, step_resources(name, capability, block))
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 ORDINARY = frozenset({Tensor, nn.Parameter, nn.Buffer})
 """Types of tensors that have memory of their own. What a subclass holds is known to its operations alone."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What kernels read and write, but for moments, which are float32."""
+"""What kernels read and write."""
+DTYPES_IN_C = (*DTYPES, torch.float64)
+"""What those on a CPU read and write."""
 
 _dtype, _device = operator.attrgetter("dtype"), operator.attrgetter("device")
 _is_cpu = operator.attrgetter("is_cpu")
@@ -51,13 +53,16 @@ class TableColumns(NamedTuple):
         )
 
 
-def can_be_addressed(tensors: TableColumns, sizes: Sequence[int], features: Sequence[int]) -> bool:
+def can_be_addressed(
+    tensors: TableColumns, sizes: Sequence[int], features: Sequence[int], dtypes: Sequence[torch.dtype]
+) -> bool:
     """Whether all tensors can be read and written where they are; asked of many at once, which is fast.
 
     Args:
         tensors: parameters of one dtype, none of them empty.
         sizes: coordinates of each parameter.
         features: of each entry of the state.
+        dtypes: that the kernel knows.
     """
     parameters, grads, entries, _, scales = tensors
     everything = [*parameters, *grads, *itertools.chain(*entries)]
@@ -74,17 +79,16 @@ def can_be_addressed(tensors: TableColumns, sizes: Sequence[int], features: Sequ
             list(map(Tensor.numel, column)) == [count * size for size in sizes]
             for count, column in zip(features, entries, strict=True)
         )
-        and set(map(_dtype, itertools.chain(*entries[:-2]))) <= {torch.float32}
-        and all(_of_one_dtype(column) for column in (grads, *entries[-2:]))
+        and all(_of_one_dtype(column, dtypes) for column in (grads, *entries))
         and (
             scales[0] is None or (set(map(_device, scales)) == {device} and set(map(_dtype, scales)) == {torch.float32})
         )
     )
 
 
-def _of_one_dtype(tensors: Sequence[Tensor]) -> bool:
+def _of_one_dtype(tensors: Sequence[Tensor], allowed: Sequence[torch.dtype]) -> bool:
     dtypes = set(map(_dtype, tensors))
-    return len(dtypes) == 1 and dtypes <= {*DTYPES}
+    return len(dtypes) == 1 and dtypes <= {*allowed}
 
 
 def of_the_same_dtypes(rows: Sequence[TableRow]) -> list[list[TableRow]]:
@@ -108,15 +112,13 @@ def refuse_mismatch(row: TableRow, features: Sequence[int]) -> None:
             )
 
 
-def ordinary(row: TableRow) -> TableRow:
+def ordinary(row: TableRow, dtypes: Sequence[torch.dtype]) -> TableRow:
     """The row itself, or one with substitutes that a kernel can address, as far as layout does not matter."""
-    *moments, hidden, cell = row.entries
     scale = row.scale
     if scale is not None:
         scale = _substitute(scale, (torch.float32,)).to(row.parameter.device)
-    new = row._replace(parameter=_substitute(row.parameter, DTYPES), grad=_substitute(row.grad, DTYPES), scale=scale)
-    entries = [_substitute(entry, (torch.float32,)) for entry in moments]
-    entries += [_substitute(entry, DTYPES) for entry in (hidden, cell)]
+    new = row._replace(parameter=_substitute(row.parameter, dtypes), grad=_substitute(row.grad, dtypes), scale=scale)
+    entries = [_substitute(entry, dtypes) for entry in row.entries]
     if any(map(operator.is_not, entries, row.entries)):
         new = new._replace(entries=[entry.clone(memory_format=torch.contiguous_format) for entry in entries])
     return row if all(map(operator.is_, new, row)) else new

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from learned_optim.kernels import launch, training
+from learned_optim.kernels.addresses import TableColumns
+from learned_optim.kernels.sources import registered, triton_module
 
 
 class Resources(NamedTuple):
@@ -34,41 +36,40 @@ class Resources(NamedTuple):
 def compile_for(
     plan: launch.Plan,
     parameter_dtype: torch.dtype,
-    recurrent_dtype: torch.dtype,
+    state_dtypes: Sequence[torch.dtype],
     *,
     compute_capability: int,
-    sizes: launch.Sizes | None = None,
+    scaled: bool,
+    block: int | None = None,
 ) -> Resources:
     """Compile a plan's kernel as a step of an optimizer with weight decay launches it.
 
     Args:
         plan: the rule; may lie on the CPU.
         parameter_dtype: of parameters and gradients.
-        recurrent_dtype: of hidden and cell state.
+        state_dtypes: of the entries of the state.
         compute_capability: 80 for an A100, 90 for an H100 or H200.
-        sizes: coordinates and units; None takes what a launch takes.
+        scaled: whether updates have a factor for each tensor.
+        block: coordinates of a program; None takes what a launch takes.
     """
-    sizes = sizes or launch.sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
-    like = torch.empty(0, dtype=parameter_dtype)
-    state = torch.empty(0, dtype=recurrent_dtype)
+    like, scale = [torch.empty(0, dtype=parameter_dtype)], [torch.empty(0) if scaled else None]
+    entries = [[torch.empty(0, dtype=dtype)] for dtype in state_dtypes]
+    tensors = TableColumns(like, like, entries, [torch.empty(0)], scale)
     settings = launch.Step(lr=1.0, weight_decay=0.01, maximize=False, skip_nonfinite=True)
-    scaled = plan.architecture == "schedule-free-lstm"  # the one that heeds tensors
     constants: dict[str, Any] = {
         "grad_scale": None,
         "found_inf": None,
-        **plan.constants,
-        **launch.constants(plan.architecture, like, like, [state, state], settings, shared=True, scaled=scaled),
+        **launch.constants(plan, tensors, settings, shared=True),
         "LR_ON_DEVICE": False,
-        "BLOCK": sizes.block,
-        "UNITS": sizes.units,
+        "BLOCK": block or registered(plan.key).block,
     }
     pointers = {"table": "i64", "tensor_of_program": "i32", "weights": "fp32", "step": "fp32"}
-    kernel = getattr(launch.load_kernels(interpreted=False), launch.KERNELS[plan.architecture])
+    kernel = triton_module(plan.key, interpreted=False).step
     scalars = {"lr": "fp32", "weight_decay": "fp32"}
-    return _compiled(kernel, pointers, scalars, constants, sizes.warps, compute_capability)
+    return _compiled(kernel, pointers, scalars, constants, launch.WARPS, compute_capability)
 
 
-def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[str, tuple[launch.Sizes, Resources]]:
+def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[str, tuple[int, Resources]]:
     """Compile the kernels of a differentiable step: forward, backward and weight gradients.
 
     Args:
@@ -87,13 +88,15 @@ def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[st
         else:
             name = f"{training.KERNELS[rule.architecture]}_{file}"
             constants = {**rule.constants, **training.sizes(file, hidden, interpreted=False)}
-        sizes = launch.Sizes(constants["BLOCK"], constants.get("UNITS", 1))
-        found[file.replace("_", " ")] = sizes, _compiled_training(file, name, constants, compute_capability)
+        found[file.replace("_", " ")] = (
+            constants["BLOCK"],
+            _compiled_training(file, name, constants, compute_capability),
+        )
     return found
 
 
 def _compiled_training(file: str, name: str, constants: Mapping[str, Any], compute_capability: int) -> Resources:
-    kernel = getattr(launch.load_kernels(interpreted=False, file=file), name)
+    kernel = getattr(training.load_kernels(interpreted=False, file=file), name)
     scalars = {"coordinates": "i32", "weights_stride": "i32"}
     pointers = dict.fromkeys((name for name in kernel.arg_names if name not in {**constants, **scalars}), "fp32")
     if "products" in pointers:

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learned_optim.kernels import c, libraries
+from learned_optim.kernels import c_source, libraries
 from learned_optim.kernels.compiler import CompilationError, Compiler
-from learned_optim.kernels.program import Program
-from learned_optim.kernels.simplify import simplified
+from learned_optim.kernels.sources import registered
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADER = FOLDER / "cpu.c", FOLDER / "vector.h"
@@ -100,7 +99,7 @@ def kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
     """That of a program for tensors of these dtypes.
 
     Args:
-        key: of the program; see :func:`register`.
+        key: of the program; see :func:`learned_optim.kernels.sources.register`.
         dtypes: of parameters, gradients and each entry of the state.
 
     Raises:
@@ -111,21 +110,6 @@ def kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
     if isinstance(made, str):
         raise CompilationError(made)
     return made
-
-
-def register(program: Program, dtype: torch.dtype, name: str) -> tuple[str, c.Source]:
-    """Make the source of a program known, under a key that follows from it: operations of torch.compile pass it on.
-
-    Args:
-        program: as traced.
-        dtype: of the arithmetic.
-        name: of the rule.
-    """
-    simple = simplified(program)
-    source = c.source(simple, dtype, name)
-    key = hashlib.sha256(f"{dtype}{simple.features}{source.text}".encode()).hexdigest()[:32]
-    _sources[key] = simple, dtype, source
-    return key, source
 
 
 def warn_once(error: CompilationError) -> None:
@@ -154,11 +138,10 @@ def _kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel | str:
 
 def _whole(key: str, dtypes: tuple[torch.dtype, ...]) -> str:
     """The source of a library."""
-    program, dtype, source = _sources[key]
-    defined = f"#define TILE {TILE}\n" + ("#define DOUBLE\n" if dtype == torch.float64 else "")
-    return "\n".join(
-        [defined + '#include "vector.h"', source.text, c.storage(program, dtypes), SOURCE.read_text()],
-    )
+    sources = registered(key)
+    defined = f"#define TILE {TILE}\n" + ("#define DOUBLE\n" if sources.dtype == torch.float64 else "")
+    storage = c_source.storage(sources.program, dtypes)
+    return "\n".join([defined + '#include "vector.h"', sources.c.text, storage, SOURCE.read_text()])
 
 
 def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
@@ -171,6 +154,5 @@ def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     return libraries.load(name, functools.partial(found.shared_library, source, flags))
 
 
-_sources: dict[str, tuple[Program, torch.dtype, c.Source]] = {}
 _warned: set[str] = set()
 _lock = threading.Lock()

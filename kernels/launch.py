@@ -4,14 +4,8 @@ Triton is imported by the first launch, not before. On a CPU the launch is a cal
 """
 
 import contextlib
-import functools
-import importlib
-import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +14,8 @@ from torch import Tensor
 
 from learned_optim.kernels import cpu
 from learned_optim.kernels.addresses import (
+    DTYPES,
+    DTYPES_IN_C,
     TableColumns,
     TableRow,
     can_be_addressed,
@@ -29,12 +25,12 @@ from learned_optim.kernels.addresses import (
     write_back,
 )
 from learned_optim.kernels.layout import blocks, in_memory_order, pieces
+from learned_optim.kernels.sources import registered, triton_module
 from learned_optim.kernels.tables import on_device, tables
+from learned_optim.kernels.triton_source import dtype_argument
 
 WARPS = 4
 """Warps of a program. Threads of a program share nothing but the cache, so that more would change little."""
-UNROLLED_UNITS = 8
-"""A layer of at most so many units is one straight piece of code; larger ones loop over their units."""
 LARGEST_COPY = 1 << 20
 """Coordinates that are copied at a time, with their state, where a parameter or gradient has gaps or another memory
 order than the state."""
@@ -44,37 +40,18 @@ OPTIONS = {"enable_fp_fusion": True}
 
 NO_MEMORY = "the memory of a parameter, its gradient or its state has been freed; step while it is there"
 
-Constants = Mapping[str, int | float | tuple[float, ...]]
-
 
 class Plan(NamedTuple):
     """A rule as its kernel takes it."""
 
-    architecture: str
-    constants: Constants
-    """Values of the kernel's constexpr arguments of the rule."""
+    key: str
+    """Of its program; see :func:`learned_optim.kernels.sources.register`."""
     weights: Tensor
-    """Float32, one-dimensional, on the device, in the kernel's order."""
+    """One-dimensional, on the device, in the order in which the kernel reads them."""
     entries: tuple[str, ...]
     """Names of the entries of the state, in the kernel's order."""
     features: tuple[int, ...]
     """Features of each entry."""
-    description: str
-    """The constants as JSON, which torch.compile can pass on."""
-    key: str
-    """Of the program in C; see :func:`learned_optim.kernels.cpu.register`."""
-    weights_in_c: Tensor
-    """In the order in which that reads them."""
-
-
-class Sizes(NamedTuple):
-    """What is chosen for a kernel by the registers that it then takes (``resources.csv``)."""
-
-    block: int
-    """Coordinates of a program."""
-    units: int
-    """LSTM units of one round of the loop."""
-    warps: int = WARPS
 
 
 class Step(NamedTuple):
@@ -86,14 +63,6 @@ class Step(NamedTuple):
     skip_nonfinite: bool
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
-
-
-def sizes(architecture: str, hidden_size: int) -> Sizes:
-    """Coordinates of a thread as many as fit its registers: each shares the loads of weights with the others."""
-    if architecture == "lstm-l2l":
-        return Sizes(256, 1)
-    unrolled = hidden_size <= UNROLLED_UNITS
-    return Sizes(512 if unrolled else 256, hidden_size if unrolled else 1)
 
 
 def step_in_place(
@@ -135,7 +104,7 @@ def step_in_place(
         sizes = list(filter(None, sizes))
     if not sizes:
         return
-    if can_be_addressed(tensors, sizes, plan.features):
+    if can_be_addressed(tensors, sizes, plan.features, dtypes_of(parameters[0].device)):
         _launch(plan, tensors, settings, block)
     else:
         _launch_with_copies(plan, tensors.rows(), settings, block)
@@ -146,7 +115,8 @@ def _launch_with_copies(plan: Plan, originals: Sequence[TableRow], settings: Ste
     """Step what can be addressed where it is, and the rest in copies."""
     for original in originals:
         refuse_mismatch(original, plan.features)
-    rows = [ordinary(original) for original in originals]
+    dtypes = dtypes_of(originals[0].parameter.device)
+    rows = [ordinary(original, dtypes) for original in originals]
     direct: list[TableRow] = []
     copied: list[TableRow] = []
     largest_copy = cpu.LARGEST_COPY if in_c(rows[0].parameter.device) else LARGEST_COPY
@@ -195,8 +165,7 @@ def _launch(plan: Plan, tensors: TableColumns, settings: Step, block: int | None
     first = tensors.steps[0]
     shared = all(step is first for step in tensors.steps)
     steps = on_device([first] if shared else list(tensors.steps), device)
-    choice = sizes(plan.architecture, int(plan.constants["HIDDEN"]))  # type: ignore[arg-type]
-    block = block or choice.block
+    block = block or registered(plan.key).block
     rows: list[int] = []
     programs = 0
     for place, row in enumerate(tensors.rows()):
@@ -218,22 +187,11 @@ def _launch(plan: Plan, tensors: TableColumns, settings: Step, block: int | None
         **_rate(settings, device),
         "grad_scale": _moved(settings.grad_scale, device),
         "found_inf": _moved(settings.found_inf, device),
-        **plan.constants,
-        **constants(
-            plan.architecture,
-            tensors.parameters[0],
-            tensors.grads[0],
-            [column[0] for column in tensors.entries],
-            settings,
-            shared=shared,
-            scaled=tensors.scales[0] is not None,
-        ),
+        **constants(plan, tensors, settings, shared=shared),
         "BLOCK": block,
-        "UNITS": choice.units,
     }
-    kernel = getattr(kernels(), KERNELS[plan.architecture])
     with device_guard(device):
-        kernel[(programs,)](**arguments, num_warps=choice.warps, **OPTIONS)
+        triton_module(plan.key, interpreting()).step[(programs,)](**arguments, num_warps=WARPS, **OPTIONS)
 
 
 def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
@@ -245,7 +203,7 @@ def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
     table = np.empty((len(parameters), 5 + len(addressed)), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
     table[:, 2] = [cpu.NO_SCALE if scale is None else scale.data_ptr() for scale in scales]
-    table[:, 3] = plan.weights_in_c.data_ptr()
+    table[:, 3] = plan.weights.data_ptr()
     table[:, 4] = list(map(Tensor.data_ptr, steps))
     for place, column in enumerate(addressed, 5):
         table[:, place] = list(map(Tensor.data_ptr, column))
@@ -279,10 +237,7 @@ def traced_step_in_place(
     steps: list[Tensor],
     scales: list[Tensor],
     weights: Tensor,
-    weights_in_c: Tensor,
     key: str,
-    architecture: str,
-    constants: str,
     features: list[int],
     lr: Tensor,
     weight_decay: Tensor,
@@ -300,10 +255,7 @@ def traced_step_in_place(
         steps: as above.
         scales: as above, or empty.
         weights: of the plan.
-        weights_in_c: of the plan.
         key: of the plan.
-        architecture: of the plan.
-        constants: the plan's description.
         features: of the plan.
         lr: 0-d, on any device.
         weight_decay: 0-d, on the CPU.
@@ -312,9 +264,8 @@ def traced_step_in_place(
         grad_scale: as above.
         found_inf: as above.
     """
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(constants).items()}
     step_in_place(
-        Plan(architecture, values, weights, (), tuple(features), constants, key, weights_in_c),
+        Plan(key, weights, (), tuple(features)),
         parameters,
         grads,
         [states[first : first + len(parameters)] for first in range(0, len(states), len(parameters))],
@@ -324,43 +275,27 @@ def traced_step_in_place(
     )
 
 
-KERNELS = {
-    "schedule-free-lstm": "schedule_free_lstm_step",
-    "scale-free-lstm": "scale_free_lstm_step",
-    "lstm-l2l": "lstm_l2l_step",
-}
-"""Names of the kernels of the architectures, in ``step.py``."""
-
-
-def constants(
-    architecture: str,
-    parameter: Tensor,
-    grad: Tensor,
-    entries: Sequence[Tensor],
-    settings: Step,
-    *,
-    shared: bool,
-    scaled: bool,
-) -> dict[str, Any]:
+def constants(plan: Plan, tensors: TableColumns, settings: Step, *, shared: bool) -> dict[str, Any]:
     """Constexpr arguments that follow from the tensors and settings of a launch."""
-    hidden, cell = entries[-2:]
-    in_table = {} if architecture == "lstm-l2l" else {"STEP_IN_TABLE": not shared}  # which has no use for the count
+    entries = {
+        dtype_argument(entry): _triton_dtype(column[0].dtype)
+        for entry, column in zip(registered(plan.key).program.features, tensors.entries, strict=True)
+    }
     return {
-        **in_table,
-        "PARAMETER_DTYPE": _triton_dtype(parameter.dtype),
-        "GRAD_DTYPE": _triton_dtype(grad.dtype),
-        "HIDDEN_DTYPE": _triton_dtype(hidden.dtype),
-        "CELL_DTYPE": _triton_dtype(cell.dtype),
-        "SCALED": scaled,
+        "PARAMETER_DTYPE": _triton_dtype(tensors.parameters[0].dtype),
+        "GRAD_DTYPE": _triton_dtype(tensors.grads[0].dtype),
+        **entries,
+        "SCALED": tensors.scales[0] is not None,
         "DECAYS": settings.weight_decay != 0,
         "MAXIMIZE": settings.maximize,
         "SKIP_NONFINITE": settings.skip_nonfinite,
+        "STEP_IN_TABLE": not shared,
     }
 
 
-def kernels(file: str = "step") -> ModuleType:
-    """The kernels of a file; with ``TRITON_INTERPRET=1`` in the environment, as Triton's interpreter runs them."""
-    return load_kernels(interpreting(), file)
+def dtypes_of(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What the kernels of a device read and write."""
+    return DTYPES_IN_C if in_c(device) else DTYPES
 
 
 def interpreting() -> bool:
@@ -371,20 +306,6 @@ def interpreting() -> bool:
 def in_c(device: torch.device) -> bool:
     """Whether the kernels of a device are those in C, not Triton's."""
     return device.type == "cpu" and not interpreting()
-
-
-@functools.cache
-def load_kernels(interpreted: bool, file: str = "step") -> ModuleType:
-    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy.
-
-    Each kind is a package of its own over the same files, in which they find one another by relative imports.
-    """
-    name = "learned_optim.kernels." + ("interpreted" if interpreted else "compiled")
-    if name not in sys.modules:
-        package = ModuleType(name, "Copies of the kernels of one kind.")
-        package.__path__ = [str(Path(__file__).parent)]
-        sys.modules[name] = package
-    return importlib.import_module(f"{name}.{file}")
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:

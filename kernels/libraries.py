@@ -1,4 +1,4 @@
-"""Shared libraries that were made on this machine: kept in a private folder, and loaded only if they are whole.
+"""What was made on this machine: kept in a private folder, and loaded only if it is whole.
 
 A damaged one would not fail to load, but end the process: its pages are mapped, and read when they are needed.
 """
@@ -43,6 +43,30 @@ def load(name: str, make: Callable[[Path], bytes]) -> ctypes.CDLL:
             return ctypes.CDLL(str(library))
         except OSError as error:  # the cause alone: it is the same for the next library
             objections.append(f"{folder}: {error.strerror or str(error).removeprefix(f'{library}: ')}")
+    raise OSError("; ".join(objections) or NOWHERE)
+
+
+def keep_text(name: str, text: str) -> Path:
+    """A file with this text, in the first folder that allows it.
+
+    Raises:
+        OSError: no folder can keep it; says why of each.
+    """
+    objections: list[str] = []
+    for folder in _folders():
+        path = folder / name
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_unless_private(folder)
+            if not path.is_file() or path.read_bytes() != text.encode():
+                with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
+                    new = Path(work) / name
+                    new.write_bytes(text.encode())
+                    os.replace(new, path)
+        except OSError as error:
+            objections.append(f"{folder}: {error.strerror or error}")
+        else:
+            return path
     raise OSError("; ".join(objections) or NOWHERE)
 
 

@@ -57,9 +57,9 @@ class Prologue:
                 self.held[self.keep(tensor)] = tensor
             return Place(self.keep(tensor))
 
-        call = tree_map_only(Tensor, place, (tuple(arguments), dict(keywords)))
+        positional, named = tree_map_only(Tensor, place, (tuple(arguments), dict(keywords)))
         results = [self.keep(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.calls.append(Call(function, *call, results))
+        self.calls.append(Call(function, positional, named, results))
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor follows from weights alone."""

@@ -5,7 +5,9 @@ kept but arguments and results; gates are computed again. Triton is imported by 
 """
 
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from learned_optim.kernels import launch
-from learned_optim.kernels.launch import Constants
+from learned_optim.kernels.sources import package_of_kind
+
+Constants = Mapping[str, int | float | tuple[float, ...]]
+UNROLLED_UNITS = 8
+"""A layer of at most so many units is one straight piece of code; larger ones loop over their units."""
 
 BLOCK = 128
 """Coordinates of a program of the forward pass, and of the first launch of the backward pass."""
@@ -66,7 +72,7 @@ def sizes(file: str, hidden_size: int, *, interpreted: bool) -> dict[str, int]:
     block = {"BLOCK": INTERPRETED_BLOCK if interpreted else BLOCK}
     if file == "backward":
         return block
-    return block | {"UNITS": hidden_size if hidden_size <= launch.UNROLLED_UNITS else 1}
+    return block | {"UNITS": hidden_size if hidden_size <= UNROLLED_UNITS else 1}
 
 
 INPUTS, OLD_HIDDEN, NEW_HIDDEN = range(3)
@@ -224,7 +230,7 @@ def _launch(file: str, rule: Rule, weights: Tensor, tensors: Mapping[str, Tensor
         return
     hidden_size = int(rule.constants["HIDDEN"])  # type: ignore[arg-type]
     chosen = sizes(file, hidden_size, interpreted=launch.interpreting())
-    kernel = getattr(launch.kernels(file), f"{KERNELS[rule.architecture]}_{file}")
+    kernel = getattr(kernels(file), f"{KERNELS[rule.architecture]}_{file}")
     with launch.device_guard(grad.device):
         kernel[(-(-coordinates // chosen["BLOCK"]), particles)](
             weights=weights,
@@ -249,7 +255,7 @@ def _weight_gradients(rule: Rule, tensors: dict[str, Tensor]) -> Tensor:
     shape = -(-coordinates // SPAN), particles, len(table)
     partial_sums = deltas.new_empty(*shape, columns(net) * ROWS)
     with launch.device_guard(deltas.device):
-        launch.kernels("weight_gradients").weight_gradients[shape](
+        kernels("weight_gradients").weight_gradients[shape](
             table,
             *(tensors[name] for name in ("step", "deltas", "inputs", "hidden", "new_hidden")),
             partial_sums,
@@ -275,3 +281,14 @@ def weight_constants(rule: Rule, *, interpreted: bool) -> dict[str, Any]:
         "ROWS": ROWS,
         "BLOCK": INTERPRETED_BLOCK if interpreted else LANES,
     }
+
+
+def kernels(file: str) -> ModuleType:
+    """The kernels of a file; with ``TRITON_INTERPRET=1`` in the environment, as Triton's interpreter runs them."""
+    return load_kernels(launch.interpreting(), file)
+
+
+@functools.cache
+def load_kernels(interpreted: bool, file: str) -> ModuleType:
+    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy."""
+    return importlib.import_module(f"{package_of_kind(interpreted)}.{file}")

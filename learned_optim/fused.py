@@ -1,7 +1,6 @@
 """How a rule is applied by its fused kernel: one launch for all tensors of a device and their dtypes."""
 
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +12,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from learned_optim.execution import Columns, Settings, Slot
 from learned_optim.kernels import cpu, launch, training
-from learned_optim.kernels.addresses import DTYPES
 from learned_optim.kernels.availability import why_not_fused
 from learned_optim.kernels.compiler import CompilationError
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.program import Program
-from learned_optim.kernels.trace import trace
+from learned_optim.kernels.sources import Sources, register
+from learned_optim.kernels.trace import NotCoordinatewiseError, trace
 from learned_optim.rules import (
     LSTML2L,
     RuleState,
@@ -30,20 +29,30 @@ from learned_optim.rules import (
 )
 from learned_optim.rules.lstm import LSTMCell
 
-LARGEST_HIDDEN_SIZE = 32
-"""Above it the state of a coordinate does not fit the registers of a thread."""
+MOST_MULTIPLY_ADDS = 1 << 14
+"""Of a coordinate on a GPU: larger networks do not fit the instruction cache, nor their state the registers."""
 
 
 def why_not(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why parameters of this device and dtype cannot be stepped by the rule's kernel, None if they can."""
-    if type(rule) not in PLANS:
-        return f"there is no fused kernel for the rule {rule.name!r} ({type(rule).__name__})"
-    if dtype not in DTYPES:
-        return f"fused kernels serve parameters of {', '.join(map(str, DTYPES))}, not of {dtype}"
-    hidden_size = int(rule.settings["hidden_size"])  # type: ignore[arg-type]
-    if hidden_size > LARGEST_HIDDEN_SIZE:
-        return f"fused kernels serve hidden sizes up to {LARGEST_HIDDEN_SIZE}, not {hidden_size}"
-    return why_not_fused(device)
+    """The reason why parameters of this device and dtype cannot be stepped by a kernel, None if they can.
+
+    Every rule that is coordinatewise has a kernel: it is made from its ``forward``.
+    """
+    dtypes = launch.dtypes_of(device)
+    if dtype not in dtypes:
+        return f"fused kernels on {device.type} serve parameters of {', '.join(map(str, dtypes))}, not of {dtype}"
+    reason = why_not_fused(device)
+    if reason is not None:
+        return reason
+    found = _sources(type(rule), tuple(rule.settings.items()), _arithmetic(dtype))
+    if isinstance(found, str):
+        return f"no fused kernel can be made of the rule {rule.name!r} ({type(rule).__name__}): {found}"
+    if not launch.in_c(device) and found.multiply_adds > MOST_MULTIPLY_ADDS:
+        return (
+            f"fused kernels on a GPU serve networks of up to {MOST_MULTIPLY_ADDS:,} multiply-adds a coordinate; the "
+            f"rule {rule.name!r} has {found.multiply_adds:,}"
+        )
+    return None
 
 
 def is_worth_it(device: torch.device) -> bool:
@@ -72,7 +81,8 @@ def plan_if_wanted(
     plan = plan_of(rule)
     if launch.in_c(device):
         try:
-            cpu.kernel(plan.key, (dtype, dtype, *(rule_entry_dtype(rule, entry, recurrent) for entry in plan.entries)))
+            of_state = [recurrent if entry in rule.recurrent_state else _arithmetic(dtype) for entry in plan.entries]
+            cpu.kernel(plan.key, (dtype, dtype, *of_state))
         except CompilationError as error:
             if fused:
                 raise
@@ -119,10 +129,7 @@ def apply_fused_to_columns(plan: Plan, columns: Columns, settings: Settings, blo
         list(steps),
         [scale for scale in scales if scale is not None],
         plan.weights,
-        plan.weights_in_c,
         plan.key,
-        plan.architecture,
-        plan.description,
         list(plan.features),
         lr,
         one * settings.weight_decay,
@@ -143,12 +150,19 @@ def apply_fused_if_possible(plan: Plan, columns: Columns, settings: Settings) ->
 @torch.no_grad()
 def plan_of(rule: UpdateRule) -> Plan:
     """The rule as its kernel takes it, a snapshot of its weights; see :func:`why_not`."""
-    constants, weights = PLANS[type(rule)](rule)
-    packed = torch.cat(weights).to(torch.float32).contiguous()
+    parameters = _tensors_of(rule)
+    like = parameters[0]
+    sources = _sources(type(rule), tuple(rule.settings.items()), like.dtype)
+    assert isinstance(sources, Sources), sources
+    source = sources.c if launch.in_c(like.device) else sources.triton
+    order = torch.tensor(source.weights, dtype=torch.int64, device=like.device)
     entries, features = zip(*rule.state_features.items(), strict=True)
-    program, key, order = _program(type(rule), tuple(rule.settings.items()), next(rule.parameters()).dtype)
-    in_c = _flat(program, list(rule.parameters()))[order]
-    return Plan(rule.name, constants, packed, entries, features, json.dumps(constants), key, in_c)
+    return Plan(sources.key, _flat(sources.program, parameters)[order], entries, features)
+
+
+def _tensors_of(rule: UpdateRule) -> list[Tensor]:
+    """Meta-parameters, and buffers if a rule has them, in the order of the arguments of its program's prologue."""
+    return [*rule.parameters(), *rule.buffers()]
 
 
 def _flat(program: Program, parameters: Sequence[Tensor]) -> Tensor:
@@ -156,21 +170,23 @@ def _flat(program: Program, parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([result.reshape(-1) for result in program.prologue(*parameters)])
 
 
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @functools.cache
-def _program(
+@torch.no_grad()
+def _sources(
     architecture: type[UpdateRule], settings: tuple[tuple[str, Any], ...], dtype: torch.dtype
-) -> tuple[Program, str, Tensor]:
-    """The program of a rule, its key, and the order in which its C reads the weights."""
-    with unset_fake_temporarily():
-        rule = architecture(**dict(settings)).to("cpu", dtype).requires_grad_(False)
-        program = trace(rule, list(rule.parameters()), rule.state_features)
-        key, source = cpu.register(program, dtype, rule.name)
-        return program, key, torch.tensor(source.weights, dtype=torch.int64)
-
-
-def rule_entry_dtype(rule: UpdateRule, entry: str, recurrent: torch.dtype) -> torch.dtype:
-    """The dtype in which an optimizer keeps an entry of the state."""
-    return recurrent if entry in rule.recurrent_state else next(rule.parameters()).dtype
+) -> Sources | str:
+    """The sources of a rule's program, or why it has none."""
+    with unset_fake_temporarily(), torch.device("cpu"):
+        rule = architecture(**dict(settings)).to("cpu", dtype)
+        try:
+            program = trace(rule, _tensors_of(rule), rule.state_features)
+        except NotCoordinatewiseError as error:
+            return str(error)
+        return register(program, dtype, rule.name)
 
 
 def training_rule(rule: UpdateRule) -> tuple[training.Rule, Tensor]:
@@ -195,16 +211,19 @@ class ParticleStep:
     """
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
-        program, key, order = _program(type(rule), tuple(rule.settings.items()), torch.float32)
-        sizes = [parameter.numel() for parameter in rule.parameters()]
+        sources = _sources(type(rule), tuple(rule.settings.items()), torch.float32)
+        assert isinstance(sources, Sources), sources
         shapes = [parameter.shape for parameter in rule.parameters()]
+        order = torch.tensor(sources.c.weights, dtype=torch.int64)
 
-        def flat(row: Tensor) -> Tensor:
-            return _flat(program, [part.view(shape) for part, shape in zip(row.split(sizes), shapes, strict=True)])
+        def weights_of(row: Tensor) -> Tensor:
+            parts = row.split([shape.numel() for shape in shapes])
+            parameters = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            return _flat(sources.program, [*parameters, *rule.buffers()])[order]
 
         self.entries = tuple(rule.state_features)
-        self.weights = torch.stack([flat(row)[order] for row in meta_parameters.detach()])
-        self.kernel = cpu.kernel(key, (torch.float32,) * (2 + len(self.entries)))
+        self.weights = torch.stack([weights_of(row) for row in meta_parameters.detach()])
+        self.kernel = cpu.kernel(sources.key, (torch.float32,) * (2 + len(self.entries)))
 
     def __call__(self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor) -> None:
         """Overwrite ``parameters`` and ``state``.

@@ -64,6 +64,8 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
         return None
     if meta_parameters.dtype != torch.float32 or fused.why_not(architecture, like.device, torch.float32):
         return None
+    if type(architecture) not in fused.PLANS:
+        return None
     return FusedRule(architecture, meta_parameters)
 
 

@@ -22,7 +22,7 @@ from learned_optim.kernels import cpu, libraries
 from learned_optim.kernels.compiler import CompilationError, Compiler
 from learned_optim.meta_train.fused import step_in_place
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
-from learned_optim.rules import LSTML2L, MLP, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from test_execution import PLAIN, as_slots, clones
 from test_rules import Build, each, normal, randomised
 
@@ -314,6 +314,13 @@ def test_particles_are_not_stepped_differently_than_by_the_plain_path(
     assert len(set(parameters[:, 0, 0].tolist())) == 3
 
 
+class Centred(LSTML2L):
+    """Mixes coordinates, so that no kernel can be made of it."""
+
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        return super().forward(grad - grad.mean(), state, step)
+
+
 def test_meta_training_takes_the_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     like = torch.zeros(1)
@@ -324,7 +331,8 @@ def test_meta_training_takes_the_kernel_where_there_is_one(monkeypatch: pytest.M
     assert served(ScheduleFreeLSTM().float())
     assert not served(ScheduleFreeLSTM().double(), like.double())
     assert not served(ScheduleFreeLSTM().float(), like.to("meta"))
-    assert not served(MLP().float())
+    assert served(MLP().float())
+    assert not served(Centred().float())
     assert step_in_place(lambda grad, state, step: (grad, state), like) is None
     monkeypatch.setattr(cpu, "compiler", lambda: None)
     assert not served(ScheduleFreeLSTM().float())

@@ -17,7 +17,9 @@ from benchmarks import kernel_resources
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
 from learned_optim.kernels import cpu, launch, tables
-from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.kernels.sources import triton_module
+from learned_optim.kernels.triton_source import dtype_argument
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
 from rounding import OF_KERNELS, Results, assert_only_rounded, spread
 from test_execution import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
 from test_rules import Build, as_reference, each, normal, randomised
@@ -33,12 +35,14 @@ BLOCK = 1024
 KERNEL_RULES: dict[str, Build] = {
     "scale-free-lstm": ScaleFreeLSTM,
     "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
-    "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 9),
+    "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 14),
     "schedule-free-lstm": ScheduleFreeLSTM,
-    "schedule-free-lstm-looped": functools.partial(ScheduleFreeLSTM, 9, rate=0.1),
+    "schedule-free-lstm-looped": functools.partial(ScheduleFreeLSTM, 13, rate=0.1),
     "lstm-l2l": functools.partial(LSTML2L, 4),
     "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),
     "lstm-l2l-three-layers": functools.partial(LSTML2L, 3, layers=3),
+    "lstm-l2l-looped": functools.partial(LSTML2L, 16),
+    "mlp": functools.partial(MLP, 5, rate=0.1, magnitude_rate=0.1),
 }
 COUNTING: dict[str, Build] = {"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM}
 """Rules that heed the step count, and move no coordinate that was never pushed."""
@@ -238,6 +242,23 @@ def test_kernel_is_not_further_from_the_truth_than_roundings_explain(
         slots = assert_only_rounded_step(rule, slots, settings, place)  # the next step starts from the plain path's
 
 
+@needs_compiler
+@each(KERNEL_RULES)
+def test_step_in_double_precision_is_the_plain_one(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    rule = randomised(build())
+    by_kernel = [
+        slot._replace(step=torch.tensor(7.0)) for slot in as_slots(rule, [normal(9), normal(30)], torch.float64)
+    ]
+    plain = clones(by_kernel)
+    settings = Settings(lr=0.7, weight_decay=0.01, maximize=True)
+    for _ in range(2):
+        fused.apply_fused(fused.plan_of(rule), by_kernel, settings)
+        apply_per_tensor(rule, plain, settings)
+    for name, values in values_of(plain).items():
+        torch.testing.assert_close(values_of(by_kernel)[name], values, rtol=1e-11, atol=1e-13)
+
+
 def test_kernel_of_the_paper_s_size_is_not_further_from_the_truth(place: Place) -> None:
     rule = randomised(LSTML2L()).float()
     slots = [slot._replace(step=torch.tensor(2.0)) for slot in slots_of(rule, (65,), torch.float32, torch.float32)]
@@ -424,7 +445,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
     tensors = slot.parameter, slot.grad, None, slot.state["hidden"], slot.state["cell"]
     addresses = [0 if tensor is None else tensor.data_ptr() - 4 * far for tensor in tensors]
     plan = fused.plan_of(rule)
-    launch.kernels().lstm_l2l_step[(1,)](
+    triton_module(plan.key, interpreted=True).step[(1,)](
         torch.tensor([far + 5, -far // block, *addresses[:3], 0, *addresses[3:]]),
         torch.zeros(1, dtype=torch.int32),
         plan.weights,
@@ -433,11 +454,9 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
         0.0,
         None,
         None,
-        **plan.constants,
-        **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", "HIDDEN_DTYPE", "CELL_DTYPE"], tl.float32),
-        **dict.fromkeys(["SCALED", "LR_ON_DEVICE", "DECAYS", "MAXIMIZE", "SKIP_NONFINITE"], False),
+        **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", *map(dtype_argument, plan.entries)], tl.float32),
+        **dict.fromkeys(["SCALED", "LR_ON_DEVICE", "DECAYS", "MAXIMIZE", "SKIP_NONFINITE", "STEP_IN_TABLE"], False),
         BLOCK=block,
-        UNITS=1,
     )
     apply_per_tensor(rule, expected, PLAIN)
     assert_same_slots([slot], expected, before)
@@ -509,15 +528,20 @@ class TestDispatch:
         assert bool(calls) == bool(choice)
 
     def test_reason_why_not_is_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Other(ScaleFreeLSTM):
-            pass
+        class Mean(LSTML2L):
+            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+                return super().forward(grad - grad.mean(), state, step)
 
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         host, gpu = torch.device("cpu"), torch.device("cuda")
         assert fused.why_not(ScaleFreeLSTM(), host, torch.bfloat16) is None
-        assert "(Other)" in str(fused.why_not(Other(), host, torch.float32))
+        reason = str(fused.why_not(Mean(), host, torch.float32))
+        assert "no fused kernel can be made of the rule 'lstm-l2l' (Mean): aten.mean.default" in reason
+        assert "(in `return super().forward(grad - grad.mean(), state, step)`)" in reason
         assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), host, torch.float64))
-        assert "up to 32, not 33" in str(fused.why_not(LSTML2L(33), host, torch.float32))
+        assert "16,384 multiply-adds a coordinate; the rule 'lstm-l2l' has 30,450" in str(
+            fused.why_not(LSTML2L(50), host, torch.float32)
+        )
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
         assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
@@ -575,17 +599,17 @@ def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, m
 
     compiled: list[Any] = []
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    kernels = launch.load_kernels(interpreted=False)
-    monkeypatch.setattr(launch, "kernels", lambda: kernels)
     monkeypatch.setattr(launch, "in_c", lambda device: False)
-    for name in launch.KERNELS.values():
-        kernel = getattr(kernels, name)
 
-        class Compiling:
-            def __getitem__(self, grid: tuple[int], kernel: Any = kernel) -> Callable[..., None]:
-                return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
+    class Compiling:
+        def __init__(self, kernel: Any) -> None:
+            self.step = self
+            self.kernel = kernel
 
-        monkeypatch.setattr(kernels, name, Compiling())
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            return lambda **arguments: compiled.append(self.kernel.warmup(grid=grid, **arguments))
+
+    monkeypatch.setattr(launch, "triton_module", lambda *which: Compiling(triton_module(*which).step))
     rule = randomised(build()).float()
     every = Settings(torch.tensor(0.5), 0.1, False, True, torch.tensor(2.0), torch.tensor(0.0))
     monkeypatch.setattr(driver, "_active", StandInDriver())

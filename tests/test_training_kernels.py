@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from learned_optim.kernels import launch, training
+from learned_optim.kernels import training
 from learned_optim.meta_train import fused as dispatch
 from learned_optim.meta_train.estimators import PES, Estimator, Reparameterization, TruncatedBPTT
 from learned_optim.meta_train.fused import FusedRule, fused_equivalent
@@ -434,7 +434,7 @@ def test_arguments_of_launches_are_those_that_the_compiler_takes(build: Build, m
     compiled: list[Any] = []
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for file in ("forward", "backward", "weight_gradients"):
-        kernels = launch.load_kernels(interpreted=False, file=file)
+        kernels = training.load_kernels(interpreted=False, file=file)
         launched = [f"{name}_{file}" for name in training.KERNELS.values()] if file != "weight_gradients" else [file]
         for name in launched:
             kernel = getattr(kernels, name)
