@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from learned_optim.files import csv_text, write_atomically
-from learned_optim.fused import plan_of, training_rule
+from learned_optim.fused import plan_of, training_step
 from learned_optim.kernels.ahead_of_time import Resources, compile_for, compile_training
 from learned_optim.kernels.sources import registered
+from learned_optim.kernels.training import BLOCK
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 TABLE = Path(__file__).parents[1] / "kernels" / "resources.csv"
@@ -46,10 +47,10 @@ def rows(
         for capability in capabilities:
             yield name, str(capability), version, *map(str, step_resources(name, capability))
     for name in filter(TRAINING.__contains__, names):
-        rule = training_rule(CASES[name][0]())[0]
+        step = training_step(CASES[name][0]())
         for capability in capabilities:
-            for kernel, (block, resources) in compile_training(rule, compute_capability=capability).items():
-                yield f"{name}: training, {kernel}", str(capability), version, str(block), *map(str, resources)
+            for kernel, resources in compile_training(step, compute_capability=capability).items():
+                yield f"{name}: training, {kernel}", str(capability), version, str(BLOCK), *map(str, resources)
 
 
 def step_resources(name: str, capability: int, block: int | None = None) -> tuple[int, ...]:

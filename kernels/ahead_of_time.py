@@ -11,7 +11,8 @@ import torch
 
 from learned_optim.kernels import launch, training
 from learned_optim.kernels.addresses import TableColumns
-from learned_optim.kernels.sources import registered, triton_module
+from learned_optim.kernels.sources import module_of, registered, triton_module
+from learned_optim.kernels.triton_source import arguments_of
 
 
 class Resources(NamedTuple):
@@ -69,39 +70,30 @@ def compile_for(
     return _compiled(kernel, pointers, scalars, constants, launch.WARPS, compute_capability)
 
 
-def compile_training(rule: training.Rule, *, compute_capability: int) -> dict[str, tuple[int, Resources]]:
-    """Compile the kernels of a differentiable step: forward, backward and weight gradients.
+def compile_training(step: training.Step, *, compute_capability: int) -> dict[str, Resources]:
+    """Compile the kernels of a differentiable step.
 
     Args:
-        rule: any.
+        step: any.
         compute_capability: as above.
 
     Returns:
-        By name; of the last, a block is the coordinates of one round of the loop.
+        By direction and, where products of torch cut it in pieces, number.
     """
     found = {}
-    hidden = int(rule.constants["HIDDEN"])  # type: ignore[arg-type]
-    files: Sequence[str] = ("forward", "backward", "weight_gradients")
-    for file in files:
-        if file == "weight_gradients":
-            name, constants = file, training.weight_constants(rule, interpreted=False)
-        else:
-            name = f"{training.KERNELS[rule.architecture]}_{file}"
-            constants = {**rule.constants, **training.sizes(file, hidden, interpreted=False)}
-        found[file.replace("_", " ")] = (
-            constants["BLOCK"],
-            _compiled_training(file, name, constants, compute_capability),
-        )
+    for direction, half in (("forward", step.forward), ("backward", step.backward)):
+        for number, segment in enumerate(half.segments):
+            if not segment.stores:
+                continue
+            kernel = getattr(module_of(half.text, interpreted=False), f"segment{number}")
+            names = [f"{name}_state" for name in arguments_of(segment)]
+            pointers = dict.fromkeys([*names, "weights"], "fp32")
+            scalars = {"size": "i32", "weights_stride": "i32"}
+            label = direction if len(half.segments) == 1 else f"{direction} {number}"
+            found[label] = _compiled(
+                kernel, pointers, scalars, {"BLOCK": training.BLOCK}, launch.WARPS, compute_capability
+            )
     return found
-
-
-def _compiled_training(file: str, name: str, constants: Mapping[str, Any], compute_capability: int) -> Resources:
-    kernel = getattr(training.load_kernels(interpreted=False, file=file), name)
-    scalars = {"coordinates": "i32", "weights_stride": "i32"}
-    pointers = dict.fromkeys((name for name in kernel.arg_names if name not in {**constants, **scalars}), "fp32")
-    if "products" in pointers:
-        pointers["products"] = "i32"
-    return _compiled(kernel, pointers, scalars, constants, launch.WARPS, compute_capability)
 
 
 def _compiled(

@@ -68,6 +68,8 @@ class Product:
     """Place among the results of the prologue; ``(outputs, operands)``."""
     outputs: int
     operands: tuple[Scalar, ...]
+    transposed: bool = False
+    """Whether that result is ``(operands, outputs)``."""
 
 
 Operation = Elementwise | Product

@@ -33,7 +33,7 @@ def simplified(program: Program, *, short_cuts: bool = True) -> Program:
     return _rewritten(program, _Gates(program)) if short_cuts else program
 
 
-class _Rewriter:
+class Rewriter:
     """Writes a program anew, operation by operation."""
 
     def __init__(self) -> None:
@@ -53,6 +53,7 @@ class _Rewriter:
         return Result(self.places[operation])
 
     def apply(self, name: str, *operands: Scalar) -> Scalar:
+        """The result of an elementwise operation."""
         return self.emit(Elementwise(name, operands))
 
     def rewrite(self, operation: Elementwise, place: int) -> Scalar:
@@ -60,7 +61,7 @@ class _Rewriter:
         raise NotImplementedError
 
 
-def _rewritten(program: Program, rewriter: _Rewriter) -> Program:
+def _rewritten(program: Program, rewriter: Rewriter) -> Program:
     """The program as a rewriter writes it, without operations that nothing needs."""
     new: list[Scalar] = []
 
@@ -104,7 +105,7 @@ def _results(scalars: Sequence[Scalar]) -> Iterator[Result]:
     return (scalar for scalar in scalars if isinstance(scalar, Result))
 
 
-class _Reciprocals(_Rewriter):
+class _Reciprocals(Rewriter):
     """Divisions by numbers, by what all coordinates share and by what divides twice become products."""
 
     def __init__(self, program: Program) -> None:
@@ -130,7 +131,7 @@ class _Reciprocals(_Rewriter):
         return self.emit(operation)
 
 
-class _Constants(_Rewriter):
+class _Constants(Rewriter):
     """Numbers that meet become one; factors of one and terms of zero go; what is shared is multiplied first."""
 
     def rewrite(self, operation: Elementwise, place: int) -> Scalar:
@@ -160,7 +161,7 @@ class _Constants(_Rewriter):
         return self.apply("mul", one, other)
 
 
-class _Gates(_Rewriter):
+class _Gates(Rewriter):
     """Finds :data:`SHORT_CUTS`: sums and products of sigmoids and tanhs that nothing else uses."""
 
     def __init__(self, program: Program) -> None:

@@ -23,14 +23,19 @@ class Sources:
     """A program and its sources.
 
     Args:
-        program: as simplified.
+        traced: the program as it was traced.
         dtype: of the arithmetic.
         name: of the rule, for comments.
     """
 
-    program: Program
+    traced: Program
     dtype: torch.dtype
     name: str
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The program as simplified."""
+        return simplified(self.traced)
 
     @functools.cached_property
     def c(self) -> c_source.Source:
@@ -73,7 +78,7 @@ def register(program: Program, dtype: torch.dtype, name: str) -> Sources:
         dtype: of the arithmetic.
         name: of the rule.
     """
-    made = Sources(simplified(program), dtype, name)
+    made = Sources(program, dtype, name)
     return _known.setdefault(made.key, made)
 
 
@@ -82,14 +87,20 @@ def registered(key: str) -> Sources:
     return _known[key]
 
 
-@functools.cache
 def triton_module(key: str, interpreted: bool) -> ModuleType:
-    """The module with the kernel, from a file that debuggers and stack traces can read.
+    """The module with the kernel of a program's step; see :func:`module_of`."""
+    return module_of(registered(key).triton.text, interpreted)
+
+
+@functools.cache
+def module_of(text: str, interpreted: bool) -> ModuleType:
+    """A module with this source, from a file that Triton, debuggers and stack traces can read.
 
     Raises:
         OSError: no folder can keep the file.
     """
-    path = libraries.keep_text(f"{key}.py", registered(key).triton.text)
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    path = libraries.keep_text(f"{key}.py", text)
     name = f"{package_of_kind(interpreted)}.rule_{key}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -1,294 +1,183 @@
 """A step of a rule as a differentiable function of gradient, state and weights: what meta-training needs on a GPU.
 
 Out of place, in float32, for P *particles* with weights of their own in one launch. For the backward pass nothing is
-kept but arguments and results; gates are computed again. Triton is imported by the first launch, not before.
+kept but arguments; the rest is computed again. Large products are torch's. Triton is imported by the first launch, not
+before.
 """
 
 import functools
-import importlib
+import math
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from learned_optim.kernels import launch
-from learned_optim.kernels.sources import package_of_kind
-
-Constants = Mapping[str, int | float | tuple[float, ...]]
-UNROLLED_UNITS = 8
-"""A layer of at most so many units is one straight piece of code; larger ones loop over their units."""
+from learned_optim.kernels.derivative import SIGNALS, Derivative, derivative
+from learned_optim.kernels.program import Program
+from learned_optim.kernels.segments import Segment, segments
+from learned_optim.kernels.shared import Shared
+from learned_optim.kernels.simplify import simplified
+from learned_optim.kernels.sources import module_of, registered
+from learned_optim.kernels.triton_source import arguments_of, source_of_segments
 
 BLOCK = 128
-"""Coordinates of a program of the forward pass, and of the first launch of the backward pass."""
-ROWS = 16
-"""Deltas that a program of the second launch takes: as many sums of a lane share the load of a signal."""
-LANES = 32
-"""Coordinates that it takes at a time."""
-SPAN = 1024
-"""Coordinates that it sums over: its sums then cost less to add up than to make; fewer are more programs."""
+"""Coordinates of a program: one for each thread, as in meta-training there are few."""
 INTERPRETED_BLOCK = 1024
-"""Coordinates of every program in the interpreter, whose time goes by operations."""
+"""The same in the interpreter, whose time goes by operations."""
 
 
-class Network(NamedTuple):
-    """Sizes of a rule's network, from the constants of its kernels."""
-
-    context: int
-    """Inputs that all coordinates share."""
-    inputs: int
-    hidden: int
-    layers: int
-    outputs: int
-
-    @property
-    def deltas(self) -> int:
-        """Gates of all layers, and outputs."""
-        return 4 * self.hidden * self.layers + self.outputs
-
-
-def network(architecture: str, constants: Constants) -> Network:
-    """The network of a rule.
+class Pass:
+    """One direction of a step: kernels for its segments, and torch's products between them.
 
     Args:
-        architecture: its name.
-        constants: of its kernels.
+        program: all of whose operations are of each coordinate.
+        title: for the first line of its source.
     """
-    hidden = int(constants["HIDDEN"])  # type: ignore[arg-type]
-    if architecture == "lstm-l2l":
-        return Network(0, 2, hidden, int(constants["LAYERS"]), 1)  # type: ignore[arg-type]
-    momenta = len(constants["MOMENTUM_DECAYS"])  # type: ignore[arg-type]
-    inputs, outputs = (momenta + 5, 3) if architecture == "schedule-free-lstm" else (momenta + 2, momenta + 2)
-    return Network(len(constants["TIME_SCALES"]), inputs, hidden, 1, outputs)  # type: ignore[arg-type]
+
+    def __init__(self, program: Program, title: str) -> None:
+        self.program = program
+        self.segments, self.features = segments(program)
+        self.text = source_of_segments(self.segments, title)
+        sizes = list(map(math.prod, program.shapes))
+        self.starts = [sum(sizes[:tensor]) for tensor in range(len(sizes))]
+
+    def __call__(self, weights: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that the program computes, ``(P, features, C)`` each.
+
+        Args:
+            weights: ``(P, W)``, contiguous.
+            inputs: tensors of shape ``(P, features, C)``, contiguous.
+        """
+        like = next(iter(inputs.values()))
+        particles, _, coordinates = like.shape
+        tensors = dict(inputs)
+        for name, features in self.features.items():
+            if not name.startswith("rows"):
+                tensors[name] = like.new_empty(particles, features, coordinates)
+        for number, segment in enumerate(self.segments):
+            if like.numel() > 0:
+                self._launch(number, segment, weights, tensors)
+            for product, operation in segment.products:
+                start, width = self.starts[operation.matrix], len(operation.operands)
+                matrix = weights[:, start : start + operation.outputs * width]
+                if operation.transposed:
+                    matrix = matrix.view(particles, width, operation.outputs).mT
+                else:
+                    matrix = matrix.view(particles, operation.outputs, width)
+                tensors[f"rows{product}"] = matrix @ tensors[f"inputs{product}"]
+        return {name: tensors[name] for name in self.program.outputs}
+
+    def _launch(self, number: int, segment: Segment, weights: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        if not segment.stores:
+            return
+        particles, _, coordinates = next(iter(tensors.values())).shape
+        block = INTERPRETED_BLOCK if launch.interpreting() else BLOCK
+        kernel = getattr(module_of(self.text, launch.interpreting()), f"segment{number}")
+        with launch.device_guard(weights.device):
+            kernel[(-(-coordinates // block), particles)](
+                **{f"{name}_state": tensors[name] for name in arguments_of(segment)},
+                weights=weights,
+                size=coordinates,
+                weights_stride=weights.stride(0),
+                BLOCK=block,
+                num_warps=launch.WARPS,
+                **launch.OPTIONS,
+            )
 
 
-def sizes(file: str, hidden_size: int, *, interpreted: bool) -> dict[str, int]:
-    """Constexpr arguments that divide the work of the kernels of a file.
-
-    One coordinate a thread: in meta-training there are few, and the backward pass has no registers for more.
-    """
-    block = {"BLOCK": INTERPRETED_BLOCK if interpreted else BLOCK}
-    if file == "backward":
-        return block
-    return block | {"UNITS": hidden_size if hidden_size <= UNROLLED_UNITS else 1}
-
-
-INPUTS, OLD_HIDDEN, NEW_HIDDEN = range(3)
-"""Signals that deltas are multiplied with, numbered as in ``weight_gradients.py``."""
-
-
-class Product(NamedTuple):
-    """Deltas times signals: a part of the weights' gradients, summed up by programs of the second launch."""
-
-    source: int
-    """Of the signals: ``INPUTS``, ``OLD_HIDDEN`` or ``NEW_HIDDEN``."""
-    layer: int
-    """Of the hidden state."""
-    first: int
-    """First row of the deltas: the gates layer by layer, four a unit, and then the outputs."""
-    rows: int
-    """At most ``ROWS``."""
-
-
-def products(net: Network) -> list[Product]:
-    """All that are needed: for the gates of each layer its inputs and its old hidden state; for the outputs the new."""
-    found = []
-    for layer in range(net.layers):
-        for first, rows in _blocks(4 * net.hidden, layer * 4 * net.hidden):
-            below = Product(NEW_HIDDEN, layer - 1, first, rows) if layer else Product(INPUTS, 0, first, rows)
-            found += [below, Product(OLD_HIDDEN, layer, first, rows)]
-    last = _blocks(net.outputs, net.layers * 4 * net.hidden)
-    return found + [Product(NEW_HIDDEN, net.layers - 1, first, rows) for first, rows in last]
-
-
-def _blocks(count: int, first: int) -> list[tuple[int, int]]:
-    """Start and length of the blocks of at most ``ROWS`` that ``count`` rows from ``first`` are divided into."""
-    return [(first + start, min(ROWS, count - start)) for start in range(0, count, ROWS)]
-
-
-def columns(net: Network) -> int:
-    """Bias, context and the most signals that a product has."""
-    return 1 + net.context + max(net.inputs, net.hidden)
-
-
-def places_of_weights(net: Network) -> list[int]:
-    """Where the gradient of each weight, in the kernels' order, lies in the sums ``(products, columns, ROWS)``."""
-    where = {}  # (row of the deltas, of the old hidden state?) -> place of its first column
-    for number, product in enumerate(products(net)):
-        for row in range(product.rows):
-            where[product.first + row, product.source == OLD_HIDDEN] = number * columns(net) * ROWS + row
-    places = []
-    for unit in range(net.layers * net.hidden):
-        inputs = net.inputs if unit < net.hidden else net.hidden
-        signals = [(False, column) for column in range(1 + net.context + inputs)]
-        signals += [(True, 1 + net.context + column) for column in range(net.hidden)]
-        places += [where[4 * unit + gate, old] + column * ROWS for old, column in signals for gate in range(4)]
-    outputs = [where[4 * net.layers * net.hidden + output, False] for output in range(net.outputs)]
-    for column in [0, *range(1 + net.context, 1 + net.context + net.hidden)]:
-        places += [start + column * ROWS for start in outputs]
-    return places
-
-
-@functools.cache
-def _tables(net: Network, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Products ``(number, 4)`` and places of the weights, on the device."""
-    rows = torch.tensor(products(net), dtype=torch.int32)
-    return rows.to(device), torch.tensor(places_of_weights(net)).to(device)
-
-
-class Rule(NamedTuple):
-    """A rule as its kernels take it, without its weights."""
-
-    architecture: str
-    constants: Constants
-    """Values of the kernels' constexpr arguments of the rule."""
-    entries: tuple[str, ...]
-    """Names of the entries of the state, in the kernels' order."""
-
-
-def step(
-    rule: Rule, weights: Tensor, grad: Tensor, state: Sequence[Tensor], count: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One step of P particles: update ``(P, C)`` and new state, all float32; differentiable once.
+class Step:
+    """A rule's step for training, free of weights.
 
     Args:
-        rule: of all particles.
-        weights: ``(P, M)``, in the kernels' order. Rows an even number of values apart are not copied.
-        grad: ``(P, C)``.
-        state: entries of shape ``(P, features, C)``, in the kernels' order.
-        count: of this step, 0-d, on the device; no gradient flows to it.
-
-    Raises:
-        RuntimeError: when the result is differentiated twice.
+        program: as traced.
+        name: of the rule, for its sources.
     """
-    tensors = [tensor.to(torch.float32).contiguous() for tensor in (grad, *state)]
-    weights = with_aligned_rows(weights.to(torch.float32))
-    update, *new_state = _Step.apply(rule, weights, count.to(torch.float32), *tensors)  # type: ignore[no-untyped-call]
-    return update, tuple(new_state)
 
+    def __init__(self, program: Program, name: str) -> None:
+        plain = simplified(program, short_cuts=False)
+        self.entries = tuple(program.features)
+        self.prologue = program.prologue
+        self.shared = Shared(plain)
+        coordinates = self.shared.for_coordinates()
+        results = {name if name == "update" else f"new_{name}": kept for name, kept in coordinates.outputs.items()}
+        coordinates = replace(coordinates, outputs=results)
+        self.forward = Pass(simplified(coordinates), f"The step of {name} in training")
+        self.derivative: Derivative = derivative(coordinates)
+        self.backward = Pass(self.derivative.program, f"The backward pass of {name}")
 
-def with_aligned_rows(weights: Tensor) -> Tensor:
-    """The same ``(P, M)`` in memory where every row begins at a multiple of 8 bytes: kernels load weights in pairs."""
-    if weights.stride() == (weights.stride(0), 1) and weights.stride(0) % 2 == 0 and weights.data_ptr() % 8 == 0:
-        return weights
-    count = weights.shape[1]
-    return torch.nn.functional.pad(weights, (0, count % 2 or 2))[:, :count]
+    def weights(self, parameters: Sequence[Tensor]) -> Tensor:
+        """All that the program reads of meta-parameters, ``(P, W)``; differentiable.
+
+        Args:
+            parameters: of each particle, ``(P, *shape)``.
+        """
+
+        def flat(*of_particle: Tensor) -> Tensor:
+            return torch.cat([result.reshape(-1) for result in self.prologue(*of_particle)])
+
+        found: Tensor = torch.func.vmap(flat)(*parameters)
+        return found
+
+    def __call__(
+        self, weights: Tensor, grad: Tensor, state: Sequence[Tensor], count: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step of P particles: update ``(P, C)`` and new state, all float32; differentiable once.
+
+        Args:
+            weights: see :meth:`weights`, float32.
+            grad: ``(P, C)``.
+            state: entries of shape ``(P, features, C)``, in the program's order.
+            count: of this step, 0-d, on the device; no gradient flows to it.
+
+        Raises:
+            RuntimeError: when the result is differentiated twice.
+        """
+        tensors = [tensor.to(torch.float32).contiguous() for tensor in (grad[:, None], *state)]
+        weights = self.shared(weights.to(torch.float32), count).contiguous()
+        update, *new_state = _Step.apply(self, weights, *tensors)  # type: ignore[no-untyped-call]
+        return update[:, 0], tuple(new_state)
+
+    def weight_gradients(self, signals: Tensor, weights: Tensor) -> Tensor:
+        """Gradients of the weights ``(P, W)``, from the signals ``(P, features, C)`` of the backward pass."""
+        found, starts = torch.zeros_like(weights), self.backward.starts
+        for gradient in self.derivative.matrices:
+            product = signals[:, list(gradient.deltas)] @ signals[:, list(gradient.inputs)].mT
+            flat = (product.mT if gradient.transposed else product).flatten(1)
+            start = starts[gradient.matrix]
+            found[:, start : start + flat.shape[1]] += flat
+        if self.derivative.weights:
+            places = [starts[weight.tensor] + weight.place for weight in self.derivative.weights]
+            index = torch.tensor(places, device=weights.device)
+            found.index_add_(1, index, signals.sum(-1)[:, list(self.derivative.weights.values())])
+        return found
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, weights: Tensor, count: Tensor, grad: Tensor, *state: Tensor) -> Any:
-        update, new_state = torch.empty_like(grad), [torch.empty_like(entry) for entry in state]
-        _launch(
-            "forward",
-            rule,
-            weights,
-            {"step": count, "grad": grad, "update": update} | _named(rule, "", state) | _named(rule, "new_", new_state),
-        )
-        ctx.rule = rule
-        ctx.save_for_backward(weights, count, grad, *state, new_state[rule.entries.index("hidden")])
-        return update, *new_state
+    def forward(ctx: Any, step: Step, weights: Tensor, grad: Tensor, *state: Tensor) -> Any:
+        inputs = {"grad": grad, **dict(zip(step.entries, state, strict=True))}
+        outputs = step.forward(weights, inputs)
+        ctx.step = step
+        ctx.save_for_backward(weights, grad, *state)
+        return outputs["update"], *(outputs[f"new_{entry}"] for entry in step.entries)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_update: Tensor, *d_new_state: Tensor) -> Any:
-        rule, (weights, count, grad, *state, new_hidden) = ctx.rule, ctx.saved_tensors
-        net = network(rule.architecture, rule.constants)
-        particles, coordinates = grad.shape
-        d_grad = torch.empty_like(grad) if ctx.needs_input_grad[3] else None
-        d_state = [torch.empty_like(entry) for entry in state]
-        inputs = grad.new_empty(particles, net.inputs, coordinates)
-        deltas = grad.new_empty(particles, net.deltas, coordinates)
-        tensors = {"step": count, "grad": grad, "new_hidden": new_hidden, "inputs": inputs, "deltas": deltas}
-        tensors |= _named(rule, "", state) | _named(rule, "d_", d_state)
-        tensors |= _named(rule, "d_new_", [entry.contiguous() for entry in d_new_state])
-        _launch("backward", rule, weights, {**tensors, "d_update": d_update.contiguous(), "d_grad": d_grad})
-        d_weights = _weight_gradients(rule, tensors) if ctx.needs_input_grad[1] else None
-        return None, d_weights, None, d_grad, *d_state
-
-
-KERNELS = {
-    "schedule-free-lstm": "schedule_free_lstm",
-    "scale-free-lstm": "scale_free_lstm",
-    "lstm-l2l": "lstm_l2l",
-}
-"""What the names of the kernels of the architectures begin with, in ``forward.py`` and ``backward.py``."""
-
-
-def _named(rule: Rule, prefix: str, state: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {prefix + entry: tensor for entry, tensor in zip(rule.entries, state, strict=True)}
-
-
-def _launch(file: str, rule: Rule, weights: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
-    """Launch the rule's kernel of a file: one program for each block of each particle's coordinates."""
-    grad = tensors["grad"]
-    assert grad is not None  # for the type checker
-    particles, coordinates = grad.shape
-    if grad.numel() == 0:
-        return
-    hidden_size = int(rule.constants["HIDDEN"])  # type: ignore[arg-type]
-    chosen = sizes(file, hidden_size, interpreted=launch.interpreting())
-    kernel = getattr(kernels(file), f"{KERNELS[rule.architecture]}_{file}")
-    with launch.device_guard(grad.device):
-        kernel[(-(-coordinates // chosen["BLOCK"]), particles)](
-            weights=weights,
-            **tensors,
-            coordinates=coordinates,
-            weights_stride=weights.stride(0),
-            **rule.constants,
-            **chosen,
-            num_warps=launch.WARPS,
-            **launch.OPTIONS,
-        )
-
-
-def _weight_gradients(rule: Rule, tensors: dict[str, Tensor]) -> Tensor:
-    """Gradients of the weights ``(P, M)``: partial sums by the kernel, added up in a fixed order."""
-    net = network(rule.architecture, rule.constants)
-    deltas = tensors["deltas"]
-    table, places = _tables(net, deltas.device)
-    particles, _, coordinates = deltas.shape
-    if deltas.numel() == 0:
-        return deltas.new_zeros(particles, len(places))
-    shape = -(-coordinates // SPAN), particles, len(table)
-    partial_sums = deltas.new_empty(*shape, columns(net) * ROWS)
-    with launch.device_guard(deltas.device):
-        kernels("weight_gradients").weight_gradients[shape](
-            table,
-            *(tensors[name] for name in ("step", "deltas", "inputs", "hidden", "new_hidden")),
-            partial_sums,
-            coordinates,
-            **weight_constants(rule, interpreted=launch.interpreting()),
-            num_warps=launch.WARPS,
-            **launch.OPTIONS,
-        )
-    return partial_sums.sum(0).flatten(1)[:, places]
-
-
-def weight_constants(rule: Rule, *, interpreted: bool) -> dict[str, Any]:
-    """Constexpr arguments of the kernel that sums up the weights' gradients."""
-    net = network(rule.architecture, rule.constants)
-    return {
-        "TIME_SCALES": rule.constants.get("TIME_SCALES", ()),
-        "ROWS_OF_DELTAS": net.deltas,
-        "INPUTS": net.inputs,
-        "HIDDEN": net.hidden,
-        "LAYERS": net.layers,
-        "COLUMNS": columns(net),
-        "SPAN": SPAN,
-        "ROWS": ROWS,
-        "BLOCK": INTERPRETED_BLOCK if interpreted else LANES,
-    }
-
-
-def kernels(file: str) -> ModuleType:
-    """The kernels of a file; with ``TRITON_INTERPRET=1`` in the environment, as Triton's interpreter runs them."""
-    return load_kernels(launch.interpreting(), file)
+        step, (weights, grad, *state) = ctx.step, ctx.saved_tensors
+        inputs = {"grad": grad, **dict(zip(step.entries, state, strict=True)), "d_update": d_update.contiguous()}
+        inputs |= {f"d_new_{entry}": d.contiguous() for entry, d in zip(step.entries, d_new_state, strict=True)}
+        found = step.backward(weights, inputs)
+        d_weights = step.weight_gradients(found[SIGNALS], weights) if ctx.needs_input_grad[1] else None
+        return None, d_weights, found["d_grad"], *(found[f"d_{entry}"] for entry in step.entries)
 
 
 @functools.cache
-def load_kernels(interpreted: bool, file: str) -> ModuleType:
-    """The kernels to be compiled or interpreted: Triton decides when it decorates, so that each kind is a copy."""
-    return importlib.import_module(f"{package_of_kind(interpreted)}.{file}")
+def step_of(key: str) -> Step:
+    """The step of a registered program."""
+    sources = registered(key)
+    return Step(sources.traced, sources.name)

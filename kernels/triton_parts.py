@@ -40,8 +40,8 @@ def pointer_in(row, column, DTYPE: tl.constexpr):
 
 @triton.jit
 def feature(pointers, size, mask, NUMBER: tl.constexpr):
-    """One feature of an entry of the state; features lie ``size`` apart."""
-    return tl.load(pointers + NUMBER * size, mask, other=0.0).to(tl.float32)
+    """One feature of a tensor; features lie ``size`` apart. Beyond the tensor it is 1, which divides without warning."""
+    return tl.load(pointers + NUMBER * size, mask, other=1.0).to(tl.float32)
 
 
 @triton.jit
@@ -224,6 +224,14 @@ def add_products(weights, sums, inputs, ROWS: tl.constexpr, COUNT: tl.constexpr)
             following = following + (sums[row] + tl.load(weights + ROWS * k + row) * inputs[k],)
         sums = following
     return sums
+
+
+@triton.jit
+def add_apart(weights, start, inputs, APART: tl.constexpr, COUNT: tl.constexpr):
+    """One sum, whose weights lie ``APART`` from one another."""
+    for k in tl.static_range(COUNT):
+        start = start + tl.load(weights + k * APART) * inputs[k]
+    return start
 
 
 @triton.jit

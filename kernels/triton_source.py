@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from learned_optim.kernels.layers import Layer, layers
 from learned_optim.kernels.program import STEP, Constant, Elementwise, Input, Product, Program, Result, Scalar, Weight
+from learned_optim.kernels.segments import Segment
 from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer
 
 FUNCTIONS = {
@@ -25,7 +26,7 @@ FUNCTIONS = {
     "tanh": "hyperbolic_tangent",
 }
 """Triton's own functions, and those of ``triton_parts.py``."""
-HEAD = '''"""The step of {name}, made from its forward. Not to be edited: what is written here is not kept."""
+HEAD = '''"""{title}, made from its forward. Not to be edited: what is written here is not kept."""
 
 import triton
 import triton.language as tl
@@ -35,6 +36,7 @@ from .triton_parts import (
     PARAMETER,
     STATE,
     add_4_products,
+    add_apart,
     add_products,
     count_of,
     exponential_minus_1,
@@ -57,7 +59,8 @@ from .triton_parts import (
 )
 
 
-@triton.jit
+'''
+STEP_KERNEL = '''@triton.jit
 def step(
     table,
     tensor_of_program,
@@ -94,6 +97,23 @@ def step(
     parameter = pointer_in(row, PARAMETER, PARAMETER_DTYPE) + offsets
     move(row, parameter, mask, written, {change}, lr, weight_decay, SCALED, LR_ON_DEVICE, DECAYS)
 '''
+SEGMENT_KERNEL = '''@triton.jit
+def {kernel}(
+{arguments}
+    weights,
+    size,
+    weights_stride,
+    BLOCK: tl.constexpr,
+):
+    """Compute what is written from what is read, for coordinates of one particle."""
+    particle = tl.program_id(1).to(tl.int64)
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    written = mask
+    weights += particle * weights_stride
+{pointers}
+{update}
+'''
 
 
 class Source(NamedTuple):
@@ -111,8 +131,20 @@ def source(program: Program, name: str = "a rule") -> Source:
         program: as simplified.
         name: of the rule, for the first line.
     """
-    writer = _Writer(program)
-    return Source(writer.source(name), tuple(writer.weights))
+    writer = _StepWriter(program)
+    text = HEAD.format(title=f"The step of {name}") + writer.kernel()
+    return Source(text, tuple(writer.weights))
+
+
+def source_of_segments(segments: Sequence[Segment], title: str) -> str:
+    """Write one kernel for each segment of a program, ``segment0`` and so on.
+
+    Args:
+        segments: as cut.
+        title: for the first line.
+    """
+    kernels = [_SegmentWriter(segment).kernel(f"segment{number}") for number, segment in enumerate(segments)]
+    return HEAD.format(title=title) + "\n\n".join(kernels)
 
 
 def dtype_argument(entry: str) -> str:
@@ -121,44 +153,24 @@ def dtype_argument(entry: str) -> str:
 
 
 class _Writer(Writer):
-    """Writes the kernel of a program. State is read where it is first needed, and written as soon as it is known."""
+    """Writes in Triton. Inputs are read where they are first needed, and results written as soon as they are known."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.shared: list[str] = []
         self.update: list[str] = []
         self.loaded: set[Input] = set()
-        self.targets: dict[Scalar, list[Input]] = {}  # what is kept -> where
-        for entry, scalars in program.outputs.items():
-            for feature, scalar in enumerate(scalars):
-                target = Input(entry, feature)
-                if entry != "update" and scalar != target:
-                    self.targets.setdefault(scalar, []).append(target)
-        used = {operand for operation in program.operations for operand in operation.operands}
-        self.layers = {unit.cell: layer for layer in layers(program, self.rows) for unit in layer.units}
+        self.targets: dict[Scalar, list[Input]] = {}
+        """What is kept, and where."""
+        self.read: set[Scalar] = {operand for operation in program.operations for operand in operation.operands}
+        self.layers: dict[int, Layer] = {}
         self.names_of_units: dict[int, str] = {}
-        self.read = used | set(self.targets) | set(program.outputs["update"])
 
-    def source(self, name: str) -> str:
-        """The whole file."""
-        self.write()
-        self.write_results()
+    def write_targets(self) -> None:
+        """Write what is still to be kept."""
+        self.write_rows([row for scalar in self.targets if (row := self.rows.of(scalar)) is not None])
         for scalar in list(self.targets):
             self.store(scalar)
-        entries = list(self.program.features)
-        change = self.name(self.program.outputs["update"][0])
-        return HEAD.format(
-            name=name,
-            entries=len(entries),
-            dtypes="\n".join(f"    {dtype_argument(entry)}: tl.constexpr," for entry in entries),
-            pointers="\n".join(
-                f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"
-                for place, entry in enumerate(entries)
-            ),
-            shared="\n".join(f"    {line}" for line in self.shared),
-            update="\n".join(f"    {line}" for line in self.update),
-            change=change,
-        )
 
     def write_note(self, line: str, shared: bool) -> None:
         (self.shared if shared else self.update).append(f"# {line}")
@@ -257,7 +269,7 @@ class _Writer(Writer):
         self.store(Result(place))
 
     def store(self, scalar: Scalar) -> None:
-        """Write a result into the state, after all that is still to be read from there."""
+        """Write a result to where it is kept, after all that is still to be read from there."""
         for target in self.targets.pop(scalar, ()):
             if target in self.read:
                 self.name(target)
@@ -324,6 +336,102 @@ class _Writer(Writer):
         if isinstance(scalar, Result) and scalar.operation in self.masks:
             return f"{'s' if self.is_single(scalar) else 't'}{scalar.operation}"
         return f"{self.name(scalar)} != 0.0"
+
+
+class _StepWriter(_Writer):
+    """Writes the kernel that steps an optimizer's tensors in place."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        for entry, scalars in program.outputs.items():
+            for feature, scalar in enumerate(scalars):
+                target = Input(entry, feature)
+                if entry != "update" and scalar != target:
+                    self.targets.setdefault(scalar, []).append(target)
+        self.layers = {unit.cell: layer for layer in layers(program, self.rows) for unit in layer.units}
+        self.read |= set(self.targets) | set(program.outputs["update"])
+
+    def kernel(self) -> str:
+        """The whole function."""
+        self.write()
+        self.write_results()
+        self.write_targets()
+        entries = list(self.program.features)
+        change = self.name(self.program.outputs["update"][0])
+        return STEP_KERNEL.format(
+            entries=len(entries),
+            dtypes="\n".join(f"    {dtype_argument(entry)}: tl.constexpr," for entry in entries),
+            pointers="\n".join(
+                f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"
+                for place, entry in enumerate(entries)
+            ),
+            shared="\n".join(f"    {line}" for line in self.shared),
+            update="\n".join(f"    {line}" for line in self.update),
+            change=change,
+        )
+
+
+class _SegmentWriter(_Writer):
+    """Writes the kernel of a segment. Weights are read where they lie, as many kernels read the same."""
+
+    def __init__(self, segment: Segment) -> None:
+        super().__init__(segment.program)
+        self.segment = segment
+        for store in segment.stores:
+            self.targets.setdefault(store.value, []).append(Input(store.tensor, store.feature))
+
+    def kernel(self, name: str) -> str:
+        """The whole function."""
+        self.write()
+        self.write_targets()
+        arguments, pointers = [], []
+        for tensor in arguments_of(self.segment):
+            features = self.segment.program.features.get(tensor, 1)
+            arguments.append(f"    {tensor}_state,")
+            pointers.append(f"    {tensor}_state += particle * {features} * size + offsets")
+        return SEGMENT_KERNEL.format(
+            kernel=name,
+            arguments="\n".join(arguments),
+            pointers="\n".join(pointers),
+            update="\n".join(f"    {line}" for line in [*self.shared, *self.update]),
+        )
+
+    def input(self, scalar: Input) -> str:
+        """A feature of a tensor; the gradient is one too."""
+        name = f"{scalar.entry}_{scalar.feature}"
+        if scalar not in self.loaded:
+            self.loaded.add(scalar)
+            self.update.append(f"{name} = feature({scalar.entry}_state, size, mask, {scalar.feature})")
+        return name
+
+    def weight(self, weight: Weight) -> int:
+        """Where a weight lies: among all results of the prologue, flattened."""
+        return self.place(weight)
+
+    def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
+        names = [f"r{place}_{row}" for row in rows]
+        starts = [self.name(self.rows.offset(place, row)) for row in rows]
+        width = len(product.operands)
+        apart = (1, product.outputs) if product.transposed else (width, 1)
+        first = self.place(Weight(product.matrix, 0))
+        for name, start, row in zip(names, starts, rows, strict=True):
+            where = f"weights + {first + row * apart[0]}"
+            self.update.append(f"{name} = add_apart({where}, {start}, inputs{place}, {apart[1]}, {width})")
+            self.names_of_rows[place, row] = name
+
+
+def arguments_of(segment: Segment) -> list[str]:
+    """The tensors that a segment's kernel takes, in the order of its arguments."""
+    read = [
+        scalar.entry
+        for scalars in [
+            *(operation.operands for operation in segment.program.operations),
+            [store.value for store in segment.stores],
+        ]
+        for scalar in scalars
+        if isinstance(scalar, Input)
+    ]
+    return list(dict.fromkeys([*read, *(store.tensor for store in segment.stores)]))
 
 
 def _literal(value: float) -> str:

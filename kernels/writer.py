@@ -142,7 +142,8 @@ class Writer(ABC):
         """Where the rows of a matrix begin: one after the other, or column by column."""
         self.weights += [0] * (-len(self.weights) % align)
         width, first, start = len(product.operands), len(self.weights), self._starts[product.matrix]
-        table = [[start + row * width + column for column in range(width)] for row in rows]
+        apart = (1, product.outputs) if product.transposed else (width, 1)
+        table = [[start + row * apart[0] + column * apart[1] for column in range(width)] for row in rows]
         flat = zip(*table, strict=True) if interleaved else table
         self.weights += [place for line in flat for place in line]
         return first

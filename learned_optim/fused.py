@@ -1,13 +1,12 @@
 """How a rule is applied by its fused kernel: one launch for all tensors of a device and their dtypes."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from learned_optim.execution import Columns, Settings, Slot
@@ -19,15 +18,9 @@ from learned_optim.kernels.program import Program
 from learned_optim.kernels.sources import Sources, register
 from learned_optim.kernels.trace import NotCoordinatewiseError, trace
 from learned_optim.rules import (
-    LSTML2L,
     RuleState,
-    ScaleFreeLSTM,
-    ScheduleFreeLSTM,
     UpdateRule,
-    scale_free_lstm,
-    schedule_free_lstm,
 )
-from learned_optim.rules.lstm import LSTMCell
 
 MOST_MULTIPLY_ADDS = 1 << 14
 """Of a coordinate on a GPU: larger networks do not fit the instruction cache, nor their state the registers."""
@@ -189,14 +182,11 @@ def _sources(
         return register(program, dtype, rule.name)
 
 
-def training_rule(rule: UpdateRule) -> tuple[training.Rule, Tensor]:
-    """The rule as its training kernels take it, and the place ``(M,)`` of each weight among its meta-parameters.
-
-    ``flat_meta_parameters(rule)[places]`` are the weights in the kernels' order; see :func:`why_not`.
-    """
-    constants, _ = PLANS[type(rule)](rule)
-    places = _places_of_weights(type(rule), tuple(rule.settings.items()))
-    return training.Rule(rule.name, constants, tuple(rule.state_features)), places
+def training_step(rule: UpdateRule) -> training.Step:
+    """The rule's step as a differentiable function; see :func:`why_not`."""
+    sources = _sources(type(rule), tuple(rule.settings.items()), torch.float32)
+    assert isinstance(sources, Sources), sources
+    return training.step_of(sources.key)
 
 
 class ParticleStep:
@@ -243,100 +233,3 @@ class ParticleStep:
         table[:, 2] = cpu.NO_SCALE
         table[:, 3:] = addresses + np.arange(len(grad))[:, None] * apart
         self.kernel(table, cpu.Settings(1.0, 0.0, 1.0, False, False))
-
-
-@functools.cache
-@torch.no_grad()
-def _places_of_weights(architecture: type[UpdateRule], settings: tuple[tuple[str, Any], ...]) -> Tensor:
-    rule = architecture(**dict(settings)).double()  # float64 counts exactly
-    first = 0
-    for parameter in rule.parameters():
-        parameter.copy_(torch.arange(first, first + parameter.numel()).view(parameter.shape))
-        first += parameter.numel()
-    return torch.cat(PLANS[architecture](rule)[1]).long()
-
-
-Packed = tuple[dict[str, Any], list[Tensor]]
-"""Constants of a plan, and its weights in pieces."""
-
-
-def _plan_of_schedule_free_lstm(rule: Any) -> Packed:
-    constants: dict[str, Any] = {
-        **_decays(schedule_free_lstm.MOMENTUM_DECAYS, schedule_free_lstm.SECOND_MOMENT_DECAYS),
-        "TIME_SCALES": schedule_free_lstm.TIME_SCALES,
-        "LARGEST_DIRECTION": schedule_free_lstm.LARGEST_DIRECTION,
-        "BOUND": schedule_free_lstm.BOUND,
-        "RATE": rule.rate,
-        "RATE_SLOPE": schedule_free_lstm.RATE_SLOPE,
-        "GAIN": schedule_free_lstm.GAIN,
-        "FORGETTING": schedule_free_lstm.FORGETTING,
-        "CHANCE": schedule_free_lstm.CHANCE,
-        "SURGE": schedule_free_lstm.SURGE,
-        "LARGEST_RATIO": schedule_free_lstm.LARGEST_RATIO,
-        "WARMUP": schedule_free_lstm.WARMUP,
-        "GAIN_SLOPE": schedule_free_lstm.GAIN_SLOPE,
-        "INTERPOLATION": schedule_free_lstm.INTERPOLATION,
-        "RECENCY": schedule_free_lstm.RECENCY,
-        "RECENCY_SLOPE": schedule_free_lstm.RECENCY_SLOPE,
-        "HIDDEN": rule.hidden_size,
-    }
-    return constants, _weights_of_one_layer(rule)
-
-
-def _plan_of_scale_free_lstm(rule: Any) -> Packed:
-    constants: dict[str, Any] = {
-        **_decays(rule.momentum_decays, scale_free_lstm.SECOND_MOMENT_DECAYS),
-        "TIME_SCALES": scale_free_lstm.TIME_SCALES,
-        "MOMENTA": len(rule.momentum_decays),
-        "ADAM": rule.momentum_decays.index(scale_free_lstm.ADAM_MOMENTUM),
-        "BOUND": scale_free_lstm.LOG_SCALE_BOUND,
-        "SLOPE": scale_free_lstm.LOG_SCALE_SLOPE,
-        "RATE": rule.rate,
-        "HIDDEN": rule.hidden_size,
-    }
-    return constants, _weights_of_one_layer(rule)
-
-
-def _plan_of_lstm_l2l(rule: Any) -> Packed:
-    constants: dict[str, Any] = {
-        "THRESHOLD": math.exp(-rule.p),
-        "P": rule.p,
-        "OUTPUT_SCALE": rule.output_scale,
-        "HIDDEN": rule.hidden_size,
-        "LAYERS": rule.layers,
-    }
-    return constants, [*map(_unit_major, rule.cells), rule.output_bias, rule.output_weight.reshape(-1)]
-
-
-PLANS: dict[type[nn.Module], Callable[[Any], Packed]] = {
-    ScheduleFreeLSTM: _plan_of_schedule_free_lstm,
-    ScaleFreeLSTM: _plan_of_scale_free_lstm,
-    LSTML2L: _plan_of_lstm_l2l,
-}
-"""Rules that have a kernel. A sub-class may compute something else, and has none."""
-
-
-def _decays(momentum: tuple[float, ...], second_moment: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
-    """Constants of the moments."""
-    return {
-        "MOMENTUM_DECAYS": momentum,
-        "LOG_MOMENTUM_DECAYS": tuple(map(_log, momentum)),
-        "SECOND_MOMENT_DECAYS": second_moment,
-        "LOG_SECOND_MOMENT_DECAYS": tuple(map(_log, second_moment)),
-    }
-
-
-def _weights_of_one_layer(rule: Any) -> list[Tensor]:
-    """Those of an LSTM layer that sees the step count, and of its outputs."""
-    return [_unit_major(rule.cell, rule.step_weight), rule.output_bias, rule.output_weight.t().reshape(-1)]
-
-
-def _unit_major(cell: LSTMCell, context: Tensor | None = None) -> Tensor:
-    """Unit by unit: the biases of its four gates, then their weights on each feature of context, inputs and hidden."""
-    columns = [cell.bias[:, None], cell.weight] if context is None else [cell.bias[:, None], context, cell.weight]
-    matrix = torch.cat(columns, 1)  # (4 * hidden, features)
-    return matrix.view(4, cell.hidden, -1).permute(1, 2, 0).reshape(-1)
-
-
-def _log(decay: float) -> float:
-    return math.log(decay) if decay > 0 else 0.0  # without a bias to be corrected

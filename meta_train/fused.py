@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import fused
-from learned_optim.kernels import cpu, training
+from learned_optim.kernels import cpu
 from learned_optim.kernels.compiler import CompilationError
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
 from learned_optim.rules import RuleState, UpdateRule
@@ -22,11 +22,14 @@ class FusedRule:
     """
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
-        self.rule, order = fused.training_rule(rule)
+        self.step = fused.training_step(rule)
         self.has_particles = meta_parameters.dim() == 2
-        # Once for all steps that follow.
-        packed = torch.atleast_2d(meta_parameters).index_select(1, order.to(meta_parameters.device))
-        self.weights = training.with_aligned_rows(packed)
+        shapes = [parameter.shape for parameter in rule.parameters()]
+        parts = torch.atleast_2d(meta_parameters).split([shape.numel() for shape in shapes], 1)
+        parameters = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        particles = len(parameters[0])
+        buffers = [buffer.expand(particles, *buffer.shape) for buffer in rule.buffers()]
+        self.weights = self.step.weights([*parameters, *buffers])  # once for all steps that follow
 
     def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward` and :meth:`ParticleRule.__call__`.
@@ -35,15 +38,14 @@ class FusedRule:
             RuntimeError: later, if the result is differentiated twice.
         """
         particles = len(self.weights)
-        flat_state = [state[entry].reshape(particles, count, -1) for entry, count in self._features(state)]
-        update, new_state = training.step(self.rule, self.weights, grad.reshape(particles, -1), flat_state, step)
-        shaped = {
-            entry: tensor.view(state[entry].shape) for entry, tensor in zip(self.rule.entries, new_state, strict=True)
-        }
-        return update.view(grad.shape), shaped
-
-    def _features(self, state: RuleState) -> list[tuple[str, int]]:
-        return [(entry, state[entry].shape[int(self.has_particles)]) for entry in self.rule.entries]
+        entries = self.step.entries
+        features = [state[entry].shape[int(self.has_particles)] for entry in entries]
+        flat_state = [
+            state[entry].reshape(particles, count, -1) for entry, count in zip(entries, features, strict=True)
+        ]
+        update, new_state = self.step(self.weights, grad.reshape(particles, -1), flat_state, step)
+        shaped = {entry: tensor.view(state[entry].shape) for entry, tensor in zip(entries, new_state, strict=True)}
+        return update.reshape(grad.shape), shaped
 
 
 def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
@@ -63,8 +65,6 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
     else:
         return None
     if meta_parameters.dtype != torch.float32 or fused.why_not(architecture, like.device, torch.float32):
-        return None
-    if type(architecture) not in fused.PLANS:
         return None
     return FusedRule(architecture, meta_parameters)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from learned_optim.kernels import training
+from learned_optim.kernels.sources import module_of
 from learned_optim.meta_train import fused as dispatch
 from learned_optim.meta_train.estimators import PES, Estimator, Reparameterization, TruncatedBPTT
 from learned_optim.meta_train.fused import FusedRule, fused_equivalent
@@ -17,7 +18,7 @@ from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameter
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.unroll import start, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
 from rounding import OF_KERNELS, assert_only_rounded, spread
 from test_kernels import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
 from test_rules import Build, as_reference, each, normal, random_state, randomised
@@ -33,6 +34,7 @@ RULES: dict[str, Build] = {
     "lstm-l2l": functools.partial(LSTML2L, 4, output_scale=1.0),
     "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),
     "lstm-l2l-three-layers": functools.partial(LSTML2L, 3, layers=3),
+    "mlp": functools.partial(MLP, 5, rate=0.1, magnitude_rate=0.1),
 }
 SMALL: dict[str, Build] = {
     "scale-free-lstm": functools.partial(ScaleFreeLSTM, 2, momentum_decays=(0.5, 0.9), rate=0.1),
@@ -185,7 +187,10 @@ def test_step_and_gradients_are_not_further_from_the_truth_than_roundings_explai
     [
         (1, 0),
         (1, 63),
-        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(2, 1), (1, 1023), (1, 2 * training.SPAN + 1)]),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.slow)
+            for sizes in [(2, 1), (1, 1023), (1, 2 * training.INTERPRETED_BLOCK + 1)]
+        ),
     ],
 )
 @pytest.mark.usefixtures("poisoned")
@@ -307,7 +312,7 @@ def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, de
 @pytest.mark.slow
 @each(SMALL)
 def test_second_run_is_not_different_in_any_bit(build: Build, device: str) -> None:
-    case = case_of(build(), 2, training.SPAN + 9)
+    case = case_of(build(), 2, training.INTERPRETED_BLOCK + 9)
     first, second = by_kernels(case, device), by_kernels(case, device)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -329,16 +334,6 @@ def test_differentiating_twice_is_refused(device: str) -> None:
     (d_grad,) = torch.autograd.grad(update.square().sum(), grad, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         d_grad.sum().backward()
-
-
-def test_rows_of_an_odd_number_of_weights_are_not_misaligned() -> None:
-    weights = normal(3, 5).float()
-    aligned = training.with_aligned_rows(weights)
-    assert torch.equal(aligned, weights)
-    assert aligned.stride(0) % 2 == 0
-    assert training.with_aligned_rows(aligned) is aligned
-    shifted = torch.zeros(13)[1:].view(2, 6)  # even rows, from an odd place
-    assert training.with_aligned_rows(shifted).data_ptr() % 8 == 0
 
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
@@ -377,13 +372,13 @@ def test_window_of_meta_training_is_the_plain_one(
 
 def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    original = training._launch
+    original = training.Pass._launch
 
-    def noting(file: str, *arguments: Any) -> None:
-        names.append(file)
-        original(file, *arguments)
+    def noting(half: training.Pass, *arguments: Any) -> None:
+        names.append("backward" if "d_update" in half.program.features else "forward")
+        original(half, *arguments)
 
-    monkeypatch.setattr(training, "_launch", noting)
+    monkeypatch.setattr(training.Pass, "_launch", noting)
     return names
 
 
@@ -410,8 +405,9 @@ class TestDispatch:
         assert fused_equivalent(ScaleFreeLSTM(), torch.zeros(1)) is None
 
     def test_what_has_no_kernel_keeps_its_own_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Other(ScaleFreeLSTM):
-            pass
+        class Centred(ScaleFreeLSTM):
+            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+                return super().forward(grad - grad.mean(), state, step)
 
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         monkeypatch.setattr(dispatch, "wanted", lambda device: True)
@@ -419,8 +415,8 @@ class TestDispatch:
         rule = ScaleFreeLSTM()
         assert fused_equivalent(rule, like) is not None
         assert fused_equivalent(ParticleRule(rule, torch.zeros(2, len(flat_meta_parameters(rule)))), like) is not None
-        assert fused_equivalent(Other(), like) is None
-        assert fused_equivalent(LSTML2L(33), like) is None
+        assert fused_equivalent(Centred(), like) is None
+        assert fused_equivalent(LSTML2L(50), like) is None
         assert fused_equivalent(ScaleFreeLSTM().double(), like) is None
         assert fused_equivalent(lambda grad, state, step: (grad, state), like) is None
 
@@ -433,19 +429,23 @@ def test_arguments_of_launches_are_those_that_the_compiler_takes(build: Build, m
 
     compiled: list[Any] = []
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for file in ("forward", "backward", "weight_gradients"):
-        kernels = training.load_kernels(interpreted=False, file=file)
-        launched = [f"{name}_{file}" for name in training.KERNELS.values()] if file != "weight_gradients" else [file]
-        for name in launched:
-            kernel = getattr(kernels, name)
 
-            class Compiling:
-                def __getitem__(self, grid: tuple[int, ...], kernel: Any = kernel) -> Callable[..., None]:
-                    return lambda *given, **named: compiled.append(kernel.warmup(*given, grid=grid, **named))
+    class Compiling:
+        def __init__(self, module: Any) -> None:
+            self.module = module
 
-            monkeypatch.setattr(kernels, name, Compiling())
+        def __getattr__(self, name: str) -> Any:
+            kernel = getattr(self.module, name)
+
+            class Launched:
+                def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                    return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
+
+            return Launched()
+
+    monkeypatch.setattr(training, "module_of", lambda *which: Compiling(module_of(*which)))
     monkeypatch.setattr(driver, "_active", StandInDriver())
     case = case_of(build(), 2, 5)
     by_kernels(case, "cpu")
-    assert len(compiled) == 3
+    assert len(compiled) == 2
     assert all("cubin" in kernel.asm for kernel in compiled)
