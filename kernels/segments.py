@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 from learned_optim.kernels.program import Input, Operation, Product, Program, Result, Scalar
 
-LARGEST_INSIDE = 1024
+LARGEST_INSIDE = 256
 """Multiply-adds of a product that stays inside a kernel."""
+LONGEST = 256
+"""Operations of a kernel: registers hold no more, and compilers take long over it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class _Cut:
         self.levels: list[int] = []
         for operation in program.operations:
             self.levels.append(max(map(self.level, operation.operands), default=0))
+        self.divide_what_is_long()
         self.features: dict[str, int] = {}
 
     def level(self, scalar: Scalar) -> int:
@@ -63,6 +66,16 @@ class _Cut:
         if not isinstance(scalar, Result):
             return 0
         return self.levels[scalar.operation] + (scalar.operation in self.large)
+
+    def divide_what_is_long(self) -> None:
+        """Cut levels of many operations, which are in an order in which they can be computed."""
+        numbers: defaultdict[int, int] = defaultdict(int)
+        parts = []
+        for level in self.levels:
+            parts.append((level, numbers[level] // LONGEST))
+            numbers[level] += 1
+        renumbered = {part: number for number, part in enumerate(sorted(set(parts)))}
+        self.levels = [renumbered[part] for part in parts]
 
     def segments(self) -> tuple[list[Segment], dict[str, int]]:
         """All, and the tensors."""

@@ -40,7 +40,7 @@ def pointer_in(row, column, DTYPE: tl.constexpr):
 
 @triton.jit
 def feature(pointers, size, mask, NUMBER: tl.constexpr):
-    """One feature of a tensor; features lie ``size`` apart. Beyond the tensor it is 1, which divides without warning."""
+    """One feature of a tensor; features lie ``size`` apart. Beyond the tensor it is 1, which can be divided by."""
     return tl.load(pointers + NUMBER * size, mask, other=1.0).to(tl.float32)
 
 

@@ -11,7 +11,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from learned_optim.kernels.layout import blocks, in_memory_order, pieces
 from learned_optim.rules import RuleState, UpdateRule
 
-CPU_BLOCK_BYTES = 64 << 20
+CPU_BLOCK_BYTES = 16 << 20
 """Activations of one block on a CPU: larger blocks leave the caches, smaller ones spend their time between operations
 (chosen with benchmarks/step_time.py)."""
 GPU_BLOCK_BYTES = 1 << 30
@@ -168,11 +168,8 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
         scale = _side_by_side([scale.expand(size) for scale, size in zip(scales, sizes, strict=True)], padding, 1.0)
     parameter = None if settings.weight_decay == 0 else _flattened(parameters, padding)
     grad = _flattened(grads, padding)
-    on_host = step.dim() == 0 and grad.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_host:
-        change = _advance(rule, parameter, grad, state, float(step), scale, settings)
-    else:
-        change, state = _step(rule, parameter, grad, state, step, scale, settings)
+    looks = grad.device.type == "cpu" and not torch.compiler.is_compiling()
+    change, state = _step(rule, parameter, grad, state, step, scale, settings, looks=looks)
     changes = _unflatten_dense_tensors(change, parameters)
     if torch.compiler.is_compiling() or not any(map(Tensor.is_neg, parameters)):
         torch._foreach_add_(parameters, changes)
@@ -180,8 +177,7 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
         for parameter, moved in zip(parameters, changes, strict=True):
             parameter.add_(moved)
     for entry, tensor in state.items():
-        if tensor is not views[entry][0]:
-            torch._foreach_copy_(views[entry], tensor[:, :total].split(sizes, dim=1))
+        torch._foreach_copy_(views[entry], tensor[:, :total].split(sizes, dim=1))
 
 
 def _step(
@@ -192,12 +188,16 @@ def _step(
     step: Tensor,
     scale: Tensor | None,
     settings: Settings,
+    *,
+    looks: bool = False,
 ) -> tuple[Tensor, RuleState]:
-    """What to add to the parameter, and the new state; nothing is read back or overwritten.
+    """What to add to the parameter, and the new state; nothing is overwritten.
 
-    The parameter is needed for weight decay only.
+    The parameter is needed for weight decay only. ``looks`` allows to read values back, which costs nothing on a CPU.
     """
     grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
+    if looks and math.isfinite(grad.sum()):  # then all are
+        settings = settings._replace(skip_nonfinite=False)
     grad, kept = _without_nonfinite(grad, settings)
     update, new_state = rule(grad, state, step)
     change = _change(update, scale, parameter, settings)
@@ -206,29 +206,6 @@ def _step(
     return change.masked_fill(kept, 0.0), {
         entry: torch.where(kept, state[entry], tensor) for entry, tensor in new_state.items()
     }
-
-
-def _advance(
-    rule: UpdateRule,
-    parameter: Tensor | None,
-    grad: Tensor,
-    state: RuleState,
-    step: float,
-    scale: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    """Like :func:`_step` on a CPU, where a look at the values costs nothing; overwrites ``state``."""
-    if settings.found_inf is not None and bool(settings.found_inf):
-        return torch.zeros_like(grad)
-    grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
-    if math.isfinite(grad.sum()):  # then all are
-        return _change(rule.advance(grad, state, step), scale, parameter, settings)
-    grad, kept = _without_nonfinite(grad, settings)
-    before = {} if kept is None else {entry: tensor.clone() for entry, tensor in state.items()}
-    change = _change(rule.advance(grad, state, step), scale, parameter, settings)
-    for entry, tensor in before.items():
-        state[entry].copy_(torch.where(kept, tensor, state[entry]))  # type: ignore[arg-type]
-    return change if kept is None else change.masked_fill(kept, 0.0)
 
 
 def _as_seen_by_the_rule(grad: Tensor, dtype: torch.dtype, settings: Settings) -> Tensor:

@@ -1,10 +1,9 @@
 """One rule with many sets of meta-parameters, which advance together."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
-from learned_optim.execution import default_block_size
 from learned_optim.rules import RuleState, UpdateRule
 
 
@@ -36,7 +35,6 @@ class ParticleRule:
             name: part.view(-1, *parameter.shape) for (name, parameter), part in zip(named.items(), parts, strict=True)
         }
         self.particles = len(meta_parameters)
-        self._advance = _Advance(rule)
 
     def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """:meth:`UpdateRule.forward` of every particle, differentiable.
@@ -53,43 +51,8 @@ class ParticleRule:
         result: tuple[Tensor, RuleState] = forward(self.stacked, grad, state, step)
         return result
 
-    @torch.no_grad()
-    def advance(self, grad: Tensor, state: RuleState, step: Tensor) -> Tensor:
-        """:meth:`UpdateRule.advance` of every particle: overwrites ``state``, returns the updates.
-
-        Where the rule can, in blocks that stay in the cache; each holds some coordinates of all particles.
-        """
-        if not self.rule.advances_particles:
-            updates, new_state = self(grad, state, step)
-            for entry, tensor in new_state.items():
-                state[entry].copy_(tensor)
-            return updates
-        flat_state = {entry: tensor.flatten(2) for entry, tensor in state.items()}
-        named = {f"rule.{name}": tensor for name, tensor in self.stacked.items()}
-        update: Tensor = functional_call(self._advance, named, (grad.flatten(1), flat_state, float(step)))
-        return update.view(grad.shape)
-
     def _forward(
         self, meta_parameters: dict[str, Tensor], grad: Tensor, state: RuleState, step: Tensor
     ) -> tuple[Tensor, RuleState]:
         result: tuple[Tensor, RuleState] = functional_call(self.rule, meta_parameters, (grad, state, step))
         return result
-
-
-class _Advance(nn.Module):
-    """A module whose call is the rule's ``advance``, so that ``functional_call`` can give it other meta-parameters."""
-
-    def __init__(self, rule: UpdateRule) -> None:
-        super().__init__()
-        self.rule = rule
-
-    def forward(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """Advance ``grad`` ``(P, C)`` and ``state`` ``(P, features, C)`` block by block."""
-        particles, coordinates = grad.shape
-        width = max(1, default_block_size(self.rule, grad.device) // particles)
-        updates = []
-        for start in range(0, coordinates, width):
-            piece = slice(start, start + width)
-            part = {entry: tensor[:, :, piece] for entry, tensor in state.items()}
-            updates.append(self.rule.advance(grad[:, piece], part, step))
-        return updates[0] if len(updates) == 1 else torch.cat(updates, 1)

@@ -132,9 +132,7 @@ def unroll(
         step = step + 1
         if kernel is not None:
             kernel(parameters, grad, rule_state, step)
-        elif isinstance(fast_rule, ParticleRule):
-            parameters += fast_rule.advance(grad, rule_state, step)
-        elif fast_rule is not None:
+        elif isinstance(fast_rule, UpdateRule):
             apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
         else:
             update, rule_state = rule(grad, rule_state, step)

@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 
-from learned_optim import __version__, available_rules, cli, cli_doctor
+from learned_optim import __version__, available_rules, cli, cli_doctor, execution
 from learned_optim.cli_common import coloured
-from learned_optim.rules import LSTML2L, ScheduleFreeLSTM
 
 
 def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,14 +26,8 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ScheduleFreeLSTM.advance
-
-    def slightly_wrong(
-        self: ScheduleFreeLSTM, grad: torch.Tensor, state: dict[str, torch.Tensor], step: float
-    ) -> object:
-        return right(self, grad, state, step) * (1 + 1e-4)
-
-    monkeypatch.setattr(ScheduleFreeLSTM, "advance", slightly_wrong)
+    right = execution._change
+    monkeypatch.setattr(execution, "_change", lambda *arguments: right(*arguments) * (1 + 1e-4))
     assert cli.main(["doctor"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("learned-optim: error: default, cpu: WRONG: relative error 1.0e-04")
@@ -47,7 +40,7 @@ def test_step_that_fails_is_reported_not_raised(
     def broken(*arguments: object) -> object:
         raise AssertionError("no such\ninstruction")
 
-    monkeypatch.setattr(LSTML2L, "advance", broken)
+    monkeypatch.setattr(execution, "_change", broken)
     assert cli.main(["doctor", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert "lstm-l2l-mnist, cpu: WRONG: AssertionError: no such instruction" in problems

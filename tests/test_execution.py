@@ -185,13 +185,13 @@ def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once(monkeyp
     rule = randomised(ScaleFreeLSTM()).float()
     size = default_block_size(rule, torch.device("cpu"))
     calls: list[int] = []
-    advance = rule.advance
+    forward = rule.forward
 
-    def counted(grad: Tensor, state: RuleState, step: float) -> Tensor:
+    def counted(grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         calls.append(grad.numel())
-        return advance(grad, state, step)
+        return forward(grad, state, step)
 
-    monkeypatch.setattr(rule, "advance", counted)
+    monkeypatch.setattr(rule, "forward", counted)
     apply_in_blocks(rule, as_slots(rule, [normal(3)] * 50, torch.float32), PLAIN)
     assert calls == [3 * LANES]  # 150, filled up
     calls.clear()

@@ -22,6 +22,8 @@ from test_execution import FIRST, PLAIN, clones
 from test_rules import Build, each, few_examples, normal, randomised
 
 BLOCK = 1024
+BYTES_OF_GATES = 4 * 24 * BLOCK
+"""The widest activations of a block: four gates of six units, in float32."""
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda tensor: tensor,
@@ -80,10 +82,7 @@ def test_step_on_the_cpu_does_not_borrow_more_than_a_block(
     state = {entry: laid_out_like(parameter, value) for entry, value in rule.init_state(parameter.shape).items()}
     slot = Slot(parameter, grad, state, FIRST)
     settings = PLAIN._replace(weight_decay=weight_decay)
-    apply_in_blocks(rule, [slot], settings, BLOCK)  # scratch memory, which stays
-    rows = largest_allocation(lambda: apply_in_blocks(rule, [slot], settings, BLOCK))
-    # One block of the gates, the widest activations: scratch already. What else there is has a row a coordinate.
-    assert rows <= 4 * BLOCK
+    assert largest_allocation(lambda: apply_in_blocks(rule, [slot], settings, BLOCK)) <= BYTES_OF_GATES
     assert parameter.numel() >= 16 * BLOCK
 
 
@@ -94,9 +93,7 @@ def test_small_tensors_are_not_joined_beyond_a_block(build: Build) -> None:
         Slot(normal(100, seed=seed).float(), normal(100, seed=seed).float(), rule.init_state((100,)), FIRST)
         for seed in range(100)
     ]
-    apply_in_blocks(rule, slots, PLAIN, BLOCK)
-    widest = max(rule.state_features.values())
-    assert largest_allocation(lambda: apply_in_blocks(rule, slots, PLAIN, BLOCK)) <= 4 * BLOCK * widest
+    assert largest_allocation(lambda: apply_in_blocks(rule, slots, PLAIN, BLOCK)) <= BYTES_OF_GATES
 
 
 @each_layout
@@ -111,7 +108,8 @@ def test_step_of_the_optimizer_does_not_borrow_more_than_a_block(
     optimizer = LearnedOptimizer([parameter], fused=in_c)
     optimizer.step()
     hidden = 2 * optimizer.rule.state_features["hidden"]  # bytes a coordinate, copied where there are gaps
-    assert largest_allocation(optimizer.step) <= (hidden if in_c and layout is LAYOUTS["gaps"] else 4) * BLOCK
+    in_copies = hidden if layout is LAYOUTS["gaps"] else 4
+    assert largest_allocation(optimizer.step) <= (in_copies * BLOCK if in_c else BYTES_OF_GATES)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -120,22 +119,13 @@ def call_forward(rule: UpdateRule, grad: Tensor, state: RuleState, step: int) ->
     return update, state
 
 
-def call_advance(rule: UpdateRule, grad: Tensor, state: RuleState, step: int) -> tuple[Tensor, RuleState]:
-    state = {entry: tensor.clone() for entry, tensor in state.items()}
-    return rule.advance(grad, state, float(step)), state
-
-
-Execution = Callable[[UpdateRule, Tensor, RuleState, int], tuple[Tensor, RuleState]]
-each_execution = pytest.mark.parametrize("execute", [call_forward, call_advance], ids=["forward", "advance"])
-
-
 @torch.no_grad()
-def run(rule: UpdateRule, grads: Tensor, execute: Execution = call_forward) -> tuple[Tensor, RuleState]:
+def run(rule: UpdateRule, grads: Tensor) -> tuple[Tensor, RuleState]:
     """Updates ``(steps, *coordinates)`` for gradients of that shape, from the zero state; and the last state."""
     state = rule.init_state(tuple(grads.shape[1:]), dtype=grads.dtype)
     updates = []
     for step, grad in enumerate(grads, start=1):
-        update, state = execute(rule, grad, state, step)
+        update, state = call_forward(rule, grad, state, step)
         updates.append(update)
     return torch.stack(updates), state
 
@@ -174,13 +164,12 @@ def assert_close(actual: Tensor, expected: Tensor | Array, tolerance: float, sma
 
 
 @each(RULES | VARIANTS)
-@each_execution
-def test_rule_does_not_depart_from_its_equations(build: Build, execute: Execution) -> None:
+def test_rule_does_not_depart_from_its_equations(build: Build) -> None:
     rule = randomised(build())
     grads = hostile_grads(largest=1e20)
     reference = as_reference(rule)
 
-    updates, state = run(rule, torch.from_numpy(grads), execute)
+    updates, state = run(rule, torch.from_numpy(grads))
     expected = np.stack([reference.step(grad) for grad in grads])
 
     # The oracle's 1 - b^t loses three digits at b = 0.999 (1e-13); 60 recurrent steps may add one. Seen: 3e-14.
@@ -190,8 +179,7 @@ def test_rule_does_not_depart_from_its_equations(build: Build, execute: Executio
 
 
 @each(RULES | VARIANTS)
-@each_execution
-def test_float32_step_keeps_its_digits(build: Build, execute: Execution) -> None:
+def test_float32_step_keeps_its_digits(build: Build) -> None:
     rule = randomised(build()).float()
     # The largest magnitude whose square is a float32; beyond it see the test of overflow.
     grads = hostile_grads(largest=1e20 if isinstance(rule, LSTML2L) else 1e18)
@@ -203,7 +191,7 @@ def test_float32_step_keeps_its_digits(build: Build, execute: Execution) -> None
     expected_states: dict[str, list[Array]] = {entry: [] for entry in state}
     for step, grad in enumerate(grads, start=1):
         with torch.no_grad():
-            update, new_state = execute(rule, torch.from_numpy(grad).float(), state, step)
+            update, new_state = call_forward(rule, torch.from_numpy(grad).float(), state, step)
         updates.append(update)
         expected.append(reference.step(grad))
         for entry, value in new_state.items():
@@ -220,61 +208,14 @@ def test_float32_step_keeps_its_digits(build: Build, execute: Execution) -> None
         assert_close(torch.stack(values), np.stack(expected_states[entry]), 32 * limits.eps, limits.tiny)
 
 
-@each(RULES)
-def test_update_is_not_overwritten_by_the_next_step(build: Build) -> None:
-    rule = randomised(build()).float()
-    state = rule.init_state((9,))
-    update = rule.advance(normal(9).float(), state, 1.0)
-    before = update.clone()
-    rule.advance(normal(9, seed=1).float(), state, 2.0)
-    assert torch.equal(update, before)
-
-
-@pytest.mark.slow
-@each(RULES)
-def test_threads_do_not_disturb_one_another(build: Build) -> None:
-    rule = randomised(build()).float()
-    grads = [normal(20, 4000, seed=seed).float() for seed in range(4)]  # steps, coordinates
-    expected = [run(rule, each_grads, call_advance)[0] for each_grads in grads]
-    with ThreadPoolExecutor(len(grads)) as threads:
-        found = list(threads.map(lambda each_grads: run(rule, each_grads, call_advance)[0], grads))
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_subclass_with_another_forward_does_not_advance_as_its_parent() -> None:
-    class Descent(LSTML2L):
-        def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-            return -grad, state
-
-    rule, grad = Descent(2), normal(3).float()
-    update, _ = call_advance(rule, grad, rule.init_state((3,)), 1)
-    assert torch.equal(update, -grad)
-
-
-@each(RULES)
-def test_state_in_half_precision_is_not_left_behind(build: Build) -> None:
-    rule = randomised(build()).float()
-    state = {entry: tensor.float() for entry, tensor in random_state(rule, 7).items()}
-    state |= {entry: state[entry].bfloat16() for entry in rule.recurrent_state}
-    grad = normal(7).float()
-    expected, expected_state = call_forward(rule, grad, state, 3)
-    update, new_state = call_advance(rule, grad, state, 3)
-    torch.testing.assert_close(update, expected, rtol=1e-5, atol=1e-7)
-    for entry, value in new_state.items():
-        assert value.dtype == state[entry].dtype
-        torch.testing.assert_close(value, expected_state[entry].to(value.dtype), rtol=1e-2, atol=1e-5)
-
-
 SCALE_FREE: dict[str, Build] = {name: RULES[name] for name in ("scale-free-lstm", "schedule-free-lstm", "mlp")}
 
 
 @each(SCALE_FREE)
-@each_execution
-def test_scale_free_rule_survives_gradients_whose_square_overflows(build: Build, execute: Execution) -> None:
+def test_scale_free_rule_survives_gradients_whose_square_overflows(build: Build) -> None:
     grads = torch.ones(3, 2)
     grads[0, 0] = 1e20
-    updates, state = run(randomised(build()).float(), grads, execute)
+    updates, state = run(randomised(build()).float(), grads)
     assert updates.isfinite().all()
     assert all(value.isfinite().all() for value in state.values())
 
@@ -407,12 +348,11 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
     assert expected[last_push + 1, 4] - expected[-1, 4] > 0.05
 
 
-@each_execution
-def test_log_rate_does_not_leave_its_bounds(execute: Execution) -> None:
+def test_log_rate_does_not_leave_its_bounds() -> None:
     rule = randomised(ScheduleFreeLSTM(2))
     reference = as_reference(rule)
     grads = torch.ones(120, 3, dtype=torch.float64)  # agree for so long that the bound is reached
-    updates, state = run(rule, grads, execute)
+    updates, state = run(rule, grads)
     assert_close(updates, np.stack([reference.step(grad) for grad in grads.numpy()]), 1e-12)
     assert (state["log_rate"] == schedule_free_lstm.BOUND).all()
 
@@ -460,16 +400,13 @@ def test_scale_free_rule_does_not_see_the_scale_of_the_loss(build: Build, expone
 
 
 @each(SCALE_FREE)
-@each_execution
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_scale_free_rule_never_moves_a_coordinate_that_was_never_pushed(
-    dtype: torch.dtype, build: Build, execute: Execution
-) -> None:
+def test_scale_free_rule_never_moves_a_coordinate_that_was_never_pushed(dtype: torch.dtype, build: Build) -> None:
     grads = normal(60, 6).to(dtype)
     pushed = torch.tensor([True, False, True, True, False, True])
     grads[:, ~pushed] = 0.0
     # Weights of order one: a hidden state of the still coordinates is far from zero.
-    updates, state = run(randomised(build(), deviation=1.0).to(dtype), grads, execute)
+    updates, state = run(randomised(build(), deviation=1.0).to(dtype), grads)
     assert (updates[:, ~pushed] == 0).all()
     assert (updates[:, pushed] != 0).all()
     assert "hidden" not in state or (state["hidden"][:, ~pushed] != 0).any()

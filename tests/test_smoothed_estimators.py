@@ -263,14 +263,8 @@ def randomised(rule: UpdateRule) -> UpdateRule:
 
 
 @each_rule
-@pytest.mark.parametrize("block", [None, 24], ids=["one-block", "blocks"])
-def test_particles_advance_together_as_one_by_one(
-    build_rule: Callable[[], UpdateRule], block: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if block is not None:
-        monkeypatch.setattr("learned_optim.meta_train.particles.default_block_size", lambda rule, device: block)
+def test_particles_advance_together_as_one_by_one(build_rule: Callable[[], UpdateRule]) -> None:
     rule = randomised(build_rule())
-    assert rule.advances_particles == (not isinstance(rule, SlowScaleFree))
     particles, instances, coordinates, steps = 3, 2, 7, 3
     weights = flat_meta_parameters(rule) + 0.1 * torch.randn(
         particles, len(flat_meta_parameters(rule)), generator=generator(1)
@@ -278,20 +272,16 @@ def test_particles_advance_together_as_one_by_one(
     together = ParticleRule(rule, weights)
     shape = (instances, coordinates)
     states = {name: torch.zeros(particles, count, *shape) for name, count in rule.state_features.items()}
-    fast = {name: tensor.clone() for name, tensor in states.items()}
     single = [{name: tensor[particle].clone() for name, tensor in states.items()} for particle in range(particles)]
     for step in range(1, steps + 1):
         grads = torch.randn(particles, *shape, generator=generator(10 + step))
         update, states = together(grads, states, torch.tensor(float(step)))
-        fast_update = together.advance(grads, fast, torch.tensor(float(step)))
         for particle in range(particles):
             vector_to_parameters(weights[particle], rule.parameters())
             expected, single[particle] = rule(grads[particle], single[particle], torch.tensor(float(step)))
             torch.testing.assert_close(update[particle], expected, rtol=ROUNDING, atol=1e-13)
-            torch.testing.assert_close(fast_update[particle], expected, rtol=ROUNDING, atol=1e-13)
             for name, tensor in single[particle].items():
                 torch.testing.assert_close(states[name][particle], tensor, rtol=ROUNDING, atol=1e-13)
-                torch.testing.assert_close(fast[name][particle], tensor, rtol=ROUNDING, atol=1e-13)
 
 
 INSTANCES, STEPS = 4, 3

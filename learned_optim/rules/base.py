@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,15 +33,6 @@ class UpdateRule(nn.Module, ABC):
     """Entries of the state that may be kept in less than float32: activations, not long averages."""
     recurrent_dtype: ClassVar[torch.dtype] = torch.float32
     """Dtype in which an optimizer keeps these entries, unless told otherwise."""
-    advances_particles: ClassVar[bool] = False
-    """Whether :meth:`advance` also takes *particles*: a leading axis on meta-parameters, gradient and state alike."""
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        """A class with a ``forward`` of its own does not inherit the ``advance`` of another's."""
-        super().__init_subclass__(**keywords)
-        if "forward" in cls.__dict__ and "advance" not in cls.__dict__:
-            cls.advance = UpdateRule.advance  # type: ignore[method-assign]
-            cls.advances_particles = False
 
     @property
     @abstractmethod
@@ -87,28 +78,6 @@ class UpdateRule(nn.Module, ABC):
     def heeds_tensors(self) -> bool:
         """Whether :meth:`tensor_scale` is the rule's own."""
         return type(self).tensor_scale is not UpdateRule.tensor_scale
-
-    @torch.no_grad()
-    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """The step of :meth:`forward` in place and without a graph: the path of the optimizer on a CPU.
-
-        Rules override it where they can save passes over memory. If :attr:`advances_particles`, it also serves P rules
-        at once: while every meta-parameter is replaced by a stack of P, all shapes below begin with P too, and each
-        product with a weight is a batched one.
-
-        Args:
-            grad: as above, one-dimensional: ``(coordinates,)``. Is not changed.
-            state: entries of shape ``(features, coordinates)``, any strides; overwritten with the new state.
-            step: as above, on the host.
-
-        Returns:
-            The update, a tensor of its own.
-        """
-        update: Tensor
-        update, new_state = self(grad, state, torch.full((), step, device=grad.device, dtype=grad.dtype))
-        for entry, tensor in new_state.items():
-            state[entry].copy_(tensor)
-        return update
 
     @abstractmethod
     def reset_parameters(self, seed: int) -> None:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.rules.base import linear, per_feature, truncated_normal_
-from learned_optim.rules.scratch import scratch
 
 
 class LSTMCell(nn.Module):
@@ -46,34 +45,3 @@ class LSTMCell(nn.Module):
         input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
         cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
         return output_gate.sigmoid() * cell.tanh(), cell
-
-    @torch.no_grad()
-    def advance(
-        self,
-        signals: Tensor,
-        cell: Tensor,
-        out: Tensor,
-        context: Tensor | None = None,
-        input_scale: Tensor | None = None,
-    ) -> None:
-        """The step of :meth:`forward` with few passes over memory; overwrites ``cell`` and ``out``.
-
-        With stacks of P weights and biases in place of the parameters, all shapes begin with P.
-
-        Args:
-            signals: inputs, hidden and a row of ones, on which the matrix product puts the bias:
-                ``(inputs + hidden + 1, coordinates)``.
-            cell: ``(hidden, coordinates)``, in the dtype of ``signals``.
-            out: the new hidden state, as ``cell``; may be the rows of ``signals`` that hold the old one.
-            context: as above, ``(4 * hidden,)``.
-            input_scale: factors on ``inputs`` and hidden, ``(inputs + hidden,)``, which cost nothing here.
-        """
-        weight = self.weight if input_scale is None else self.weight * input_scale
-        bias = self.bias if context is None else self.bias + context
-        *particles, _, coordinates = signals.shape
-        gates = scratch.empty("gates", (*particles, 4 * self.hidden, coordinates), signals.dtype)
-        torch.matmul(torch.cat([weight, bias.unsqueeze(-1)], -1), signals, out=gates)
-        input_forget, candidate, output_gate = gates.split([2 * self.hidden, self.hidden, self.hidden], -2)
-        input_gate, forget_gate = input_forget.sigmoid_().chunk(2, -2)
-        cell.mul_(forget_gate).addcmul_(input_gate, candidate.tanh_())
-        torch.tanh(cell, out=out).mul_(output_gate.sigmoid_())

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
-from learned_optim.rules.scratch import in_dtype, scratch
 
 
 def log_sign(grad: Tensor, p: float) -> Tensor:
@@ -41,7 +40,6 @@ class LSTML2L(UpdateRule):
     """
 
     name = "lstm-l2l"
-    advances_particles = True
 
     def __init__(self, hidden_size: int = 20, layers: int = 2, p: float = 10.0, output_scale: float = 0.1) -> None:
         super().__init__()
@@ -98,30 +96,3 @@ class LSTML2L(UpdateRule):
         output = linear(self.output_weight, signal) + per_feature(self.output_bias, grad)
         update = self.output_scale * output[0]
         return update, {"hidden": torch.cat(hidden_layers), "cell": torch.cat(cell_layers)}
-
-    @torch.no_grad()
-    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """See :meth:`UpdateRule.advance`."""
-        *particles, coordinates = grad.shape
-        signal = log_sign(grad, self.p).movedim(0, -2)
-        layers = zip(
-            self.cells,
-            state["hidden"].split(self.hidden_size, -2),
-            state["cell"].split(self.hidden_size, -2),
-            strict=True,
-        )
-        for lstm, stored_hidden, stored_cell in layers:
-            assert isinstance(lstm, LSTMCell)  # for the type checker
-            rows = [lstm.inputs, lstm.hidden, 1]
-            signals = scratch.empty("signals", (*particles, sum(rows), coordinates), grad.dtype)
-            inputs, previous, one = signals.split(rows, -2)
-            inputs.copy_(signal)
-            previous.copy_(stored_hidden)
-            one.fill_(1.0)
-            same = stored_hidden.dtype == grad.dtype
-            signal = stored_hidden if same else scratch.empty("hidden", tuple(stored_hidden.shape), grad.dtype)
-            with in_dtype(stored_cell, grad.dtype) as cell:
-                lstm.advance(signals, cell, out=signal)
-            if not same:
-                stored_hidden.copy_(signal)
-        return (self.output_weight @ signal).squeeze(-2).add_(self.output_bias).mul_(self.output_scale)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
-from learned_optim.rules.moments import EPSILON, bias_corrections, column, largest_with_finite_square, moving_averages
-from learned_optim.rules.scratch import scratch
+from learned_optim.rules.moments import EPSILON, largest_with_finite_square, moving_averages
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of the momenta and of the second moments, as in the authors' code
 TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 300_000.0)  # steps; as in the authors' code
@@ -58,7 +57,6 @@ class MLP(UpdateRule):
 
     name = "mlp"
     recurrent_state = frozenset()
-    advances_particles = True
 
     def __init__(self, hidden_size: int = 32, rate: float = 1e-3, magnitude_rate: float = 1e-3) -> None:
         super().__init__()
@@ -112,39 +110,3 @@ class MLP(UpdateRule):
         direction = directions[START] + (output[:-1] * directions).sum(0)
         update = -self.rate * (self.magnitude_rate * output[-1]).exp() * direction
         return update, {"momentum": momentum, "second_moment": second_moment}
-
-    @torch.no_grad()
-    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """See :meth:`UpdateRule.advance`."""
-        if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
-            return super().advance(grad, state, step)
-        scales = len(DECAYS)
-
-        largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=scratch.rows(grad, "grad", 1))
-        square = torch.mul(gradient, gradient, out=scratch.rows(grad, "square", 1))
-        weights = column(tuple(1 - decay for decay in DECAYS), grad)
-        corrections = column(bias_corrections(DECAYS, step), grad)
-        momentum = state["momentum"].lerp_(gradient, weights)
-        second_moment = state["second_moment"].lerp_(square, weights)
-        rms = torch.addcmul(
-            column((EPSILON**2,), grad), second_moment, corrections, out=scratch.rows(grad, "rms", scales)
-        ).sqrt_()
-
-        signals = scratch.rows(grad, "signals", FEATURES + 1)
-        directions, rms_ratios, one = signals.split([DIRECTIONS, scales - 1, 1], -2)
-        torch.div(momentum, rms, out=directions.narrow(-2, 0, scales)).mul_(corrections)
-        torch.div(gradient, rms.narrow(-2, GRAD, 1), out=directions.narrow(-2, scales, 1))
-        torch.div(rms.narrow(-2, 0, scales - 1), rms.narrow(-2, 1, scales - 1), out=rms_ratios).log_()
-        one.fill_(1.0)  # on which matrix products put biases
-
-        step_features = column(tuple(math.tanh(step / scale - 1) for scale in TIME_SCALES), grad)
-        offset = self.hidden_bias.unsqueeze(-1) + self.step_weight @ step_features
-        weight = torch.cat([self.hidden_weight, offset], -1)
-        hidden = torch.matmul(weight, signals, out=scratch.rows(grad, "hidden", self.hidden_size)).relu_()
-        start = column(tuple(float(place == START) for place in range(DIRECTIONS + 1)), grad)
-        output = torch.matmul(self.output_weight, hidden, out=scratch.rows(grad, "output", DIRECTIONS + 1))
-        output.add_(self.output_bias.unsqueeze(-1) + start)
-        coefficients, magnitude = output.split([DIRECTIONS, 1], -2)
-        direction: Tensor = coefficients.mul_(directions).sum(-2)
-        return direction.mul_(magnitude.squeeze(-2).mul_(self.magnitude_rate).exp_()).mul_(-self.rate)

@@ -10,12 +10,9 @@ from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, pe
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
-    bias_corrections,
-    column,
     largest_with_finite_square,
     moving_averages,
 )
-from learned_optim.rules.scratch import in_dtype, scratch
 
 SECOND_MOMENT_DECAYS = (0.95, 0.999)  # fast and slow; Adam's is the slow one
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
@@ -48,7 +45,6 @@ class ScaleFreeLSTM(UpdateRule):
 
     name = "scale-free-lstm"
     recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units and 4 momenta
-    advances_particles = True
 
     def __init__(
         self,
@@ -120,49 +116,3 @@ class ScaleFreeLSTM(UpdateRule):
         log_scale = LOG_SCALE_BOUND * (scale * (LOG_SCALE_SLOPE / LOG_SCALE_BOUND)).tanh()
         update = -self.rate * log_scale.exp() * direction
         return update, {"momentum": momentum, "second_moment": second_moment, "hidden": hidden, "cell": cell}
-
-    @torch.no_grad()
-    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """See :meth:`UpdateRule.advance`."""
-        if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
-            return super().advance(grad, state, step)
-        momenta = len(self.momentum_decays)
-
-        largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=scratch.rows(grad, "grad", 1))
-        square = torch.mul(gradient, gradient, out=scratch.rows(grad, "square", 1))
-        momentum, second_moment = state["momentum"], state["second_moment"]
-        momentum.lerp_(gradient, column(tuple(1 - decay for decay in self.momentum_decays), grad))
-        second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
-        rms = scratch.rows(grad, "rms", len(SECOND_MOMENT_DECAYS))
-        correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
-        torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=rms)
-        fast_rms, slow_rms = rms.sqrt_().split(1, -2)
-
-        signals = scratch.rows(grad, "signals", momenta + 2 + self.hidden_size + 1)
-        directions, rms_ratio, hidden, one = signals.split([momenta + 1, 1, self.hidden_size, 1], -2)
-        torch.div(momentum, slow_rms, out=directions.narrow(-2, 0, momenta))  # without the momenta's bias corrections
-        torch.div(gradient, fast_rms, out=directions.narrow(-2, momenta, 1))
-        torch.div(fast_rms, slow_rms, out=rms_ratio).log_()
-        hidden.copy_(state["hidden"])
-        one.fill_(1.0)
-
-        # Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
-        corrections = (*bias_corrections(self.momentum_decays, step), 1.0)
-        input_scale = column((*corrections, *[1.0] * (1 + self.hidden_size)), grad).squeeze(-1)
-        step_features = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), grad)
-        with in_dtype(state["cell"], grad.dtype) as cell:
-            context = (self.step_weight @ step_features).squeeze(-1)
-            self.cell.advance(signals, cell, hidden, context, input_scale)
-        state["hidden"].copy_(hidden)
-        adam = self.momentum_decays.index(ADAM_MOMENTUM)
-        one_for_adam = column(tuple(float(place == adam) for place in range(momenta + 2)), grad)
-        factors = (*(-self.rate * correction for correction in corrections), LOG_SCALE_SLOPE / LOG_SCALE_BOUND)
-        weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1) + one_for_adam], -1)
-        hidden_and_one = signals.narrow(-2, momenta + 2, self.hidden_size + 1)
-        output = torch.matmul(
-            weight.mul_(column(factors, grad)), hidden_and_one, out=scratch.rows(grad, "output", momenta + 2)
-        )
-        coefficients, scale = output.split([momenta + 1, 1], -2)
-        update: Tensor = coefficients.mul_(directions).sum(-2)
-        return update.mul_(scale.squeeze(-2).tanh_().mul_(LOG_SCALE_BOUND).exp_())

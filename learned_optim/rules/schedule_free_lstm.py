@@ -12,12 +12,9 @@ from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, pe
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
-    bias_corrections,
-    column,
     largest_with_finite_square,
     moving_averages,
 )
-from learned_optim.rules.scratch import in_dtype, scratch
 
 MOMENTUM_DECAYS = (0.9, 0.99)  # the first is that of the hypergradient too
 SECOND_MOMENT_DECAYS = (0.9, 0.99)  # the fast one normalises, so that gradients may shrink quickly
@@ -93,7 +90,6 @@ class ScheduleFreeLSTM(UpdateRule):
 
     name = "schedule-free-lstm"
     recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units
-    advances_particles = True
 
     def __init__(self, hidden_size: int = 6, rate: float = 0.03) -> None:
         super().__init__()
@@ -229,85 +225,6 @@ class ScheduleFreeLSTM(UpdateRule):
             "displacement": ((1 - share) * ahead)[None],
             "log_rate": log_rate[None],
         }
-
-    @torch.no_grad()
-    def advance(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """See :meth:`UpdateRule.advance`."""
-        if state["momentum"].dtype != grad.dtype:  # made by hand: no optimizer keeps them so
-            return super().advance(grad, state, step)
-        signals = self._read(grad, state, step)
-        scale, gain, recency = self._steer(signals, state, step).split(1, -2)
-        direction, agreement, log_ratio = (signals.narrow(-2, row, 1) for row in (0, AGREEMENT, AGREEMENT + 1))
-        displacement, log_rate = state["displacement"], state["log_rate"]
-
-        negative = torch.clamp(agreement, max=0.0, out=scratch.rows(grad, "square", 1))
-        agreement.add_(negative, alpha=math.exp(-step / WARMUP))
-        gain = gain.tanh_().mul_(BOUND).exp_()
-        log_rate.mul_(1 - FORGETTING).addcmul_(agreement, gain, value=GAIN).clamp_(-BOUND, BOUND)
-        square = torch.mul(log_rate, log_rate, out=scratch.rows(grad, "square", 1))
-        credible = torch.mul(log_rate, square, out=scratch.rows(grad, "move", 1)).div_(square.add_(CHANCE**2))
-        larger = torch.tanh(log_ratio, out=square)
-        larger.addcmul_(larger, log_ratio.mul_(4.0).exp_(), value=-(LARGEST_RATIO**-2))
-        scale.add_(credible, alpha=1 / BOUND).add_(larger, alpha=SURGE / BOUND).tanh_().mul_(BOUND).exp_()
-        warmth = min(step / WARMUP, 1.0)
-        move: Tensor = torch.mul(direction, scale, out=scratch.rows(grad, "move", 1)).mul_(-self.rate * warmth)
-        share = recency.tanh_().mul_(-BOUND).exp_().mul_((step - 1) * math.exp(-RECENCY)).add_(1.0).reciprocal_()
-        ahead = displacement.add_(move)
-        update: Tensor = (move * (1 - INTERPOLATION)).addcmul_(ahead, share, value=INTERPOLATION).squeeze(-2)
-        displacement.addcmul_(ahead, share, value=-1.0)
-        return update
-
-    def _read(self, grad: Tensor, state: RuleState, step: float) -> Tensor:
-        """What the LSTM reads, its hidden state and a row of ones, ``(..., signals, C)``; the moments move on.
-
-        Momenta are without their bias corrections.
-        """
-        signals = scratch.rows(grad, "signals", SIGNALS + self.hidden_size + 1)
-        direction, momenta, agreement, log_ratio, rate_row, averaging, hidden, one = signals.split(
-            [1, len(MOMENTUM_DECAYS), *[1] * OWN_SIGNALS, self.hidden_size, 1], -2
-        )
-        momentum, second_moment, log_rate = state["momentum"], state["second_moment"], state["log_rate"]
-        largest = largest_with_finite_square(grad.dtype)
-        gradient = torch.clamp(grad.unsqueeze(-2), -largest, largest, out=scratch.rows(grad, "grad", 1))
-        square = torch.mul(gradient, gradient, out=scratch.rows(grad, "square", 1))
-        second_moment.lerp_(square, column(tuple(1 - decay for decay in SECOND_MOMENT_DECAYS), grad))
-        both_rms = scratch.rows(grad, "rms", len(SECOND_MOMENT_DECAYS))
-        correction = column(bias_corrections(SECOND_MOMENT_DECAYS, step), grad)
-        torch.addcmul(column((EPSILON**2,), grad), second_moment, correction, out=both_rms)
-        rms, slow_rms = both_rms.sqrt_().split(1, -2)
-        torch.div(rms, slow_rms, out=log_ratio).log_()
-        over_rms = rms.reciprocal_()
-        torch.mul(gradient, over_rms, out=direction).clamp_(-LARGEST_DIRECTION, LARGEST_DIRECTION)
-        (before,) = bias_corrections(MOMENTUM_DECAYS[:1], step)
-        torch.mul(momentum.narrow(-2, 0, 1), over_rms, out=agreement).mul_(direction).mul_(before)
-        momentum.lerp_(gradient, column(tuple(1 - decay for decay in MOMENTUM_DECAYS), grad))
-        torch.mul(momentum, over_rms, out=momenta)
-        torch.mul(log_rate, 1 / BOUND, out=rate_row)
-        torch.neg(log_rate, out=averaging).exp_().mul_(state["displacement"]).mul_(1 / (self.rate * step))
-        averaging.div_(torch.abs(averaging, out=scratch.rows(grad, "square", 1)).add_(1.0))
-        hidden.copy_(state["hidden"])
-        one.fill_(1.0)
-        return signals
-
-    def _steer(self, signals: Tensor, state: RuleState, step: float) -> Tensor:
-        """The LSTM's outputs times their slopes over the bound, ``(..., outputs, C)``; hidden and cell state move on.
-
-        Constant factors are taken into the weights: what meets each coordinate is a pass over memory.
-        """
-        hidden = signals.narrow(-2, SIGNALS, self.hidden_size)
-        corrections = bias_corrections(MOMENTUM_DECAYS, step)
-        input_scale = column((1.0, *corrections, *[1.0] * (OWN_SIGNALS + self.hidden_size)), signals).squeeze(-1)
-        times = column(tuple(math.tanh(step / scale) for scale in TIME_SCALES), signals)
-        with in_dtype(state["cell"], signals.dtype) as cell:
-            context = (self.step_weight @ times).squeeze(-1)
-            self.cell.advance(signals, cell, hidden, context, input_scale)
-        state["hidden"].copy_(hidden)
-        weight = torch.cat([self.output_weight, self.output_bias.unsqueeze(-1)], -1)
-        slopes = column((RATE_SLOPE / BOUND, GAIN_SLOPE / BOUND, RECENCY_SLOPE / BOUND), signals)
-        hidden_and_one = signals.narrow(-2, SIGNALS, self.hidden_size + 1)
-        return torch.matmul(
-            weight.mul_(slopes), hidden_and_one, out=scratch.rows(signals[..., 0, :], "output", OUTPUTS)
-        )
 
 
 class Seen(NamedTuple):
