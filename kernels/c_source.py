@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from learned_optim.kernels.program import Constant, Elementwise, Input, Product, Program, Result, Scalar, Weight
-from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer
+from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer, bare, without_idle_notes
 
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16", torch.float64: "FLOAT64"}
 FUNCTIONS = {
@@ -80,7 +80,7 @@ class _Writer(Writer):
         self.suffix = suffix
         self.share: list[str] = []
         self.update: list[str] = []
-        self.kept: dict[Result, int] = {}  # what coordinates read of what they share -> its place in Shared
+        self.places_of_shared: dict[Result, int] = {}  # what coordinates read of what they share -> its place in Shared
         self.firsts: dict[str, int] = {}
         for entry in program.features:
             self.firsts[entry] = sum(program.features[before] for before in self.firsts)
@@ -91,7 +91,11 @@ class _Writer(Writer):
         self.write_results()
         results = self.results()
         features = sum(self.program.features.values())
-        counts = {"FEATURES": max(features, 1), "ENTRIES": max(len(self.program.features), 1), "SHARED": len(self.kept)}
+        counts = {
+            "FEATURES": max(features, 1),
+            "ENTRIES": max(len(self.program.features), 1),
+            "SHARED": len(self.places_of_shared),
+        }
         return f"""/* The step of {name}, made from its forward. */
 
 enum {{ {", ".join(f"{key} = {value}" for key, value in counts.items())} }};
@@ -102,12 +106,12 @@ typedef struct {{
 
 /* What all coordinates share. */
 static void share(Shared *shared, const real *weights, double step) {{
-{_indented(self.share)}
+{_indented(without_idle_notes(self.share, "/*"))}
 }}
 
 /* The update of a vector of coordinates, and their new state in the place of the old one. */
 static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *shared, const real *weights) {{
-{_indented([*self.update, *results])}
+{_indented(without_idle_notes([*self.update, *results], "/*"))}
 }}
 """
 
@@ -134,8 +138,10 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
 
     def write_shared(self, place: int, operation: Elementwise) -> None:
         operands = list(map(self.number, operation.operands))
-        self.share.append(f"const double s{place} = {_expression(operation.name, operands, 'shared_', _where)};")
-        self.keep(place, 1)
+        expression = _expression(operation.name, operands, "shared_", _where)
+        if not self.put_inline(place, expression):
+            self.share.append(f"const double s{place} = {expression};")
+            self.keep(place, 1)
 
     def write_shared_product(self, place: int, product: Product) -> None:
         operands = ", ".join(map(self.number, product.operands))
@@ -154,8 +160,8 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
             readers = [user for user in self.users[place] if result in self.program.operations[user].operands]
             is_output = any(result in scalars for scalars in self.program.outputs.values())
             if is_output or not all(self.program.shared[reader] for reader in readers):
-                self.kept[result] = len(self.kept)
-                self.share.append(f"shared->values[{self.kept[result]}] = (real){self.number(result)};")
+                self.places_of_shared[result] = len(self.places_of_shared)
+                self.share.append(f"shared->values[{self.places_of_shared[result]}] = (real){self.number(result)};")
 
     def number(self, scalar: Scalar) -> str:
         """A scalar in ``share``."""
@@ -165,6 +171,8 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
             return f"weights[{self.weight(scalar)}]"
         if isinstance(scalar, Input):
             return "step"
+        if scalar.operation in self.inline:
+            return self.inline[scalar.operation]
         whole = isinstance(self.program.operations[scalar.operation], Elementwise)
         return f"s{scalar.operation}" if whole else f"s{scalar.operation}[{scalar.output}]"
 
@@ -194,7 +202,8 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
             operands = [self.vector(operand) for operand in operation.operands]
         one = _literal(1.0, self.suffix)
         expression = _expression(self.name_of(operation), operands, "", lambda *of: f"where({', '.join(of)})", one)
-        self.update += _wrapped(f"{kind} t{place} = {expression};")
+        if place in self.masks or not self.put_inline(place, expression):
+            self.update += _wrapped(f"{kind} t{place} = {expression};")
 
     def operand(self, scalar: Scalar) -> str:
         """A scalar in ``update``: a vector, or one number for all."""
@@ -205,18 +214,18 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
         if isinstance(scalar, Input):
             return "grad" if scalar.entry == "grad" else f"state[{self.firsts[scalar.entry] + scalar.feature}]"
         if self.program.shared[scalar.operation]:
-            return f"shared->values[{self.kept[scalar]}]"
+            return f"shared->values[{self.places_of_shared[scalar]}]"
         row = self.rows.of(scalar)
         if row is not None:
             return self.names_of_rows[row]
-        name = f"t{scalar.operation}"
+        name = self.inline.get(scalar.operation, f"t{scalar.operation}")
         return f"where({name}, all(1), all(0))" if scalar.operation in self.masks else name
 
     def vector(self, scalar: Scalar) -> str:
         """A scalar in ``update`` as a vector."""
         name = self.operand(scalar)
         single = isinstance(scalar, Constant | Weight) or name.startswith("shared->")
-        return f"all({name})" if single else name
+        return f"all({bare(name)})" if single else name
 
     def mask(self, scalar: Scalar) -> str:
         """The condition of a choice."""
@@ -236,7 +245,7 @@ def _expression(name: str, operands: Sequence[str], prefix: str, where: Callable
         return f"{one} / {operands[0]}"
     if name == "where":
         return where(*operands)
-    return f"{prefix}{FUNCTIONS[name]}({', '.join(operands)})"
+    return f"{prefix}{FUNCTIONS[name]}({', '.join(map(bare, operands))})"
 
 
 def _literal(value: float, suffix: str) -> str:

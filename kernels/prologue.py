@@ -41,6 +41,8 @@ class Prologue:
         self.shapes: tuple[tuple[int, ...], ...] = ()
         for parameter in parameters:
             self.keep(parameter)
+        self.follows = set(range(len(parameters)))
+        """Numbers of tensors that depend on a parameter; others are constants."""
 
     def keep(self, tensor: Tensor) -> int:
         """The number of a tensor."""
@@ -60,10 +62,17 @@ class Prologue:
         positional, named = tree_map_only(Tensor, place, (tuple(arguments), dict(keywords)))
         results = [self.keep(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.calls.append(Call(function, positional, named, results))
+        used = {leaf.number for leaf in _leaves(positional, named) if isinstance(leaf, Place)}
+        if used & self.follows:
+            self.follows |= set(results)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether a tensor follows from weights alone."""
+        """Whether a tensor follows from weights alone, or is a constant that has been seen."""
         return id(tensor) in self.numbers
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on no weight."""
+        return self.numbers.get(id(tensor)) not in self.follows
 
     def result(self, tensor: Tensor, *, transposed: bool = False) -> int:
         """The place of a tensor among the results."""
@@ -82,8 +91,7 @@ class Prologue:
         for call in reversed(self.calls):
             if needed & set(call.results):
                 kept.append(call)
-                leaves = tree_leaves((call.arguments, call.keywords), is_leaf=lambda leaf: isinstance(leaf, Place))
-                needed |= {leaf.number for leaf in leaves if isinstance(leaf, Place)}
+                needed |= {leaf.number for leaf in _leaves(call.arguments, call.keywords) if isinstance(leaf, Place)}
         self.calls = kept[::-1]
         self.held = {number: tensor for number, tensor in self.held.items() if number in needed}
         self.tensors, self.numbers = [], {}
@@ -103,3 +111,7 @@ class Prologue:
             made = function(*filled[0], **filled[1])
             values |= dict(zip(results, tree_leaves(made), strict=True))
         return [values[number].T if transposed else values[number] for number, transposed in self.results]
+
+
+def _leaves(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:
+    return tree_leaves((arguments, keywords), is_leaf=lambda leaf: isinstance(leaf, Place))

@@ -7,6 +7,7 @@ program. Elements of different coordinates that meet show that the function is n
 """
 
 import linecache
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,11 @@ BOOKKEEPING = {
     aten.unbind.int, aten.unsqueeze.default, aten.view.default, aten._unsafe_view.default, aten.reshape.default,
 }  # fmt: skip
 """Operations that move elements and compute nothing."""
+FILLS = {
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
+    aten.new_ones.default, aten.new_full.default,
+}  # fmt: skip
+"""Operations that look at the shape of a tensor alone."""
 SUMS = {aten.sum.dim_IntList, aten.sum.default}
 
 
@@ -109,7 +115,7 @@ class _Tracer(TorchDispatchMode):
             return result
         if function._schema.is_mutable:
             raise self._refusal(function, "changes a tensor in place")
-        made = tree_leaves(self._follow(function, arguments, keywords))
+        made = tree_leaves(self._follow(function, arguments, keywords, result))
         for tensor, codes in zip(tree_leaves(result), made, strict=True):
             self._bind(tensor, codes)
         return result
@@ -125,7 +131,7 @@ class _Tracer(TorchDispatchMode):
         self.seen.append(tensor)
         self.elements[id(tensor)] = codes
 
-    def _follow(self, function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    def _follow(self, function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any], result: Any) -> Any:
         """The elements of a result that depends on a coordinate or the step count."""
         if function is aten.mm.default or function is aten.mv.default:
             return self._product(function, *arguments)
@@ -133,12 +139,17 @@ class _Tracer(TorchDispatchMode):
             return self._elementwise(
                 aten.add.Tensor, [self._elements(arguments[0]), self._product(function, *arguments[1:])], {}
             )
+        if function in FILLS:
+            return self._shared([Constant(float(value)) for value in result.reshape(-1).tolist()], result.shape)
         codes, keyword_codes = tree_map_only(Tensor, self._elements, (tuple(arguments), dict(keywords)))
         if function in BOOKKEEPING:
             with torch._C._DisableTorchDispatch():
                 return function(*codes, **keyword_codes)
         if function in SUMS:
             return self._sum(function, *codes, **keyword_codes)
+        if function is aten.mean.dim:
+            total = self._sum(function, *codes, **keyword_codes)
+            return self._elementwise(aten.mul.Tensor, [total, total.numel() / codes[0].numel()], {})
         if function not in ELEMENTWISE:
             raise self._refusal(function, "is not an operation that a kernel knows")
         return self._elementwise(function, codes, keyword_codes)
@@ -146,11 +157,17 @@ class _Tracer(TorchDispatchMode):
     def _elements(self, tensor: Tensor) -> Tensor:
         """Codes of the elements of a tensor, in its shape."""
         if id(tensor) not in self.elements:
-            place, shape = self.prologue.result(tensor), tensor.shape
-            codes = [self._code(Weight(place, element)) for element in range(shape.numel())]
-            self._bind(tensor, (torch.tensor(codes, dtype=torch.int64) * BASE + ALL).view(shape))
-            self.prologue.keep(tensor)
+            if self.prologue.is_constant(tensor):
+                scalars: list[Scalar] = [Constant(float(value)) for value in tensor.reshape(-1).tolist()]
+            else:
+                place = self.prologue.result(tensor)
+                scalars = [Weight(place, element) for element in range(tensor.numel())]
+            return self._shared(scalars, tensor.shape)  # not bound: the tensor stays one of the prologue
         return self.elements[id(tensor)]
+
+    def _shared(self, scalars: Sequence[Scalar], shape: Sequence[int]) -> Tensor:
+        """Codes of scalars that are the same for all coordinates."""
+        return (torch.tensor(list(map(self._code, scalars)), dtype=torch.int64) * BASE + ALL).view(tuple(shape))
 
     def _elementwise(self, function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Tensor:
         """Operations on elements that belong together."""
@@ -266,9 +283,15 @@ def _difference(tracer: _Tracer, one: Scalar, other: Scalar, alpha: float = 1) -
     return tracer.apply("sub", one, other if alpha == 1 else tracer.apply("mul", other, alpha))
 
 
-def _power(tracer: _Tracer, base: Scalar, exponent: float) -> Scalar:
-    if exponent == 2:
+def _power(tracer: _Tracer, base: Scalar, exponent: Scalar | float) -> Scalar:
+    """A constant to some power is an exponential; of others, squares and roots are what kernels do best."""
+    if exponent == 2 or exponent == Constant(2.0):
         return tracer.apply("mul", base, base)
+    if exponent == 0.5 or exponent == Constant(0.5):
+        return tracer.apply("sqrt", base)
+    number = base.value if isinstance(base, Constant) else base
+    if isinstance(number, int | float) and number > 0:
+        return tracer.apply("exp", tracer.apply("mul", exponent, math.log(number)))
     return tracer.apply("pow", base, exponent)
 
 
@@ -316,6 +339,18 @@ ELEMENTWISE: dict[Any, Callable[..., Scalar]] = {
     aten.div.Tensor: _same("div"),
     aten.div.Scalar: _same("div"),
     aten.pow.Tensor_Scalar: _power,
+    aten.pow.Tensor_Tensor: _power,
+    aten.pow.Scalar: _power,
+    aten.sgn.default: _same("sign"),
+    aten.addcmul.default: lambda tracer, start, one, other, value=1: tracer.apply(
+        "add", start, tracer.apply("mul", tracer.apply("mul", one, other), value)
+    ),
+    aten.addcdiv.default: lambda tracer, start, one, other, value=1: tracer.apply(
+        "add", start, tracer.apply("mul", tracer.apply("div", one, other), value)
+    ),
+    aten.where.ScalarOther: _same("where"),
+    aten.where.ScalarSelf: _same("where"),
+    aten.where.Scalar: _same("where"),
     aten.clamp.default: _clamp,
     aten.clamp_min.default: _clamp,
     aten.clamp_max.default: lambda tracer, value, high: _clamp(tracer, value, None, high),

@@ -117,7 +117,8 @@ class Step:
         """
 
         def flat(*of_particle: Tensor) -> Tensor:
-            return torch.cat([result.reshape(-1) for result in self.prologue(*of_particle)])
+            results = self.prologue(*of_particle)
+            return torch.cat([of_particle[0].new_empty(0), *(result.reshape(-1) for result in results)])
 
         found: Tensor = torch.func.vmap(flat)(*parameters)
         return found

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from learned_optim.kernels.layers import Layer, layers
 from learned_optim.kernels.program import STEP, Constant, Elementwise, Input, Product, Program, Result, Scalar, Weight
 from learned_optim.kernels.segments import Segment
-from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer
+from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer, bare, without_idle_notes
 
 FUNCTIONS = {
     "abs": "tl.abs",
@@ -176,7 +176,9 @@ class _Writer(Writer):
         (self.shared if shared else self.update).append(f"# {line}")
 
     def write_shared(self, place: int, operation: Elementwise) -> None:
-        self.shared.append(f"s{place} = {self.expression(operation)}")
+        expression = self.expression(operation)
+        if not self.put_inline(place, expression):
+            self.shared.append(f"s{place} = {expression}")
 
     def write_shared_product(self, place: int, product: Product) -> None:
         first = self.matrix(product, range(product.outputs), interleaved=True)
@@ -265,8 +267,10 @@ class _Writer(Writer):
                 self.weights += [0] * (len(rows) % 2)
 
     def write_elementwise(self, place: int, operation: Elementwise) -> None:
-        self.update.append(f"t{place} = {self.expression(operation)}")
-        self.store(Result(place))
+        expression = self.expression(operation)
+        if Result(place) in self.targets or not self.put_inline(place, expression):
+            self.update.append(f"t{place} = {expression}")
+            self.store(Result(place))
 
     def store(self, scalar: Scalar) -> None:
         """Write a result to where it is kept, after all that is still to be read from there."""
@@ -302,7 +306,7 @@ class _Writer(Writer):
             return f"larger({operands[0]}, 0.0)"
         if name == "where":
             return f"tl.where({self.condition(operation.operands[0])}, {operands[1]}, {operands[2]})"
-        return f"{FUNCTIONS[self.name_of(operation)]}({', '.join(operands)})"
+        return f"{FUNCTIONS[self.name_of(operation)]}({', '.join(map(bare, operands))})"
 
     def name(self, scalar: Scalar) -> str:
         """A scalar of the program; of the state, it is read now if it has not been."""
@@ -313,6 +317,8 @@ class _Writer(Writer):
         if isinstance(scalar, Input):
             return self.input(scalar)
         operation = self.program.operations[scalar.operation]
+        if scalar.operation in self.inline:
+            return self.inline[scalar.operation]
         if self.is_single(scalar):
             return f"s{scalar.operation}" + (f"_{scalar.output}" if isinstance(operation, Product) else "")
         row = self.rows.of(scalar)
@@ -365,8 +371,8 @@ class _StepWriter(_Writer):
                 f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"
                 for place, entry in enumerate(entries)
             ),
-            shared="\n".join(f"    {line}" for line in self.shared),
-            update="\n".join(f"    {line}" for line in self.update),
+            shared="\n".join(f"    {line}" for line in without_idle_notes(self.shared, "#")),
+            update="\n".join(f"    {line}" for line in without_idle_notes(self.update, "#")),
             change=change,
         )
 
@@ -393,7 +399,7 @@ class _SegmentWriter(_Writer):
             kernel=name,
             arguments="\n".join(arguments),
             pointers="\n".join(pointers),
-            update="\n".join(f"    {line}" for line in [*self.shared, *self.update]),
+            update="\n".join(f"    {line}" for line in without_idle_notes([*self.shared, *self.update], "#")),
         )
 
     def input(self, scalar: Input) -> str:

@@ -10,6 +10,8 @@ from learned_optim.kernels.ranges import Range, range_of, ranges
 
 TOGETHER = 4
 """Rows of a product that are summed side by side: as many sums as hide the latency of a multiply-add."""
+LONGEST_INLINE = 60
+"""Letters of an expression that is written within another."""
 WITHIN_RANGE = 87.0
 """An exponential of at most that size is neither zero nor infinity in float32."""
 COMPARISONS = {"eq": "==", "ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -44,6 +46,10 @@ class Writer(ABC):
             for operand in operation.operands:
                 if isinstance(operand, Result):
                     self.users[operand.operation].append(place)
+        self.inline: dict[int, str] = {}
+        """Sums and products that are written where they are read, as they are read but once."""
+        self.kept = {scalar for scalars in program.outputs.values() for scalar in scalars}
+        """Results that are read after all operations."""
         self.masks = {
             place
             for place, operation in enumerate(program.operations)
@@ -96,6 +102,24 @@ class Writer(ABC):
     def write_together(self, place: int) -> bool:
         """Write several operations at once, of which this is the first, if the language has a better way."""
         return False
+
+    def put_inline(self, place: int, expression: str) -> bool:
+        """Keep a short sum or product for the one operation that reads it."""
+        operation, users = self.program.operations[place], self.users[place]
+        readers = [self.program.operations[user] for user in users]
+        if (
+            not isinstance(operation, Elementwise)
+            or operation.name not in INFIX
+            or len(users) != 1
+            or Result(place) in self.kept
+            or isinstance(readers[0], Product)
+            or self.program.shared[users[0]] != self.program.shared[place]
+            or self.rows.is_offset(users[0])
+            or len(expression) > LONGEST_INLINE
+        ):
+            return False
+        self.inline[place] = f"({expression})"
+        return True
 
     def _write_rows_for(self, place: int) -> None:
         """Sum the rows that an operation needs, and those that what follows from it needs at once."""
@@ -216,3 +240,23 @@ class Rows:
             return []
         rows = [row for operand in operation.operands if (row := self.of(operand)) is not None]
         return [row for row in dict.fromkeys(rows) if row not in written]
+
+
+def without_idle_notes(lines: Sequence[str], mark: str) -> list[str]:
+    """The lines without comments that another comment follows: what they are about is written elsewhere."""
+    following = [*lines[1:], ""][: len(lines)]
+    return [
+        line
+        for line, after in zip(lines, following, strict=True)
+        if not line.startswith(mark) or not after.startswith(mark)
+    ]
+
+
+def bare(expression: str) -> str:
+    """An expression without parentheses around the whole of it."""
+    depth = 0
+    for place, letter in enumerate(expression):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0 and place < len(expression) - 1:
+            return expression
+    return expression[1:-1] if expression.startswith("(") else expression

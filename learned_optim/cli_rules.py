@@ -32,12 +32,19 @@ def add_rules(commands: Commands) -> None:
         description="Print a rule's card. --plot draws its response to constant, sign-flipping and noisy gradients "
         "beside Adam's, its effective rate against the step count, and its step as a function of past and present "
         "gradients.",
-        examples=["rules show default", "rules show runs/mine/best.safetensors --plot rule.png --steps 2000"],
+        examples=[
+            "rules show default",
+            "rules show runs/mine/best.safetensors --plot rule.png --steps 2000",
+            "rules show default --source c",
+        ],
     )
     show.add_argument("rule", help=RULE_HELP)
     show.add_argument("--plot", type=Path, metavar="FILE", help="draw what the rule does: .png, .svg or .pdf")
     show.add_argument("--steps", type=int, help="length of the drawn responses (1000)")
     show.add_argument("--scale", type=float, help="size of the gradients (1); only some rules heed it")
+    show.add_argument(
+        "--source", choices=("c", "triton"), help="print the source of the step's kernel, made from the rule's forward"
+    )
     show.set_defaults(run=_show)
     export = add_command(
         actions,
@@ -75,6 +82,11 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     if options.plot is None and (options.steps is not None or options.scale is not None):
         raise CommandError("--steps and --scale go with --plot FILE")
+    if options.source is not None:
+        if options.plot is not None or options.json:
+            raise CommandError("--source prints a source alone; leave out --plot and --json")
+        _source(options)
+        return
     card = rule_card(options.rule)
     if options.plot is not None:
         _plot(options)
@@ -88,6 +100,18 @@ def _show(options: argparse.Namespace) -> None:
     print_table([[name.replace("_", " "), _text(value)] for name, value in rows])
     if options.plot is not None:
         say(f"written: {options.plot}")
+
+
+def _source(options: argparse.Namespace) -> None:
+    import torch
+
+    from learned_optim.checkpoint import load_rule
+    from learned_optim.fused import sources_of
+
+    sources = sources_of(load_rule(options.rule), torch.float32)
+    if isinstance(sources, str):
+        raise CommandError(f"no kernel can be made of this rule: {sources}")
+    say((sources.c if options.source == "c" else sources.triton).text)
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,7 @@ def why_not(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str |
     reason = why_not_fused(device)
     if reason is not None:
         return reason
-    found = _sources(type(rule), tuple(rule.settings.items()), _arithmetic(dtype))
+    found = sources_of(rule, _arithmetic(dtype))
     if isinstance(found, str):
         return f"no fused kernel can be made of the rule {rule.name!r} ({type(rule).__name__}): {found}"
     if not launch.in_c(device) and found.multiply_adds > MOST_MULTIPLY_ADDS:
@@ -145,7 +145,7 @@ def plan_of(rule: UpdateRule) -> Plan:
     """The rule as its kernel takes it, a snapshot of its weights; see :func:`why_not`."""
     parameters = _tensors_of(rule)
     like = parameters[0]
-    sources = _sources(type(rule), tuple(rule.settings.items()), like.dtype)
+    sources = sources_of(rule, like.dtype)
     assert isinstance(sources, Sources), sources
     source = sources.c if launch.in_c(like.device) else sources.triton
     order = torch.tensor(source.weights, dtype=torch.int64, device=like.device)
@@ -160,11 +160,21 @@ def _tensors_of(rule: UpdateRule) -> list[Tensor]:
 
 def _flat(program: Program, parameters: Sequence[Tensor]) -> Tensor:
     """All that a program reads of meta-parameters, one after the other."""
-    return torch.cat([result.reshape(-1) for result in program.prologue(*parameters)])
+    return torch.cat([parameters[0].new_empty(0), *(result.reshape(-1) for result in program.prologue(*parameters))])
 
 
 def _arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def sources_of(rule: UpdateRule, dtype: torch.dtype) -> Sources | str:
+    """The sources of a rule's kernels, or why none can be made; they follow from its class and settings.
+
+    Args:
+        rule: any.
+        dtype: of the arithmetic, float32 or float64.
+    """
+    return _sources(type(rule), tuple(rule.settings.items()), dtype)
 
 
 @functools.cache
@@ -175,6 +185,8 @@ def _sources(
     """The sources of a rule's program, or why it has none."""
     with unset_fake_temporarily(), torch.device("cpu"):
         rule = architecture(**dict(settings)).to("cpu", dtype)
+        if not _tensors_of(rule):
+            return "it has no meta-parameters"
         try:
             program = trace(rule, _tensors_of(rule), rule.state_features)
         except NotCoordinatewiseError as error:
@@ -184,7 +196,7 @@ def _sources(
 
 def training_step(rule: UpdateRule) -> training.Step:
     """The rule's step as a differentiable function; see :func:`why_not`."""
-    sources = _sources(type(rule), tuple(rule.settings.items()), torch.float32)
+    sources = sources_of(rule, torch.float32)
     assert isinstance(sources, Sources), sources
     return training.step_of(sources.key)
 
@@ -201,7 +213,7 @@ class ParticleStep:
     """
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
-        sources = _sources(type(rule), tuple(rule.settings.items()), torch.float32)
+        sources = sources_of(rule, torch.float32)
         assert isinstance(sources, Sources), sources
         shapes = [parameter.shape for parameter in rule.parameters()]
         order = torch.tensor(sources.c.weights, dtype=torch.int64)

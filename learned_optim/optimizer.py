@@ -27,6 +27,7 @@ from learned_optim.surroundings import (
     local_columns,
     placed,
     refuse_nonfinite,
+    refuse_other_features,
     refuse_other_shapes,
     scale_of,
     settings_on,
@@ -230,6 +231,7 @@ class LearnedOptimizer(Optimizer):
             elif plan is not None and group["fused"]:
                 apply_fused_to_columns(plan, columns, settings)
             elif plan is None or not apply_fused_if_possible(plan, columns, settings):
+                refuse_other_features(rule, columns)
                 apply_in_blocks(rule, columns.slots(), settings)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
@@ -273,7 +275,7 @@ class LearnedOptimizer(Optimizer):
                     f"the state of a parameter of shape {tuple(parameter.shape)} has lost its entry {error}; start the "
                     "parameter anew: optimizer.state.pop(parameter)"
                 ) from error
-        refuse_other_shapes(parameters, grads, states)
+        refuse_other_shapes(parameters, grads, states[:1])  # kernels look at the others themselves
         for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
             arithmetic = _arithmetic_dtype(dtype)
             if (device, arithmetic) not in self._placed_rules:

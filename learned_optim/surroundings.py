@@ -143,9 +143,27 @@ def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: S
     shapes = [parameter.shape for parameter in parameters]
     if shapes != [grad.shape for grad in grads]:
         _refuse_first_other_shape(shapes, [grad.shape for grad in grads], "gradient")
-    of_states = [entry.shape[1:] for entry in states[0]]
-    if shapes != of_states:
-        _refuse_first_other_shape(shapes, of_states, "state")
+    for entry in states:
+        of_states = [tensor.shape[1:] for tensor in entry]
+        if shapes != of_states:
+            _refuse_first_other_shape(shapes, of_states, "state")
+
+
+def refuse_other_features(rule: UpdateRule, columns: Columns) -> None:
+    """Raise a RuntimeError if an entry of a state has not the shape that the rule and its parameter need.
+
+    Args:
+        rule: whose state it is.
+        columns: all parameters.
+    """
+    for entry, features in rule.state_features.items():
+        for parameter, tensor in zip(columns.parameters, columns.states[entry], strict=True):
+            if tensor.shape != (features, *parameter.shape):
+                raise RuntimeError(
+                    f"the state's entry {entry!r} of a parameter of shape {tuple(parameter.shape)} has the shape "
+                    f"{tuple(tensor.shape)}, where {(features, *parameter.shape)} is needed; start the parameter anew: "
+                    "optimizer.state.pop(parameter)"
+                )
 
 
 def _refuse_first_other_shape(shapes: list[torch.Size], others: list[torch.Size], what: str) -> None:
