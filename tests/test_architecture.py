@@ -312,3 +312,14 @@ class TestChecksCanFail:
         exec("class A:\n    'Claim.'\n    def f(self): ...\n    def _g(self): ...\ndef h(): ...", vars(module))
         module.__all__ = ["A", "h"]  # type: ignore[attr-defined]
         assert undocumented(module) == ["h", "A.f"]
+
+
+def test_kernels_know_no_rule() -> None:
+    from learned_optim.rules import ARCHITECTURES
+
+    words = {name.replace("-", mark) for name in ARCHITECTURES for mark in ("-", "_", "")} - {"mlp"}
+    for file in sorted((ROOT / "kernels").iterdir()):
+        if file.suffix in (".py", ".c", ".h"):
+            text = file.read_text().lower()
+            assert not [word for word in words if word in text], file
+            assert " mlp" not in text
