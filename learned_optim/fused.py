@@ -184,13 +184,17 @@ def _sources(
 ) -> Sources | str:
     """The sources of a rule's program, or why it has none."""
     with unset_fake_temporarily(), torch.device("cpu"):
-        rule = architecture(**dict(settings)).to("cpu", dtype)
-        if not _tensors_of(rule):
-            return "it has no meta-parameters"
         try:
+            rule = architecture(**dict(settings)).to("cpu", dtype)
+            if not _tensors_of(rule):
+                return "it has no meta-parameters"
             program = trace(rule, _tensors_of(rule), rule.state_features)
         except NotCoordinatewiseError as error:
             return str(error)
+        except Exception as error:  # of a class that someone else wrote; its plain path may well work
+            return (
+                f"its settings do not build it again, or its forward fails in a trace: {type(error).__name__}: {error}"
+            )
         return register(program, dtype, rule.name)
 
 

@@ -546,6 +546,24 @@ class TestDispatch:
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
         assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
 
+    def test_rule_that_cannot_be_traced_is_stepped_by_its_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Peculiar(LSTML2L):
+            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+                if grad.numel() == 3:  # as in the trace
+                    raise OSError("out of ink")
+                return super().forward(grad, state, step) if float(step) < 2 else (-grad, state)
+
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        parameter = normal(5).float().requires_grad_()
+        parameter.grad = torch.ones(5)
+        with pytest.raises(RuntimeError, match="fails in a trace: OSError: out of ink; use fused=None"):
+            LearnedOptimizer([parameter], Peculiar(2), fused=True)
+        optimizer = LearnedOptimizer([parameter], Peculiar(2))
+        optimizer.step()
+        before = parameter.detach().clone()
+        optimizer.step()
+        assert torch.equal(parameter, before - 1)
+
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
     def test_compiled_step_is_the_eager_one(self, on_cpu: None) -> None:
