@@ -14,7 +14,8 @@ from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Columns, Settings, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused_if_possible, apply_fused_to_columns, plan_if_wanted, why_not
+from learned_optim.fused import apply_fused_if_possible, apply_fused_to_columns, plan_if_wanted
+from learned_optim.groups import check_group
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
@@ -35,7 +36,6 @@ from learned_optim.surroundings import (
 )
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NONFINITE = ("skip", "propagate", "error")
 DECAY_RATE = 1e-3
 """AdamW's default rate, which its weight decay is multiplied by; ``lr`` here is relative to the rule's own rate."""
 LIKELY_A_RATE = 0.01  # an lr of at most this was most likely left over from the optimizer that is replaced
@@ -144,7 +144,7 @@ class LearnedOptimizer(Optimizer):
         group = self.param_groups[-1]
         group["decoupled_weight_decay"] = True  # whatever optimizer has filled in the group before
         try:
-            _check_group(group, self._rule)
+            check_group(group, self._rule)
         except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()  # a refused group leaves no trace
             raise
@@ -379,26 +379,6 @@ def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
     if isinstance(rule, UpdateRule):
         return copy.deepcopy(rule).requires_grad_(False)
     raise TypeError(f"rule must be a name, a path or an UpdateRule, got {type(rule).__name__}")
-
-
-def _check_group(group: dict[str, Any], rule: UpdateRule) -> None:
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
-    if not lr >= 0.0:
-        raise ValueError(f"Invalid learning rate: {lr}; it multiplies the learned update, 1.0 is the rule as trained")
-    if not group["weight_decay"] >= 0.0:
-        raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}")
-    if group["nonfinite"] not in NONFINITE:
-        raise ValueError(f"nonfinite must be one of {NONFINITE}, got {group['nonfinite']!r}")
-    if group["fused"] and group["differentiable"]:
-        raise RuntimeError("`fused` does not support `differentiable`")
-    for parameter in group["params"]:
-        if not parameter.is_floating_point():
-            raise TypeError(f"LearnedOptimizer needs real floating-point parameters, got one of {parameter.dtype}")
-        reason = why_not(rule, parameter.device, parameter.dtype) if group["fused"] else None
-        if reason is not None:
-            raise RuntimeError(f"fused=True cannot be had: {reason}; use fused=None")
 
 
 def _arithmetic_dtype(parameter: torch.dtype) -> torch.dtype:
