@@ -15,6 +15,8 @@ from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer, bare, witho
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16", torch.float64: "FLOAT64"}
 FUNCTIONS = {
     "abs": "magnitude",
+    "cos": "cosine",
+    "erf": "error_function",
     "exp": "exponential",
     "exp_within_range": "exponential_within_range",
     "expm1": "exponential_minus_1",
@@ -28,6 +30,7 @@ FUNCTIONS = {
     "rsqrt": "reciprocal_root",
     "sigmoid": "sigmoid",
     "sign": "sign",
+    "sin": "sine",
     "sqrt": "root",
     "tanh": "hyperbolic_tangent",
 }

@@ -4,6 +4,7 @@ What the program computes is computed again. Gradients of weights are sums over 
 or of products of two: the backward program returns the signals of each coordinate, and torch multiplies and adds them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -186,7 +187,13 @@ class _Differentiation:
                 yield y, apply("where", condition, zero, d)
             case "pow" if isinstance(y, Constant):
                 yield x, times(d, y, apply("pow", x, Constant(y.value - 1)))
-            case "eq" | "ge" | "gt" | "le" | "lt" | "sign":
+            case "sin":
+                yield x, times(d, apply("cos", x))
+            case "cos":
+                yield x, minus(times(d, apply("sin", x)))
+            case "erf":
+                yield x, times(d, Constant(2 / math.pi**0.5), apply("exp", minus(times(x, x))))
+            case "eq" | "ge" | "gt" | "le" | "lt" | "ne" | "sign":
                 return
             case name:
                 raise NotImplementedError(f"the derivative of {name} is not known")

@@ -53,7 +53,8 @@ FILLS = {
     aten.new_ones.default, aten.new_full.default,
 }  # fmt: skip
 """Operations that look at the shape of a tensor alone."""
-SUMS = {aten.sum.dim_IntList, aten.sum.default}
+EXTREMES = {aten.amax.default: "maximum", aten.amin.default: "minimum"}
+SUMS = {aten.sum.dim_IntList, aten.sum.default, torch.ops.prims.sum.default}
 
 
 class NotCoordinatewiseError(ValueError):
@@ -114,10 +115,28 @@ class _Tracer(TorchDispatchMode):
             self.prologue.record(function, arguments, keywords, result)
             return result
         if function._schema.is_mutable:
-            raise self._refusal(function, "changes a tensor in place")
+            return self._change(function, arguments, keywords, result)
+        if function is aten._local_scalar_dense.default:
+            raise self._refusal("a branch or a number", "depends on values of a tensor")
+        if function not in KNOWN and (composed := composition(function)) is not None:
+            with self:
+                made = composed(*arguments, **keywords)
+            if made is not None:
+                return made
         made = tree_leaves(self._follow(function, arguments, keywords, result))
         for tensor, codes in zip(tree_leaves(result), made, strict=True):
             self._bind(tensor, codes)
+        return result
+
+    def _change(self, function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any], result: Tensor) -> Tensor:
+        """An operation in place, on a tensor that no other views."""
+        target, name = arguments[0], function._opname
+        alike = [seen for seen in self.seen if seen.untyped_storage()._cdata == target.untyped_storage()._cdata]
+        packet = getattr(aten, name.removesuffix("_"), None)
+        if any(seen is not target for seen in alike) or packet is None or id(target) not in self.elements:
+            raise self._refusal(function, "changes a tensor in place that others share")
+        made = getattr(packet, function._overloadname)
+        self._bind(target, self._follow(made, arguments, keywords, result))
         return result
 
     def program(self, results: Mapping[str, Tensor]) -> Program:
@@ -146,9 +165,11 @@ class _Tracer(TorchDispatchMode):
             with torch._C._DisableTorchDispatch():
                 return function(*codes, **keyword_codes)
         if function in SUMS:
-            return self._sum(function, *codes, **keyword_codes)
+            return self._sum(function, "add", *codes, **keyword_codes)
+        if function in EXTREMES:
+            return self._sum(function, EXTREMES[function], *codes, **keyword_codes)
         if function is aten.mean.dim:
-            total = self._sum(function, *codes, **keyword_codes)
+            total = self._sum(function, "add", *codes, **keyword_codes)
             return self._elementwise(aten.mul.Tensor, [total, total.numel() / codes[0].numel()], {})
         if function not in ELEMENTWISE:
             raise self._refusal(function, "is not an operation that a kernel knows")
@@ -205,8 +226,16 @@ class _Tracer(TorchDispatchMode):
             return made[:, 0]
         return made if of_weights[0] else made.T
 
-    def _sum(self, function: Any, codes: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
-        """A sum over features."""
+    def _sum(
+        self,
+        function: Any,
+        by: str,
+        codes: Tensor,
+        dims: Sequence[int] | None = None,
+        keepdim: bool = False,
+        **_: Any,
+    ) -> Tensor:
+        """A sum over features, or their largest or smallest."""
         dims = list(range(codes.dim())) if not dims else [dim % codes.dim() for dim in dims]
         kept = [dim for dim in range(codes.dim()) if dim not in dims]
         rows = codes.permute(*kept, *dims).reshape(*(codes.shape[dim] for dim in kept), -1)
@@ -214,7 +243,7 @@ class _Tracer(TorchDispatchMode):
         for place, row in enumerate(rows.reshape(-1, rows.shape[-1]).tolist()):
             scalar = self.scalars[row[0] // BASE]
             for code in row[1:]:
-                scalar = self.apply("add", scalar, self.scalars[code // BASE])
+                scalar = self.apply(by, scalar, self.scalars[code // BASE])
             made.view(-1)[place] = self._code(scalar) * BASE + self._coordinate(function, row)
         shape = [1 if dim in dims else size for dim, size in enumerate(codes.shape)]
         return made.view(shape) if keepdim else made
@@ -306,11 +335,21 @@ def _lerp(tracer: _Tracer, start: Scalar, end: Scalar, weight: Scalar) -> Scalar
     return tracer.apply("add", start, tracer.apply("mul", weight, tracer.apply("sub", end, start)))
 
 
+def _log1p(tracer: _Tracer, x: Scalar) -> Scalar:
+    """Without cancellation: what ``1 + x`` loses, the quotient gives back (Higham 2002, section 1.14.1)."""
+    more = tracer.apply("add", x, 1.0)
+    quotient = tracer.apply("div", tracer.apply("mul", tracer.apply("log", more), x), tracer.apply("sub", more, 1.0))
+    return tracer.apply("where", tracer.apply("eq", more, 1.0), x, quotient)
+
+
 ELEMENTWISE: dict[Any, Callable[..., Scalar]] = {
+    aten.log1p.default: _log1p,
     **{
         getattr(aten, name).default: _same(name)
         for name in (
             "abs",
+            "cos",
+            "erf",
             "exp",
             "expm1",
             "log",
@@ -320,15 +359,17 @@ ELEMENTWISE: dict[Any, Callable[..., Scalar]] = {
             "rsqrt",
             "sigmoid",
             "sign",
+            "sin",
             "sqrt",
             "tanh",
         )
     },
     **{
         getattr(getattr(aten, name), kind): _same(name)
-        for name in ("eq", "ge", "gt", "le", "lt")
+        for name in ("eq", "ge", "gt", "le", "lt", "ne")
         for kind in ("Scalar", "Tensor")
     },
+    **{getattr(torch.ops.prims, name).default: _same(name) for name in ("eq", "ge", "gt", "le", "lt", "ne")},
     aten.add.Tensor: _sum_of,
     aten.add.Scalar: _sum_of,
     aten.sub.Tensor: _difference,
@@ -362,3 +403,19 @@ ELEMENTWISE: dict[Any, Callable[..., Scalar]] = {
     aten._to_copy.default: lambda tracer, value, **_: value,
 }
 """What a kernel can compute, in terms of the operations of a program."""
+
+KNOWN = {*ELEMENTWISE, *BOOKKEEPING, *FILLS, *SUMS, *EXTREMES, aten.mean.dim, aten.mm.default, aten.mv.default}
+KNOWN |= {aten.addmm.default}
+
+
+def composition(function: Any) -> Callable[..., Any] | None:
+    """What torch says an operation is composed of; None if it is elementary."""
+    from torch._decomp import decomposition_table  # takes a while
+
+    if function is aten.bmm.default:
+        return lambda left, right: (left[0] @ right[0])[None] if len(left) == 1 else None
+    if function._can_decompose():
+        whole: Callable[..., Any] = function.decompose
+        return whole
+    found: Callable[..., Any] | None = decomposition_table.get(function)
+    return found

@@ -11,6 +11,8 @@ from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer, bare, witho
 
 FUNCTIONS = {
     "abs": "tl.abs",
+    "cos": "tl.cos",
+    "erf": "tl.erf",
     "exp": "tl.exp",
     "exp_within_range": "tl.exp",
     "expm1": "exponential_minus_1",
@@ -23,6 +25,7 @@ FUNCTIONS = {
     "rsqrt": "tl.rsqrt",
     "sigmoid": "sigmoid",
     "sign": "sign",
+    "sin": "tl.sin",
     "sqrt": "tl.sqrt",
     "tanh": "hyperbolic_tangent",
 }

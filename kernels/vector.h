@@ -70,15 +70,20 @@ static inline __attribute__((unused)) vec power(vec x, vec exponent) {
     return result;
 }
 
-#ifdef DOUBLE
-
-#define GATE_BOUND 200.0 /* (1 + exp(200))^3 is still a double, and exp(-200) is nothing beside 1 */
+/* A function of the C library, number by number. */
 #define OF_MATH(name, function)                                                                                          \
     static inline __attribute__((unused)) vec name(vec x) {                                                              \
         vec result;                                                                                                      \
-        EACH_LANE result[lane] = function(x[lane]);                                                                      \
+        EACH_LANE result[lane] = (real)function((double)x[lane]);                                                        \
         return result;                                                                                                   \
     }
+OF_MATH(cosine, cos)
+OF_MATH(sine, sin)
+OF_MATH(error_function, erf)
+
+#ifdef DOUBLE
+
+#define GATE_BOUND 200.0 /* (1 + exp(200))^3 is still a double, and exp(-200) is nothing beside 1 */
 OF_MATH(exponential, exp)
 OF_MATH(exponential_within_range, exp)
 OF_MATH(exponential_minus_1, expm1)
@@ -197,6 +202,9 @@ ONE shared_sigmoid(double x) { return 1 / (1 + exp(-x)); }
 ONE shared_sign(double x) { return x > 0 ? 1 : x < 0 ? -1 : x; }
 ONE shared_root(double x) { return sqrt(x); }
 ONE shared_hyperbolic_tangent(double x) { return tanh(x); }
+ONE shared_cosine(double x) { return cos(x); }
+ONE shared_sine(double x) { return sin(x); }
+ONE shared_error_function(double x) { return erf(x); }
 ONE shared_gated_tanh(double gate, double value) { return shared_sigmoid(gate) * tanh(value); }
 ONE shared_lstm_cell(double forget, double cell, double input, double candidate) {
     return shared_sigmoid(forget) * cell + shared_sigmoid(input) * tanh(candidate);

@@ -14,7 +14,7 @@ LONGEST_INLINE = 60
 """Letters of an expression that is written within another."""
 WITHIN_RANGE = 87.0
 """An exponential of at most that size is neither zero nor infinity in float32."""
-COMPARISONS = {"eq": "==", "ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+COMPARISONS = {"eq": "==", "ge": ">=", "gt": ">", "le": "<=", "lt": "<", "ne": "!="}
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 Row = tuple[int, int]
 """A product, and one of its outputs."""

@@ -1,0 +1,123 @@
+"""Rules as people write them: what of torch can be traced into a kernel, and what is said of the rest."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from learned_optim import LearnedOptimizer
+from learned_optim.kernels import cpu
+from learned_optim.rules import RuleState, UpdateRule
+from test_kernels import HAS_TRITON
+
+pytestmark = [
+    pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
+    pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler"),
+]
+
+
+class Written(UpdateRule):
+    """Two averages, three weights and a network; sub-classes make an update of them."""
+
+    name = "written"
+    recurrent_state = frozenset()
+    network: Callable[[], nn.Module] = nn.Identity
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(3))
+        self.net = type(self).network()
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def state_features(self) -> dict[str, int]:
+        return {"m": 2}
+
+    def reset_parameters(self, seed: int) -> None:
+        raise NotImplementedError
+
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        m = torch.stack([0.9 * state["m"][0] + 0.1 * grad, 0.99 * state["m"][1] + 0.01 * grad])
+        return -0.01 * self.update(grad, m, step), {"m": m}
+
+    def update(self, grad: Tensor, m: Tensor, step: Tensor) -> Tensor:
+        return self.net(torch.stack([grad, *m], -1))[..., 0]  # type: ignore[no-any-return]
+
+
+def perceptron(activation: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(3, 4), activation(), nn.Linear(4, 1))
+
+
+def in_place(m: Tensor) -> Tensor:
+    moved = m.clone()
+    moved.mul_(0.5).add_(m)
+    return moved[0]
+
+
+Update = Callable[[Written, Tensor, Tensor, Tensor], Tensor]
+UPDATES: dict[str, Update] = {
+    "in place": lambda self, g, m, t: in_place(m) * self.w[0],
+    "einsum": lambda self, g, m, t: torch.einsum("f,f...->...", self.w[:2], m),
+    "softmax of weights": lambda self, g, m, t: (self.w[:2].softmax(0).view(-1, *[1] * g.dim()) * m).sum(0),
+    "softmax of features": lambda self, g, m, t: (m.softmax(0) * m).sum(0),
+    "sign": lambda self, g, m, t: torch.lerp(g, m[0], self.w[0].sigmoid()).sign(),
+    "power of the step": lambda self, g, m, t: m[0] / (1 - 0.9**t),
+    "log1p": lambda self, g, m, t: g.sign() * torch.log1p(g.abs()) * self.w[0],
+    "nan_to_num": lambda self, g, m, t: torch.nan_to_num(g) * self.w[0],
+    "sine, cosine": lambda self, g, m, t: g * torch.cos(t / 100) * torch.sin(g),
+    "float64 inside": lambda self, g, m, t: (m.double()[0] - g).to(g.dtype),
+    "cumulated": lambda self, g, m, t: m.cumsum(0)[1],
+    "largest, norm": lambda self, g, m, t: m.amax(0) * self.w[1] + m.norm(dim=0),
+    "mean, addcmul": lambda self, g, m, t: torch.addcmul(m.mean(0), g, m[1], value=0.5),
+}
+NETWORKS = {name: perceptron(getattr(nn, name)) for name in ("Tanh", "ReLU", "SiLU", "GELU", "Softplus", "ELU")}
+REFUSED: dict[str, tuple[Update, str]] = {
+    "branch": (lambda self, g, m, t: g if t > 2 else -g, "a branch or a number .* depends on values of a tensor"),
+    "mean of a tensor": (lambda self, g, m, t: g - g.mean(), "must be coordinatewise"),
+    "sorted": (lambda self, g, m, t: g.flatten().sort().values.view_as(g), "aten.sort"),
+    "in place, shared": (lambda self, g, m, t: m[0].mul_(2), "in place that others share"),
+}
+
+
+def stepped(rule: type[Written], fused: bool) -> Tensor:
+    parameter = nn.Parameter(torch.zeros(4, 5))
+    optimizer = LearnedOptimizer([parameter], rule(), fused=fused)
+    for seed in range(3):
+        parameter.grad = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+    return parameter.detach()
+
+
+def rule_of(update: Update | None = None, network: Callable[[], nn.Module] = nn.Identity) -> type[Written]:
+    members = {"network": staticmethod(network)} if update is None else {"update": update}
+    return type("Own", (Written,), members)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *(pytest.param(rule_of(update), id=name) for name, update in UPDATES.items()),
+        *(pytest.param(rule_of(network=network), id=name) for name, network in NETWORKS.items()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of log1p, where it is not taken
+def test_what_people_write_is_traced(rule: type[Written], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    plain, in_c = stepped(rule, fused=False), stepped(rule, fused=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    in_triton = stepped(rule, fused=True)
+    torch.testing.assert_close(in_c, plain, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(in_triton, plain, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_traced_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    update, message = REFUSED[name]
+    with pytest.raises(RuntimeError, match=f"{message}.*use fused=None"):
+        stepped(rule_of(update), fused=True)
