@@ -7,7 +7,7 @@ from learned_optim.kernels.program import Input, Operation, Product, Program, Re
 
 LARGEST_INSIDE = 256
 """Multiply-adds of a product that stays inside a kernel."""
-LONGEST = 256
+LONGEST = 192
 """Operations of a kernel: registers hold no more, and compilers take long over it."""
 
 

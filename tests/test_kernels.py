@@ -536,8 +536,8 @@ class TestDispatch:
         host, gpu = torch.device("cpu"), torch.device("cuda")
         assert fused.why_not(ScaleFreeLSTM(), host, torch.bfloat16) is None
         reason = str(fused.why_not(Mean(), host, torch.float32))
-        assert "no fused kernel can be made of the rule 'lstm-l2l' (Mean): aten.mean.default" in reason
-        assert "(in `return super().forward(grad - grad.mean(), state, step)`)" in reason
+        assert "no fused kernel can be made of the rule 'lstm-l2l' (Mean): " in reason
+        assert "(in `return super().forward(grad - grad.mean(), state, step)`) mixes coordinates" in reason
         assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), host, torch.float64))
         assert "16,384 multiply-adds a coordinate; the rule 'lstm-l2l' has 30,450" in str(
             fused.why_not(LSTML2L(50), host, torch.float32)

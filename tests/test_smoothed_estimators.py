@@ -749,7 +749,7 @@ def test_memory_does_not_grow_with_the_window_except_that_of_backpropagation(nam
     estimator = ALL[name]()
     state = estimator.start(rule, task, start(rule, task, generator()), generator())
     peaks = []
-    for steps in (5, 5, 50):  # the first one warms up: caches, scratch memory
+    for steps in (5, 5, 50):  # the first one warms up: caches
         with LiveBytes() as live:
             estimator.window(rule, task, state, steps, generator())
         peaks.append(live.peak)

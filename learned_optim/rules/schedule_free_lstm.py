@@ -201,21 +201,20 @@ class ScheduleFreeLSTM(UpdateRule):
         agreement = direction * (before / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        ratio = rms / slow_rms
-        own = [agreement, ratio.log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
+        own = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
         signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(own)])
-        return Seen(signals, ratio, momentum, second_moment, step)
+        return Seen(signals, momentum, second_moment, step)
 
     def _move(self, seen: "Seen", outputs: Tensor, state: RuleState) -> tuple[Tensor, RuleState]:
         """The update, and the new state but for the LSTM's own."""
         step = seen.step
-        direction, agreement = seen.signals[0], seen.signals[AGREEMENT]
+        direction, agreement, log_ratio = (seen.signals[row] for row in (0, AGREEMENT, AGREEMENT + 1))
         log_rate, displacement = (state[entry][0].to(direction.dtype) for entry in ("log_rate", "displacement"))
         scale, gain, recency = outputs
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
         log_rate = ((1 - FORGETTING) * log_rate + gain * cautious).clamp(-BOUND, BOUND)
-        factor = bounded(beyond_chance(log_rate) + SURGE * surge(seen.ratio.square()) + RATE_SLOPE * scale).exp()
+        factor = bounded(beyond_chance(log_rate) + SURGE * surge(log_ratio) + RATE_SLOPE * scale).exp()
         move = -self.rate * (step / WARMUP).clamp(max=1.0) * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
@@ -233,8 +232,6 @@ class Seen(NamedTuple):
 
     signals: Tensor
     """What the LSTM reads, ``(signals, *coordinates)``."""
-    ratio: Tensor
-    """Root mean square of late over that of the last hundred steps or so."""
     momentum: Tensor
     """The averages of gradients, for the state."""
     second_moment: Tensor
@@ -254,12 +251,9 @@ def beyond_chance(log_rate: Tensor) -> Tensor:
     return log_rate * square / (square + CHANCE**2)
 
 
-def surge(squared_ratio: Tensor) -> Tensor:
-    """How far gradients are above those of late, -1 ... 0.51; 0 again where a single one is all there is.
-
-    ``tanh(log r)`` is ``(r^2 - 1) / (r^2 + 1)``.
-    """
-    return (squared_ratio - 1) / (squared_ratio + 1) * (1 - (squared_ratio / LARGEST_RATIO).square())
+def surge(log_ratio: Tensor) -> Tensor:
+    """How far gradients are above those of late, -1 ... 0.51; 0 again where a single one is all there is."""
+    return log_ratio.tanh() * (1 - (4.0 * log_ratio).exp() / LARGEST_RATIO**2)
 
 
 def bounded(values: Tensor) -> Tensor:
