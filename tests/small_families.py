@@ -15,6 +15,7 @@ from learned_optim.meta_train.tasks import (
     ConvNetFamily,
     DataTask,
     FactorizationFamily,
+    ImplicitPictureFamily,
     LanguageModelFamily,
     MLPFamily,
     NeuralArtFamily,
@@ -23,6 +24,7 @@ from learned_optim.meta_train.tasks import (
     ResidualFamily,
     SoftmaxRegressionFamily,
     Split,
+    TableFamily,
     Task,
     TaskFamily,
     ValleyFamily,
@@ -66,6 +68,8 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
     "language-model": LanguageModelFamily(
         models=("rnn", "gru"), width=(3, 6), layers=(1, 2), length=(3, 5), batch_size=(2, 4)
     ),
+    "table": TableFamily(table="wine", width=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)),
+    "implicit-picture": ImplicitPictureFamily(size=32, networks=("sine", "fourier"), width=(4, 8), batch_size=(4, 8)),
     "neural-art": NeuralArtFamily(size=32, styles=("starry_night", "great_wave", "shipwreck")),
     "physics": PhysicsFamily(modes=(1, 3), width=(3, 6), points=(4, 8)),
 }
@@ -91,6 +95,10 @@ VARIANTS: dict[str, TaskFamily] = {
     ),
     "neural-art-squeezenet": NeuralArtFamily(size=32, network="squeezenet", initial="content"),
     "neural-art-vgg19": NeuralArtFamily(size=32, network="vgg19"),
+    "table-of-numbers": TableFamily(table="friedman", layers=(1, 1), width=(4, 4), batch_size=(4, 4)),
+    "implicit-picture-fourier": ImplicitPictureFamily(
+        size=32, networks=("fourier",), layers=(1, 1), width=(4, 4), batch_size=(4, 4)
+    ),
     "physics-sine": PhysicsFamily(modes=(2, 2), width=(4, 4), points=(5, 5), activations=("sine",)),
     "augmented": Augmentation(loss_factor=(10.0, 10.0), label_noise=(0.2, 0.2), batch_size=(16, 16)).of(
         MLPFamily(dataset="digits", width=(8, 8), initial="torch", activations=("tanh",))

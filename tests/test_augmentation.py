@@ -48,7 +48,9 @@ class TestAugmentation:
         assert Augmentation().of(family) is family
         assert Augmentation(loss_factor=(2.0, 2.0)).of(PhysicsFamily()).evaluation_only
 
-    @pytest.mark.parametrize("name", [name for name in SMALL_FAMILIES if name != "neural-art"])
+    @pytest.mark.parametrize(
+        "name", [name for name in SMALL_FAMILIES if name not in ("neural-art", "implicit-picture")]
+    )
     def test_loss_is_multiplied_in_every_family(self, name: str) -> None:
         family = SMALL_FAMILIES[name]
         losses = []

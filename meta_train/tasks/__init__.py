@@ -6,6 +6,7 @@ from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, Ta
 from learned_optim.meta_train.tasks.classification import ClassificationTask
 from learned_optim.meta_train.tasks.conv_net import ConvNetFamily
 from learned_optim.meta_train.tasks.factorization import FactorizationFamily
+from learned_optim.meta_train.tasks.implicit_picture import ImplicitPictureFamily
 from learned_optim.meta_train.tasks.language_model import LanguageModelFamily
 from learned_optim.meta_train.tasks.mlp import MLPFamily
 from learned_optim.meta_train.tasks.neural_art import NeuralArtFamily
@@ -13,6 +14,7 @@ from learned_optim.meta_train.tasks.physics import PhysicsFamily
 from learned_optim.meta_train.tasks.quadratic import QuadraticFamily
 from learned_optim.meta_train.tasks.residual import ResidualFamily
 from learned_optim.meta_train.tasks.softmax_regression import SoftmaxRegressionFamily
+from learned_optim.meta_train.tasks.table import TableFamily
 from learned_optim.meta_train.tasks.valleys import ValleyFamily
 
 FAMILIES: dict[str, type[TaskFamily]] = {
@@ -25,6 +27,8 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "residual": ResidualFamily,
     "autoencoder": AutoencoderFamily,
     "language-model": LanguageModelFamily,
+    "table": TableFamily,
+    "implicit-picture": ImplicitPictureFamily,
     "neural-art": NeuralArtFamily,
     "physics": PhysicsFamily,
 }
@@ -39,6 +43,7 @@ __all__ = [
     "ConvNetFamily",
     "DataTask",
     "FactorizationFamily",
+    "ImplicitPictureFamily",
     "LanguageModelFamily",
     "MLPFamily",
     "NeuralArtFamily",
@@ -47,6 +52,7 @@ __all__ = [
     "ResidualFamily",
     "SoftmaxRegressionFamily",
     "Split",
+    "TableFamily",
     "Task",
     "TaskFamily",
     "ValleyFamily",
