@@ -117,7 +117,7 @@ def warn_once(error: CompilationError) -> None:
     reason = str(error)
     if reason not in _warned:
         _warned.add(reason)  # before the warning, which may be raised: the next step is then taken
-        warnings.warn(f"no fused step on this CPU, a slower one instead: {reason}", stacklevel=3)
+        warnings.warn(f"no fused step, a slower one instead: {reason}", stacklevel=3)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from learned_optim.kernels import c_source, libraries, triton_source
+from learned_optim.kernels.compiler import CompilationError
 from learned_optim.kernels.program import Product, Program
 from learned_optim.kernels.simplify import simplified
 
@@ -97,10 +98,13 @@ def module_of(text: str, interpreted: bool) -> ModuleType:
     """A module with this source, from a file that Triton, debuggers and stack traces can read.
 
     Raises:
-        OSError: no folder can keep the file.
+        CompilationError: no folder can keep the file.
     """
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
-    path = libraries.keep_text(f"{key}.py", text)
+    try:
+        path = libraries.keep_text(f"{key}.py", text)
+    except OSError as error:
+        raise CompilationError(f"its source in Triton cannot be kept: {error}") from error
     name = f"{package_of_kind(interpreted)}.rule_{key}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

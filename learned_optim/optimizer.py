@@ -67,8 +67,8 @@ class LearnedOptimizer(Optimizer):
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
             neither case is another coordinate affected, or a GPU waited for. ``"error"`` raises before anything is
             changed, at the cost of waiting for the GPU in each step.
-        fused: True demands a fused kernel (a shipped rule, parameters of at most 32 bits; on a GPU triton, on a CPU a C
-            compiler), False forbids it, None takes one where it can be had.
+        fused: True demands a fused kernel, which is made of the rule's ``forward`` (on a CPU with a C compiler; on a
+            GPU with triton, for parameters of at most 32 bits), False forbids it, None takes one where it can be had.
         capturable: keep step counts on the device. The step may then be captured in a CUDA graph, and a ``GradScaler``
             does not wait for the GPU; outside of graphs it takes a little longer.
         differentiable: let autograd record the step, so that a loss after it can be differentiated through the update;

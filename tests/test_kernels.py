@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 from benchmarks import kernel_resources
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
-from learned_optim.kernels import cpu, launch, tables
+from learned_optim.kernels import cpu, launch, libraries, tables
 from learned_optim.kernels.sources import triton_module
 from learned_optim.kernels.triton_source import dtype_argument
 from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
@@ -545,6 +546,32 @@ class TestDispatch:
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
         assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
+
+    def test_no_folder_for_the_source_does_not_stop_a_training(
+        self, interpreted: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(name: str, text: str) -> Path:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(libraries, "keep_text", full)
+        monkeypatch.setattr(fused, "is_worth_it", lambda device: True)
+        rule = randomised(ScheduleFreeLSTM(7)).float()  # which no other test has made a module of
+        stepped = []
+        for choice in (None, False, True):
+            parameter = normal(5).float().requires_grad_()
+            parameter.grad = normal(5, seed=1).float()
+            optimizer = LearnedOptimizer([parameter], rule, fused=choice)
+            if choice:
+                with pytest.raises(RuntimeError, match="in Triton cannot be kept: No space left"):
+                    optimizer.step()
+            elif choice is None:
+                with pytest.warns(UserWarning, match="a slower one instead: .*No space left"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+            stepped.append(parameter.detach())
+        assert torch.equal(stepped[0], stepped[1])
+        assert torch.equal(stepped[2], normal(5).float())
 
     def test_rule_that_cannot_be_traced_is_stepped_by_its_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Peculiar(LSTML2L):
