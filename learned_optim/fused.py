@@ -21,6 +21,7 @@ from learned_optim.rules import (
     RuleState,
     UpdateRule,
 )
+from learned_optim.surroundings import without_autocast
 
 MOST_MULTIPLY_ADDS = 1 << 14
 """Of a coordinate on a GPU: larger networks do not fit the instruction cache, nor their state the registers."""
@@ -150,7 +151,9 @@ def plan_of(rule: UpdateRule) -> Plan:
     source = sources.c if launch.in_c(like.device) else sources.triton
     order = torch.tensor(source.weights, dtype=torch.int64, device=like.device)
     entries, features = zip(*rule.state_features.items(), strict=True)
-    return Plan(sources.key, _flat(sources.program, parameters)[order], entries, features)
+    with without_autocast(like.device):
+        weights = _flat(sources.program, parameters)[order]
+    return Plan(sources.key, weights, entries, features)
 
 
 def _tensors_of(rule: UpdateRule) -> list[Tensor]:
@@ -183,7 +186,9 @@ def _sources(
     architecture: type[UpdateRule], settings: tuple[tuple[str, Any], ...], dtype: torch.dtype
 ) -> Sources | str:
     """The sources of a rule's program, or why it has none."""
-    with unset_fake_temporarily(), torch.device("cpu"):
+    # Whatever surrounds the first step that needs them: a fake mode, a default device, autocast, inference.
+    modes = unset_fake_temporarily(), torch.device("cpu"), torch.autocast("cpu", enabled=False)
+    with modes[0], modes[1], modes[2], torch.inference_mode(False):
         try:
             rule = architecture(**dict(settings)).to("cpu", dtype)
             if not _tensors_of(rule):
@@ -228,7 +233,8 @@ class ParticleStep:
             return _flat(sources.program, [*parameters, *rule.buffers()])[order]
 
         self.entries = tuple(rule.state_features)
-        self.weights = torch.stack([weights_of(row) for row in meta_parameters.detach()])
+        with without_autocast(meta_parameters.device):
+            self.weights = torch.stack([weights_of(row) for row in meta_parameters.detach()])
         self.kernel = cpu.kernel(sources.key, (torch.float32,) * (2 + len(self.entries)))
 
     def __call__(self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor) -> None:

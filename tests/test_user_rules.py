@@ -1,12 +1,13 @@
 """Rules as people write them: what of torch can be traced into a kernel, and what is said of the rest."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from learned_optim import LearnedOptimizer
+from learned_optim import LearnedOptimizer, fused
 from learned_optim.kernels import cpu
 from learned_optim.rules import RuleState, UpdateRule
 from test_kernels import HAS_TRITON
@@ -121,3 +122,25 @@ def test_what_cannot_be_traced_is_named(name: str, monkeypatch: pytest.MonkeyPat
     update, message = REFUSED[name]
     with pytest.raises(RuntimeError, match=f"{message}.*use fused=None"):
         stepped(rule_of(update), fused=True)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        pytest.param(lambda: torch.autocast("cpu", dtype=torch.bfloat16), id="autocast"),
+        pytest.param(torch.inference_mode, id="inference"),
+        pytest.param(lambda: torch.device("meta"), id="default-device"),
+        pytest.param(torch.enable_grad, id="grad"),
+    ],
+)
+def test_where_the_first_step_is_made_does_not_matter(
+    around: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    product: Update = lambda self, g, m, t: (self.w[None, :2] @ m.flatten(1)).view_as(g)  # noqa: E731
+    expected = stepped(rule_of(product), fused=True)
+    rule = rule_of(product)  # of which nothing is known yet
+    with around():
+        assert fused.why_not(rule(), torch.device("cpu"), torch.float32) is None
+        fused.plan_of(rule())
+    assert torch.equal(stepped(rule, fused=True), expected)
