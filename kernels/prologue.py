@@ -96,6 +96,11 @@ class Prologue:
         self.held = {number: tensor for number, tensor in self.held.items() if number in needed}
         self.tensors, self.numbers = [], {}
 
+    def __repr__(self) -> str:
+        """All that it computes, the same in every process."""
+        held = {number: tensor.tolist() for number, tensor in self.held.items()}
+        return f"{self.calls} {held} {self.results}"
+
     def __call__(self, *parameters: Tensor) -> list[Tensor]:
         """The results for these meta-parameters, on their device and in their dtype."""
         like = parameters[0]

@@ -50,8 +50,9 @@ class Sources:
 
     @functools.cached_property
     def key(self) -> str:
-        """Follows from the program, so that it is the same in every process."""
-        return hashlib.sha256(f"{self.dtype}{self.program.features}{self.c.text}".encode()).hexdigest()[:32]
+        """Follows from all that the program is, so that it is the same in every process."""
+        program = f"{self.dtype} {self.traced.features} {self.traced.prologue!r} {self.c}"
+        return hashlib.sha256(program.encode()).hexdigest()[:32]
 
     @property
     def block(self) -> int:

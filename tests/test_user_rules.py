@@ -144,3 +144,10 @@ def test_where_the_first_step_is_made_does_not_matter(
         assert fused.why_not(rule(), torch.device("cpu"), torch.float32) is None
         fused.plan_of(rule())
     assert torch.equal(stepped(rule, fused=True), expected)
+
+
+def test_rules_that_differ_in_what_they_make_of_weights_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    alike = [rule_of(lambda self, g, m, t: self.w[1].square() * g), rule_of(lambda self, g, m, t: self.w[2].exp() * g)]
+    for rule in alike:  # the sources do not differ in a letter
+        torch.testing.assert_close(stepped(rule, fused=True), stepped(rule, fused=False), rtol=1e-5, atol=1e-8)
