@@ -177,7 +177,12 @@ def sources_of(rule: UpdateRule, dtype: torch.dtype) -> Sources | str:
         rule: any.
         dtype: of the arithmetic, float32 or float64.
     """
-    return _sources(type(rule), tuple(rule.settings.items()), dtype)
+    settings = tuple(rule.settings.items())
+    try:
+        hash(settings)
+    except TypeError:
+        return f"its settings are not all numbers, strings and tuples of these: {dict(settings)}"
+    return _sources(type(rule), settings, dtype)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -151,3 +152,21 @@ def test_rules_that_differ_in_what_they_make_of_weights_are_not_mixed_up(monkeyp
     alike = [rule_of(lambda self, g, m, t: self.w[1].square() * g), rule_of(lambda self, g, m, t: self.w[2].exp() * g)]
     for rule in alike:  # the sources do not differ in a letter
         torch.testing.assert_close(stepped(rule, fused=True), stepped(rule, fused=False), rtol=1e-5, atol=1e-8)
+
+
+def test_settings_that_are_lists_do_not_stop_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listed(Written):
+        @property
+        def settings(self) -> dict[str, Any]:
+            return {"sizes": [3, 4]}
+
+        def update(self, grad: Tensor, m: Tensor, step: Tensor) -> Tensor:
+            return grad
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="its settings are not all numbers"):
+        stepped(Listed, fused=True)
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    LearnedOptimizer([parameter], Listed()).step()
+    assert torch.equal(parameter, torch.full((3,), -0.01))
