@@ -239,7 +239,7 @@ class ParticleStep:
 
         self.entries = tuple(rule.state_features)
         with without_autocast(meta_parameters.device):
-            self.weights = torch.stack([weights_of(row) for row in meta_parameters.detach()])
+            self.weights = torch.func.vmap(weights_of)(meta_parameters.detach()).contiguous()
         self.kernel = cpu.kernel(sources.key, (torch.float32,) * (2 + len(self.entries)))
 
     def __call__(self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor) -> None:
