@@ -140,7 +140,6 @@ class _Differentiation:
         y = operation.operands[-1]
         times: Callable[..., Scalar] = lambda *factors: _folded(apply, factors)  # noqa: E731
         minus: Callable[[Scalar], Scalar] = lambda scalar: apply("neg", scalar)  # noqa: E731
-        one = Constant(1.0)
         match operation.name:
             case "add":
                 yield x, d
@@ -155,28 +154,6 @@ class _Differentiation:
                 quotient = apply("div", d, y)
                 yield x, quotient
                 yield y, minus(times(quotient, out))
-            case "neg":
-                yield x, minus(d)
-            case "reciprocal":
-                yield x, minus(times(d, out, out))
-            case "exp":
-                yield x, times(d, out)
-            case "expm1":
-                yield x, times(d, apply("add", out, one))
-            case "log":
-                yield x, apply("div", d, x)
-            case "sqrt":
-                yield x, apply("div", times(d, Constant(0.5)), out)
-            case "rsqrt":
-                yield x, times(d, Constant(-0.5), out, out, out)
-            case "tanh":
-                yield x, times(d, apply("sub", one, times(out, out)))
-            case "sigmoid":
-                yield x, times(d, out, apply("sub", one, out))
-            case "abs":
-                yield x, times(d, apply("sign", x))
-            case "relu":
-                yield x, apply("where", apply("gt", x, zero), d, zero)
             case "maximum" | "minimum":  # at the bound itself the gradient passes, as in torch.clamp
                 keeps = apply("ge" if operation.name == "maximum" else "le", x, y)
                 yield x, apply("where", keeps, d, zero)
@@ -187,15 +164,46 @@ class _Differentiation:
                 yield y, apply("where", condition, zero, d)
             case "pow" if isinstance(y, Constant):
                 yield x, times(d, y, apply("pow", x, Constant(y.value - 1)))
-            case "sin":
-                yield x, times(d, apply("cos", x))
-            case "cos":
-                yield x, minus(times(d, apply("sin", x)))
-            case "erf":
-                yield x, times(d, Constant(2 / math.pi**0.5), apply("exp", minus(times(x, x))))
             case "eq" | "ge" | "gt" | "le" | "lt" | "ne" | "sign":
                 return
-            case name:
+            case _:
+                yield x, self.of_function(operation.name, x, out, d)
+
+    def of_function(self, name: str, x: Scalar, out: Scalar, d: Scalar) -> Scalar:
+        """What a function of one number contributes to the gradient of its argument."""
+        apply, one = self.made.apply, Constant(1.0)
+        times: Callable[..., Scalar] = lambda *factors: _folded(apply, factors)  # noqa: E731
+        minus: Callable[[Scalar], Scalar] = lambda scalar: apply("neg", scalar)  # noqa: E731
+        match name:
+            case "neg":
+                return minus(d)
+            case "reciprocal":
+                return minus(times(d, out, out))
+            case "exp":
+                return times(d, out)
+            case "expm1":
+                return times(d, apply("add", out, one))
+            case "log":
+                return apply("div", d, x)
+            case "sqrt":
+                return apply("div", times(d, Constant(0.5)), out)
+            case "rsqrt":
+                return times(d, Constant(-0.5), out, out, out)
+            case "tanh":
+                return times(d, apply("sub", one, times(out, out)))
+            case "sigmoid":
+                return times(d, out, apply("sub", one, out))
+            case "abs":
+                return times(d, apply("sign", x))
+            case "relu":
+                return apply("where", apply("gt", x, Constant(0.0)), d, Constant(0.0))
+            case "sin":
+                return times(d, apply("cos", x))
+            case "cos":
+                return minus(times(d, apply("sin", x)))
+            case "erf":
+                return times(d, Constant(2 / math.pi**0.5), apply("exp", minus(times(x, x))))
+            case _:
                 raise NotImplementedError(f"the derivative of {name} is not known")
 
 

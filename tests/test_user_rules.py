@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.kernels import cpu
+from learned_optim.meta_train.fused import FusedRule
 from learned_optim.rules import RuleState, UpdateRule
 from test_kernels import HAS_TRITON
 
@@ -170,3 +171,36 @@ def test_settings_that_are_lists_do_not_stop_a_training(monkeypatch: pytest.Monk
     parameter.grad = torch.ones(3)
     LearnedOptimizer([parameter], Listed()).step()
     assert torch.equal(parameter, torch.full((3,), -0.01))
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: getattr(torch, name)
+        for name in ("abs", "cos", "erf", "exp", "expm1", "neg", "relu", "sigmoid", "sin", "tanh")
+    },
+    "log": lambda x: torch.log(x * x + 0.3),
+    "root": lambda x: torch.sqrt(x * x + 0.3),
+    "reciprocal root": lambda x: torch.rsqrt(x * x + 0.3),
+    "reciprocal": lambda x: torch.reciprocal(x * x + 0.3),
+    "quotient": lambda x: x / (x.square() + 0.3),
+    "power": lambda x: (x * x + 0.3) ** 1.7,
+    "clamp": lambda x: x.clamp(-0.4, 0.6),
+    "largest": lambda x: torch.maximum(x, 0.5 - x) - torch.minimum(x.square(), x),
+    "choice": lambda x: torch.where(x > 0.2, x.square(), 3 * x),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_derivative_is_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    function = FUNCTIONS[name]
+    rule = rule_of(lambda self, g, m, t: function(self.w[0] * g) + function(m[0]) * self.w[1])()
+    found = []
+    for run in (rule, FusedRule(rule, torch.cat([parameter.flatten() for parameter in rule.parameters()]))):
+        grad = torch.linspace(-1.9, 2.0, 23).requires_grad_()
+        state = {"m": torch.linspace(2.0, -1.5, 46).view(2, 23).requires_grad_()}
+        update, new = run(grad, state, torch.tensor(3.0))
+        weights = torch.linspace(1.0, 2.0, 23)
+        found.append(torch.autograd.grad((update * weights).sum() + new["m"].sum(), [grad, state["m"], rule.w]))
+    for plain, made in zip(*found, strict=True):
+        torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
