@@ -38,7 +38,7 @@ ALL = COORDINATES
 """The coordinate of what is equal for all."""
 BASE = COORDINATES + 1
 """An element's code is this times the number of its scalar, plus its coordinate."""
-TORCH = str(Path(torch.__file__).parent)
+HERE, TORCH = str(Path(__file__).parent), str(Path(torch.__file__).parent)
 
 aten = torch.ops.aten
 BOOKKEEPING = {
@@ -293,9 +293,9 @@ class _Tracer(TorchDispatchMode):
 
 
 def line_of_the_rule() -> str:
-    """The line of source outside torch and this file that is being run; empty if there is none."""
+    """The line of source outside torch and this folder that is being run; empty if there is none."""
     frame = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(TORCH)):
+    while frame is not None and frame.f_code.co_filename.startswith((HERE, TORCH)):
         frame = frame.f_back  # type: ignore[assignment]
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() if frame is not None else ""
 
