@@ -28,6 +28,8 @@ class TableRow(NamedTuple):
     entries: Sequence[Tensor]
     step: Tensor
     scale: Tensor | None
+    is_given: bool
+    """Whether the rule is told the parameter's values; otherwise zeros."""
 
 
 class TableColumns(NamedTuple):
@@ -39,18 +41,18 @@ class TableColumns(NamedTuple):
     """Of each entry of the state, the tensors of all rows."""
     steps: Sequence[Tensor]
     scales: Sequence[Tensor | None]
+    are_given: Sequence[bool]
 
     @classmethod
     def of(cls, rows: Sequence[TableRow]) -> "TableColumns":
         """The columns of some rows."""
-        parameters, grads, states, steps, scales = zip(*rows, strict=True) if rows else ((),) * 5
-        return cls(parameters, grads, list(zip(*states, strict=True)), steps, scales)
+        parameters, grads, states, *rest = zip(*rows, strict=True) if rows else ((),) * len(TableRow._fields)
+        return cls(parameters, grads, list(zip(*states, strict=True)), *rest)
 
     def rows(self) -> list[TableRow]:
         """One by one."""
-        return list(
-            map(TableRow, self.parameters, self.grads, zip(*self.entries, strict=True), self.steps, self.scales)
-        )
+        entries = zip(*self.entries, strict=True)
+        return list(map(TableRow, self.parameters, self.grads, entries, self.steps, self.scales, self.are_given))
 
 
 def can_be_addressed(
@@ -64,7 +66,7 @@ def can_be_addressed(
         features: of each entry of the state.
         dtypes: that the kernel knows.
     """
-    parameters, grads, entries, _, scales = tensors
+    parameters, grads, entries, scales = tensors.parameters, tensors.grads, tensors.entries, tensors.scales
     everything = [*parameters, *grads, *itertools.chain(*entries)]
     device = parameters[0].device
     on_cpu = device.type == "cpu"

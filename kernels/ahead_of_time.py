@@ -55,18 +55,19 @@ def compile_for(
     """
     like, scale = [torch.empty(0, dtype=parameter_dtype)], [torch.empty(0) if scaled else None]
     entries = [[torch.empty(0, dtype=dtype)] for dtype in state_dtypes]
-    tensors = TableColumns(like, like, entries, [torch.empty(0)], scale)
+    tensors = TableColumns(like, like, entries, [torch.empty(0)], scale, [True])
     settings = launch.Step(lr=1.0, weight_decay=0.01, maximize=False, skip_nonfinite=True)
     constants: dict[str, Any] = {
         "grad_scale": None,
         "found_inf": None,
         **launch.constants(plan, tensors, settings, shared=True),
         "LR_ON_DEVICE": False,
+        "PROGRESS_ON_DEVICE": False,
         "BLOCK": block or registered(plan.key).block,
     }
     pointers = {"table": "i64", "tensor_of_program": "i32", "weights": "fp32", "step": "fp32"}
     kernel = triton_module(plan.key, interpreted=False).step
-    scalars = {"lr": "fp32", "weight_decay": "fp32"}
+    scalars = dict.fromkeys(("lr", "weight_decay", "progress", "averaging"), "fp32")
     return _compiled(kernel, pointers, scalars, constants, launch.WARPS, compute_capability)
 
 

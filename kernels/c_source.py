@@ -9,7 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from learned_optim.kernels.program import Constant, Elementwise, Input, Product, Program, Result, Scalar, Weight
+from learned_optim.kernels.program import (
+    PARAMETER,
+    Constant,
+    Elementwise,
+    Input,
+    Product,
+    Program,
+    Result,
+    Scalar,
+    Weight,
+)
 from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer, bare, without_idle_notes
 
 DTYPES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16", torch.float64: "FLOAT64"}
@@ -98,6 +108,7 @@ class _Writer(Writer):
             "FEATURES": max(features, 1),
             "ENTRIES": max(len(self.program.features), 1),
             "SHARED": len(self.places_of_shared),
+            "READS_PARAMETER": int(self.program.reads_parameter),
         }
         return f"""/* The step of {name}, made from its forward. */
 
@@ -108,12 +119,14 @@ typedef struct {{
 }} Shared;
 
 /* What all coordinates share. */
-static void share(Shared *shared, const real *weights, double step) {{
+static void share(Shared *shared, const real *weights, const Given *given) {{
 {_indented(without_idle_notes(self.share, "/*"))}
 }}
 
 /* The update of a vector of coordinates, and their new state in the place of the old one. */
-static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *shared, const real *weights) {{
+static __attribute__((noinline)) vec update(
+    vec *state, vec grad, vec parameter, const Shared *shared, const real *weights
+) {{
 {_indented(without_idle_notes([*self.update, *results], "/*"))}
 }}
 """
@@ -173,7 +186,7 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
         if isinstance(scalar, Weight):
             return f"weights[{self.weight(scalar)}]"
         if isinstance(scalar, Input):
-            return "step"
+            return f"given->{scalar.entry}"
         if scalar.operation in self.inline:
             return self.inline[scalar.operation]
         whole = isinstance(self.program.operations[scalar.operation], Elementwise)
@@ -215,7 +228,9 @@ static __attribute__((noinline)) vec update(vec *state, vec grad, const Shared *
         if isinstance(scalar, Weight):
             return f"weights[{self.weight(scalar)}]"
         if isinstance(scalar, Input):
-            return "grad" if scalar.entry == "grad" else f"state[{self.firsts[scalar.entry] + scalar.feature}]"
+            if scalar.entry in ("grad", PARAMETER):
+                return scalar.entry
+            return f"state[{self.firsts[scalar.entry] + scalar.feature}]"
         if self.program.shared[scalar.operation]:
             return f"shared->values[{self.places_of_shared[scalar]}]"
         row = self.rows.of(scalar)

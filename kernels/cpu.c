@@ -10,6 +10,8 @@ typedef struct {
     int64_t size;        /* coordinates */
     int64_t stride;      /* from one feature of the state to the next */
     const float *scale;  /* factor on the update */
+    const float *shown;  /* whether the rule is told the parameter, not zero: of all coordinates, or of each */
+    int64_t apart;       /* from the answer for one coordinate to that for the next: 0 or 1 */
     const real *weights; /* of the rule, in the order in which it reads them */
     const float *step;   /* count of this step */
     char *parameter;
@@ -18,7 +20,8 @@ typedef struct {
 } Tensor;
 
 typedef struct {
-    double lr, decay, grad_scale;
+    Given given;
+    double factor, decay, grad_scale; /* on the update, on the parameter, on the gradient */
     int32_t maximize, skip_nonfinite;
 } Settings;
 
@@ -55,13 +58,17 @@ INLINE void step_lanes(
     LOAD_STATE
     vec kept[FEATURES];
     if (!all_written) memcpy(kept, state, sizeof(state));
-    vec change = (real)settings->lr * *tensor->scale * update(state, grad, shared, tensor->weights);
+    vec parameter = load(tensor->parameter, place, PARAMETER_DTYPE, count), seen = parameter;
+    if (READS_PARAMETER) {
+        vec shown = tensor->apart ? load((const char *)tensor->shown, place, FLOAT32, count) : all(*tensor->shown);
+        seen = where(shown != 0, parameter / *tensor->scale, all(0));
+    }
+    vec change = (real)settings->factor * *tensor->scale * update(state, grad, seen, shared, tensor->weights);
     if (!all_written)
         for (int k = 0; k < FEATURES; k++) state[k] = where(written, state[k], kept[k]);
     next = state;
     STORE_STATE
     (void)next;
-    vec parameter = load(tensor->parameter, place, PARAMETER_DTYPE, count);
     if (settings->decay != 0) change -= (real)settings->decay * parameter;
     vec moved = parameter + change;
     store(tensor->parameter, place, PARAMETER_DTYPE, count, all_written ? moved : where(written, moved, parameter));
@@ -70,12 +77,14 @@ INLINE void step_lanes(
 /* Step those tiles of all tensors whose number lies in first ... last - 1. */
 static void step_tiles(const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Settings *settings) {
     Shared shared;
+    Given given = settings->given;
     const Tensor *shares = 0; /* the tensor that they are of */
     for (const Tensor *tensor = tensors; tensor < tensors + n_tensors && last > 0; tensor++) {
         int64_t tiles = (tensor->size + TILE - 1) / TILE;
         if (first < tiles) {
             if (!shares || shares->weights != tensor->weights || *shares->step != *tensor->step) {
-                share(&shared, tensor->weights, *tensor->step);
+                given.step = *tensor->step;
+                share(&shared, tensor->weights, &given);
                 shares = tensor;
             }
             int64_t place = (first > 0 ? first : 0) * TILE, end = last < tiles ? last * TILE : tensor->size;

@@ -32,16 +32,22 @@ THREADED = 8 * TILE
 LARGEST_COPY = 16 * TILE
 """As in ``launch.py``; these stay in the cache."""
 
-_one = np.ones((), np.float32)
-NO_SCALE = _one.ctypes.data
-"""Address of the scale of a tensor that has none."""
+_one, _zero = np.ones((), np.float32), np.zeros((), np.float32)
+ONE, ZERO = _one.ctypes.data, _zero.ctypes.data
+"""Addresses of these numbers: of the scale of a tensor that has none, and of what a rule is not to see."""
+FIXED_COLUMNS = 7
+"""Of a table, before the addresses of parameter, gradient and state."""
 
 
 class Settings(ctypes.Structure):
     """The ``Settings`` of ``cpu.c``."""
 
     _fields_ = (
+        ("step", ctypes.c_double),  # each tensor has its own
         ("lr", ctypes.c_double),
+        ("progress", ctypes.c_double),
+        ("averaging", ctypes.c_double),
+        ("factor", ctypes.c_double),
         ("decay", ctypes.c_double),
         ("grad_scale", ctypes.c_double),
         ("maximize", ctypes.c_int32),
@@ -84,9 +90,7 @@ class Kernel:
         """Step the tensors of a table in place, by as many threads as torch uses.
 
         Args:
-            table: ``(tensors, columns)``, int64, contiguous: of each tensor number of coordinates, distance between
-                features of the state, and the addresses of scale, weights, step count, parameter, gradient and entries
-                of the state, in the kernels' order.
+            table: ``(tensors, columns)``, int64, contiguous, as the ``Tensor`` of ``cpu.c``.
             settings: of all tensors.
         """
         sizes = table[:, 0]

@@ -63,6 +63,8 @@ class Step(NamedTuple):
     skip_nonfinite: bool
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    progress: float | Tensor = 0.0
+    averaging: bool = True
 
 
 def step_in_place(
@@ -72,6 +74,7 @@ def step_in_place(
     entries: Sequence[Sequence[Tensor]],
     steps: Sequence[Tensor],
     scales: Sequence[Tensor | None],
+    are_given: Sequence[bool],
     settings: Step,
     block: int | None = None,
 ) -> None:
@@ -89,6 +92,7 @@ def step_in_place(
             contiguous or each feature dense and in one memory order. Moments are best float32.
         steps: count of this step for each parameter: 0-d float32 tensors, on the device; or on the CPU.
         scales: factor on the update of each parameter: 0-d float32 tensors, on the device; or None for all.
+        are_given: whether the rule is told the values of each parameter; otherwise zeros.
         settings: of all parameters.
         block: coordinates of a program; None chooses.
 
@@ -97,7 +101,7 @@ def step_in_place(
             dense and in one memory order.
         CompilationError: there is no kernel for these dtypes, and the C compiler makes none; nothing has changed then.
     """
-    tensors = TableColumns(parameters, grads, entries, steps, scales)
+    tensors = TableColumns(parameters, grads, entries, steps, scales, are_given)
     sizes = list(map(Tensor.numel, parameters))
     if 0 in sizes:
         tensors = TableColumns.of([row for row, size in zip(tensors.rows(), sizes, strict=True) if size > 0])
@@ -176,6 +180,7 @@ def _launch(plan: Plan, tensors: TableColumns, settings: Step, block: int | None
         rows += (size, programs, *addresses[:2])
         rows.append(0 if shared else steps[place].data_ptr())
         rows.append(0 if row.scale is None else row.scale.data_ptr())
+        rows.append(int(row.is_given))
         rows += addresses[2:]
         programs += -(-size // block)
     table, tensor_of_program = tables(tuple(rows), len(tensors.parameters), programs, device)
@@ -184,10 +189,15 @@ def _launch(plan: Plan, tensors: TableColumns, settings: Step, block: int | None
         "tensor_of_program": tensor_of_program,
         "weights": plan.weights,
         "step": steps[0],
-        **_rate(settings, device),
+        "lr": _number(settings.lr, device),
+        "weight_decay": float(settings.weight_decay),
+        "progress": _number(settings.progress, device),
+        "averaging": float(settings.averaging),
         "grad_scale": _moved(settings.grad_scale, device),
         "found_inf": _moved(settings.found_inf, device),
         **constants(plan, tensors, settings, shared=shared),
+        "LR_ON_DEVICE": _is_on(settings.lr, device),
+        "PROGRESS_ON_DEVICE": _is_on(settings.progress, device),
         "BLOCK": block,
     }
     with device_guard(device):
@@ -198,21 +208,37 @@ def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
     """The same on a CPU."""
     if settings.found_inf is not None and settings.found_inf.item() != 0:
         return
-    parameters, grads, entries, steps, scales = tensors
+    parameters, grads, entries, steps, scales, are_given = tensors
     addressed = [parameters, grads, *entries]
-    table = np.empty((len(parameters), 5 + len(addressed)), np.int64)
+    table = np.empty((len(parameters), cpu.FIXED_COLUMNS + len(addressed)), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
-    table[:, 2] = [cpu.NO_SCALE if scale is None else scale.data_ptr() for scale in scales]
-    table[:, 3] = plan.weights.data_ptr()
-    table[:, 4] = list(map(Tensor.data_ptr, steps))
-    for place, column in enumerate(addressed, 5):
+    table[:, 2] = [cpu.ONE if scale is None else scale.data_ptr() for scale in scales]
+    table[:, 3] = np.where(are_given, cpu.ONE, cpu.ZERO)
+    table[:, 4] = 0
+    table[:, 5] = plan.weights.data_ptr()
+    table[:, 6] = list(map(Tensor.data_ptr, steps))
+    for place, column in enumerate(addressed, cpu.FIXED_COLUMNS):
         table[:, place] = list(map(Tensor.data_ptr, column))
-    if not table[:, 4:].all():
+    if not table[:, 6:].all():
         raise RuntimeError(NO_MEMORY)
     lr = float(settings.lr)
+    factor = 1.0 if registered(plan.key).conditions else lr
     grad_scale = 1.0 if settings.grad_scale is None else settings.grad_scale.item()
     step = _kernel_in_c(plan, tensors)
-    step(table, cpu.Settings(lr, lr * settings.weight_decay, grad_scale, settings.maximize, settings.skip_nonfinite))
+    step(
+        table,
+        cpu.Settings(
+            0.0,
+            lr,
+            float(settings.progress),
+            settings.averaging,
+            factor,
+            lr * settings.weight_decay,
+            grad_scale,
+            settings.maximize,
+            settings.skip_nonfinite,
+        ),
+    )
 
 
 def _kernel_in_c(plan: Plan, tensors: TableColumns) -> cpu.Kernel:
@@ -220,13 +246,13 @@ def _kernel_in_c(plan: Plan, tensors: TableColumns) -> cpu.Kernel:
     return cpu.kernel(plan.key, tuple(column[0].dtype for column in columns))
 
 
-def _rate(settings: Step, device: torch.device) -> dict[str, Any]:
-    """The arguments that say how far to move: ``lr`` as a tensor stays on the device, and is read there."""
-    lr = settings.lr
-    if isinstance(lr, Tensor) and lr.device == device:
-        return {"lr": lr, "weight_decay": float(settings.weight_decay), "LR_ON_DEVICE": True}
-    lr = float(lr)  # of the CPU; one of another GPU has to be waited for
-    return {"lr": lr, "weight_decay": lr * settings.weight_decay, "LR_ON_DEVICE": False}
+def _number(value: float | Tensor, device: torch.device) -> float | Tensor:
+    """An argument of a kernel: a tensor stays on the device, and is read there; one that is elsewhere is waited for."""
+    return value if _is_on(value, device) else float(value)
+
+
+def _is_on(value: float | Tensor, device: torch.device) -> bool:
+    return isinstance(value, Tensor) and value.device == device
 
 
 @torch.library.custom_op("learned_optim::fused_step", mutates_args=("parameters", "states"))
@@ -239,12 +265,15 @@ def traced_step_in_place(
     weights: Tensor,
     key: str,
     features: list[int],
+    are_given: list[bool],
     lr: Tensor,
     weight_decay: Tensor,
     maximize: bool,
     skip_nonfinite: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    progress: Tensor,
+    averaging: bool,
 ) -> None:
     """:func:`step_in_place` as torch.compile takes it: one operation, which sees addresses only when it runs.
 
@@ -257,12 +286,15 @@ def traced_step_in_place(
         weights: of the plan.
         key: of the plan.
         features: of the plan.
+        are_given: as above.
         lr: 0-d, on any device.
         weight_decay: 0-d, on the CPU.
         maximize: as above.
         skip_nonfinite: as above.
         grad_scale: as above.
         found_inf: as above.
+        progress: 0-d, on any device.
+        averaging: as above.
     """
     step_in_place(
         Plan(key, weights, (), tuple(features)),
@@ -271,7 +303,8 @@ def traced_step_in_place(
         [states[first : first + len(parameters)] for first in range(0, len(states), len(parameters))],
         steps,
         scales or [None] * len(parameters),
-        Step(lr, float(weight_decay), maximize, skip_nonfinite, grad_scale, found_inf),
+        are_given,
+        Step(lr, float(weight_decay), maximize, skip_nonfinite, grad_scale, found_inf, progress, averaging),
     )
 
 
@@ -285,6 +318,7 @@ def constants(plan: Plan, tensors: TableColumns, settings: Step, *, shared: bool
         "PARAMETER_DTYPE": _triton_dtype(tensors.parameters[0].dtype),
         "GRAD_DTYPE": _triton_dtype(tensors.grads[0].dtype),
         **entries,
+        "LR_GIVEN": registered(plan.key).conditions,
         "SCALED": tensors.scales[0] is not None,
         "DECAYS": settings.weight_decay != 0,
         "MAXIMIZE": settings.maximize,

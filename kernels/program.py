@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 STEP = "step"
-"""The input that is the same for all coordinates of a tensor: the count of the step."""
+SHARED_INPUTS = (STEP, "lr", "progress", "averaging")
+"""Inputs that are the same for all coordinates of a tensor: the count of the step, and what a user says of it."""
+PARAMETER = "parameter"
+"""The input that is a coordinate's own value."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Input:
-    """The gradient, the step count, or a feature of an entry of the state."""
+    """The gradient, the parameter, one of :data:`SHARED_INPUTS`, or a feature of an entry of the state."""
 
     entry: str
     feature: int
@@ -103,9 +106,15 @@ class Program:
             shared.append(all(is_shared(operand, shared) for operand in operation.operands))
         return tuple(shared)
 
+    @functools.cached_property
+    def reads_parameter(self) -> bool:
+        """Whether anything depends on the coordinate's own value."""
+        read = [scalar for operation in self.operations for scalar in operation.operands]
+        return Input(PARAMETER, 0) in [*read, *(scalar for scalars in self.outputs.values() for scalar in scalars)]
+
 
 def is_shared(scalar: Scalar, shared: Sequence[bool]) -> bool:
     """Whether a scalar is the same for all coordinates; ``shared`` says so of the operations before it."""
     if isinstance(scalar, Result):
         return shared[scalar.operation]
-    return not isinstance(scalar, Input) or scalar.entry == STEP
+    return not isinstance(scalar, Input) or scalar.entry in SHARED_INPUTS

@@ -25,7 +25,7 @@ def range_of(scalar: Scalar, results: list[Range]) -> Range:
         return scalar.value, scalar.value
     if isinstance(scalar, Result):
         return results[scalar.operation]
-    return (1.0, math.inf) if isinstance(scalar, Input) and scalar.entry == STEP else EVERYTHING
+    return (1.0, math.inf) if scalar == Input(STEP, 0) else EVERYTHING
 
 
 def _of_operation(operation: Elementwise, operands: list[Range]) -> Range:

@@ -1,12 +1,13 @@
 """What all coordinates share, computed by torch: for training, where gradients flow through it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from learned_optim.kernels.program import (
-    STEP,
+    SHARED_INPUTS,
     Constant,
     Elementwise,
     Input,
@@ -37,7 +38,8 @@ class Shared:
                 self.kept.append(scalar)
         self.constants: list[float] = []
         self.columns: dict[Scalar, int] = {}
-        self.width = sum(self.sizes) + 1  # weights, and the step count
+        self.first_constant = sum(self.sizes) + len(SHARED_INPUTS)
+        self.width = self.first_constant
         levels: dict[int, int] = {}
         stages: dict[tuple[int, str], list[int]] = {}
         for place, (operation, shared) in enumerate(zip(program.operations, program.shared, strict=True)):
@@ -81,18 +83,24 @@ class Shared:
             notes=tuple(program.notes[old] for old in kept),
         )
 
-    def __call__(self, weights: Tensor, step: Tensor) -> Tensor:
+    def __call__(self, weights: Tensor, given: Sequence[Tensor | float]) -> Tensor:
         """All that coordinates read: weights, and then what is shared, ``(P, W + S)``; differentiable.
 
         Args:
             weights: results of the prologue of P particles, flattened, ``(P, W)``.
-            step: 0-d.
+            given: a number for each of :data:`SHARED_INPUTS`, or 0-d tensors.
         """
         if not self.kept:
             return weights
         particles = len(weights)
-        constants = torch.tensor(self.constants, dtype=weights.dtype, device=weights.device)
-        values = torch.cat([weights, step.to(weights).expand(particles, 1), constants.expand(particles, -1)], 1)
+        numbers = [*given, *self.constants]
+        constants = torch.tensor(
+            [0.0 if isinstance(number, Tensor) else number for number in numbers], dtype=weights.dtype
+        ).to(weights.device)
+        for place, number in enumerate(given):
+            if isinstance(number, Tensor):  # on the device, which nobody waits for
+                constants[place] = number.to(weights)
+        values = torch.cat([weights, constants.expand(particles, -1)], 1)
         for operations, columns in self.stages:
             first = operations[0]
             if isinstance(first, Product):
@@ -109,19 +117,19 @@ class Shared:
 
     def _note_constant(self, scalar: Scalar) -> None:
         if isinstance(scalar, Constant) and scalar not in self.columns:
-            self.columns[scalar] = sum(self.sizes) + 1 + len(self.constants)
+            self.columns[scalar] = self.first_constant + len(self.constants)
             self.constants.append(scalar.value)
 
     def _column(self, scalar: Scalar) -> int:
         if isinstance(scalar, Weight):
             return sum(self.sizes[: scalar.tensor]) + scalar.place
         if isinstance(scalar, Input):
-            return sum(self.sizes)
+            return sum(self.sizes) + SHARED_INPUTS.index(scalar.entry)
         return self.columns[scalar]
 
 
 def _is_shared(program: Program, scalar: Scalar) -> bool:
-    """Whether a scalar is the step count or follows from it."""
+    """Whether a scalar is one of the shared inputs or follows from them."""
     if isinstance(scalar, Result):
         return program.shared[scalar.operation]
-    return isinstance(scalar, Input) and scalar.entry == STEP
+    return isinstance(scalar, Input) and scalar.entry in SHARED_INPUTS

@@ -27,11 +27,13 @@ class Sources:
         traced: the program as it was traced.
         dtype: of the arithmetic.
         name: of the rule, for comments.
+        conditions: whether the program is told of the conditions of a step, and so multiplies by lr itself.
     """
 
     traced: Program
     dtype: torch.dtype
     name: str
+    conditions: bool = False
 
     @functools.cached_property
     def program(self) -> Program:
@@ -51,7 +53,7 @@ class Sources:
     @functools.cached_property
     def key(self) -> str:
         """Follows from all that the program is, so that it is the same in every process."""
-        program = f"{self.dtype} {self.traced.features} {self.traced.prologue!r} {self.c}"
+        program = f"{self.dtype} {self.traced.features} {self.traced.prologue!r} {self.c} {self.conditions}"
         return hashlib.sha256(program.encode()).hexdigest()[:32]
 
     @property
@@ -72,15 +74,16 @@ class Sources:
         return sum(product.outputs * len(product.operands) for product in self.products)
 
 
-def register(program: Program, dtype: torch.dtype, name: str) -> Sources:
+def register(program: Program, dtype: torch.dtype, name: str, *, conditions: bool = False) -> Sources:
     """Make a program known under its key, which is what operations of torch.compile pass on.
 
     Args:
         program: as traced.
         dtype: of the arithmetic.
         name: of the rule.
+        conditions: as it was traced.
     """
-    made = Sources(program, dtype, name)
+    made = Sources(program, dtype, name, conditions)
     return _known.setdefault(made.key, made)
 
 

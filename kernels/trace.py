@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from learned_optim.kernels.operations import ELEMENTWISE
 from learned_optim.kernels.program import (
-    STEP,
+    PARAMETER,
+    SHARED_INPUTS,
     Constant,
     Elementwise,
     Input,
@@ -65,6 +66,8 @@ def trace(
     forward: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
     parameters: Sequence[Tensor],
     features: Mapping[str, int],
+    *,
+    conditions: bool = False,
 ) -> Program:
     """The program of one coordinate.
 
@@ -72,6 +75,7 @@ def trace(
         forward: from gradient, state and step count to update and new state, as :meth:`UpdateRule.forward`.
         parameters: meta-parameters and buffers that it reads, on the CPU; their values do not matter.
         features: of each entry of the state.
+        conditions: whether ``forward`` takes four more arguments: the parameter, lr, progress and averaging.
 
     Raises:
         NotCoordinatewiseError: coordinates meet, or an operation is not known.
@@ -79,17 +83,28 @@ def trace(
     dtype = parameters[0].dtype if parameters else torch.float32
     grad = torch.ones(COORDINATES, dtype=dtype, device="cpu")
     state = {entry: torch.ones(count, COORDINATES, dtype=dtype, device="cpu") for entry, count in features.items()}
-    step = torch.ones((), dtype=dtype, device="cpu")
-    tracer = _Tracer(parameters, grad, state, step)
+    shared = {name: torch.ones((), dtype=dtype, device="cpu") for name in SHARED_INPUTS}
+    values = torch.ones(COORDINATES, dtype=dtype, device="cpu")
+    taken = {*shared, "grad", PARAMETER} & {*features}
+    if taken:
+        raise NotCoordinatewiseError(f"the state has an entry {taken.pop()!r}, which is the name of an input")
+    tracer = _Tracer(parameters, state, {"grad": grad, PARAMETER: values}, shared)
+    step, *others = shared.values()
     with torch.no_grad(), tracer:
-        update, new_state = forward(grad, state, step)
+        update, new_state = forward(grad, state, step, *([values, *others] if conditions else []))
     return tracer.program({"update": update, **{entry: new_state[entry] for entry in features}})
 
 
 class _Tracer(TorchDispatchMode):
     """Watches the operations of a function, and follows the elements of its tensors."""
 
-    def __init__(self, weights: Sequence[Tensor], grad: Tensor, state: Mapping[str, Tensor], step: Tensor) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        state: Mapping[str, Tensor],
+        of_coordinates: Mapping[str, Tensor],
+        shared: Mapping[str, Tensor],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.features = {entry: len(tensor) for entry, tensor in state.items()}
         self.prologue = Prologue(weights)
@@ -99,10 +114,12 @@ class _Tracer(TorchDispatchMode):
         self.notes: list[str] = []
         self.elements: dict[int, Tensor] = {}  # of tensors that a coordinate or the step count has gone into
         self.seen: list[Tensor] = []  # which are kept, so that no other gets their id
-        self._bind(grad, self._inputs("grad", ()))
+        for name, tensor in of_coordinates.items():
+            self._bind(tensor, self._inputs(name, ()))
         for entry, tensor in state.items():
             self._bind(tensor, self._inputs(entry, (len(tensor),)))
-        self._bind(step, torch.tensor(self._code(Input(STEP, 0)) * BASE + ALL))
+        for name, tensor in shared.items():
+            self._bind(tensor, torch.tensor(self._code(Input(name, 0)) * BASE + ALL))
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None

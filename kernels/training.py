@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from learned_optim.kernels import launch
 from learned_optim.kernels.derivative import SIGNALS, Derivative, derivative
-from learned_optim.kernels.program import Program
+from learned_optim.kernels.program import PARAMETER, Program
 from learned_optim.kernels.segments import Segment, segments
 from learned_optim.kernels.shared import Shared
 from learned_optim.kernels.simplify import simplified
@@ -98,8 +98,10 @@ class Step:
     """
 
     def __init__(self, program: Program, name: str) -> None:
+        self.program = program
         plain = simplified(program, short_cuts=False)
         self.entries = tuple(program.features)
+        self.inputs = ("grad", *([PARAMETER] if program.reads_parameter else []), *self.entries)
         self.prologue = program.prologue
         self.shared = Shared(plain)
         coordinates = self.shared.for_coordinates()
@@ -124,7 +126,12 @@ class Step:
         return found
 
     def __call__(
-        self, weights: Tensor, grad: Tensor, state: Sequence[Tensor], count: Tensor
+        self,
+        weights: Tensor,
+        grad: Tensor,
+        state: Sequence[Tensor],
+        given: Sequence[Tensor | float],
+        parameter: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step of P particles: update ``(P, C)`` and new state, all float32; differentiable once.
 
@@ -132,13 +139,15 @@ class Step:
             weights: see :meth:`weights`, float32.
             grad: ``(P, C)``.
             state: entries of shape ``(P, features, C)``, in the program's order.
-            count: of this step, 0-d, on the device; no gradient flows to it.
+            given: a number for each of ``program.SHARED_INPUTS``, or 0-d tensors; no gradient flows to them.
+            parameter: ``(P, C)``; None for a program that does not read it.
 
         Raises:
             RuntimeError: when the result is differentiated twice.
         """
-        tensors = [tensor.to(torch.float32).contiguous() for tensor in (grad[:, None], *state)]
-        weights = self.shared(weights.to(torch.float32), count).contiguous()
+        own = [grad] if parameter is None else [grad, parameter]
+        tensors = [tensor.to(torch.float32).contiguous() for tensor in (*(t[:, None] for t in own), *state)]
+        weights = self.shared(weights.to(torch.float32), given).contiguous()
         update, *new_state = _Step.apply(self, weights, *tensors)  # type: ignore[no-untyped-call]
         return update[:, 0], tuple(new_state)
 
@@ -159,22 +168,22 @@ class Step:
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Step, weights: Tensor, grad: Tensor, *state: Tensor) -> Any:
-        inputs = {"grad": grad, **dict(zip(step.entries, state, strict=True))}
+    def forward(ctx: Any, step: Step, weights: Tensor, *tensors: Tensor) -> Any:
+        inputs = dict(zip(step.inputs, tensors, strict=True))
         outputs = step.forward(weights, inputs)
         ctx.step = step
-        ctx.save_for_backward(weights, grad, *state)
+        ctx.save_for_backward(weights, *tensors)
         return outputs["update"], *(outputs[f"new_{entry}"] for entry in step.entries)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_update: Tensor, *d_new_state: Tensor) -> Any:
-        step, (weights, grad, *state) = ctx.step, ctx.saved_tensors
-        inputs = {"grad": grad, **dict(zip(step.entries, state, strict=True)), "d_update": d_update.contiguous()}
+        step, (weights, *tensors) = ctx.step, ctx.saved_tensors
+        inputs = {**dict(zip(step.inputs, tensors, strict=True)), "d_update": d_update.contiguous()}
         inputs |= {f"d_new_{entry}": d.contiguous() for entry, d in zip(step.entries, d_new_state, strict=True)}
         found = step.backward(weights, inputs)
         d_weights = step.weight_gradients(found[SIGNALS], weights) if ctx.needs_input_grad[1] else None
-        return None, d_weights, found["d_grad"], *(found[f"d_{entry}"] for entry in step.entries)
+        return None, d_weights, *(found[f"d_{name}"] for name in step.inputs)
 
 
 @functools.cache

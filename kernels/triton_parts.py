@@ -13,7 +13,8 @@ PARAMETER = tl.constexpr(2)
 GRAD = tl.constexpr(3)
 STEP = tl.constexpr(4)
 SCALE = tl.constexpr(5)
-STATE = tl.constexpr(6)
+IS_GIVEN = tl.constexpr(6)
+STATE = tl.constexpr(7)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 GATE_BOUND = tl.constexpr(40.0)  # (1 + 2 ** 40) ** 3 is still a float32, and 2 ** -40 is nothing beside 1
@@ -80,6 +81,23 @@ def gradient(pointer, mask, grad_scale, found_inf, MAXIMIZE: tl.constexpr, SKIP_
 
 
 @triton.jit
+def number(given, ON_DEVICE: tl.constexpr):
+    """A number that is an argument, or lies on the device."""
+    if ON_DEVICE:
+        return tl.load(given).to(tl.float32)
+    return given
+
+
+@triton.jit
+def own_parameter(row, pointer, mask, SCALED: tl.constexpr):
+    """The parameter over its tensor's scale; zero where the rule is not to know it."""
+    value = tl.load(pointer, mask, other=0.0).to(tl.float32)
+    if SCALED:
+        value /= tl.load(pointer_in(row, SCALE, tl.float32))
+    return tl.where(tl.load(row + IS_GIVEN) != 0, value, 0.0)
+
+
+@triton.jit
 def move(
     row,
     pointer,
@@ -89,25 +107,18 @@ def move(
     lr,
     weight_decay,
     SCALED: tl.constexpr,
-    LR_ON_DEVICE: tl.constexpr,
+    LR_GIVEN: tl.constexpr,
     DECAYS: tl.constexpr,
 ):
-    """Add ``lr (scale update - weight_decay parameter)`` to the parameter.
-
-    A ``weight_decay`` from the host includes lr.
-    """
+    """Add ``lr (scale update - weight_decay parameter)`` to the parameter; with ``LR_GIVEN`` the update has the lr."""
     parameter = tl.load(pointer, mask, other=0.0).to(tl.float32)
-    if LR_ON_DEVICE:
-        rate = tl.load(lr).to(tl.float32)
-        decay = rate * weight_decay
-    else:
-        rate = lr
-        decay = weight_decay
+    change = update
+    if not LR_GIVEN:
+        change *= lr
     if SCALED:
-        rate *= tl.load(pointer_in(row, SCALE, tl.float32))
-    change = rate * update
+        change *= tl.load(pointer_in(row, SCALE, tl.float32))
     if DECAYS:
-        change -= decay * parameter
+        change -= lr * weight_decay * parameter
     tl.store(pointer, (parameter + change).to(pointer.dtype.element_ty), written)
 
 

@@ -4,9 +4,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from learned_optim.kernels.layers import Layer, layers
-from learned_optim.kernels.program import STEP, Constant, Elementwise, Input, Product, Program, Result, Scalar, Weight
+from learned_optim.kernels.program import (
+    PARAMETER,
+    SHARED_INPUTS,
+    STEP,
+    Constant,
+    Elementwise,
+    Input,
+    Product,
+    Program,
+    Result,
+    Scalar,
+    Weight,
+)
 from learned_optim.kernels.segments import Segment
-from learned_optim.kernels.triton_templates import HEAD, SEGMENT_KERNEL, STEP_KERNEL
+from learned_optim.kernels.triton_templates import HEAD, OWN_PARAMETER, SEGMENT_KERNEL, STEP_KERNEL
 from learned_optim.kernels.writer import COMPARISONS, INFIX, Writer, bare, without_idle_notes
 
 FUNCTIONS = {
@@ -244,9 +256,9 @@ class _Writer(Writer):
         return f"tl.where({name}, 1.0, 0.0)" if scalar.operation in self.masks else name
 
     def input(self, scalar: Input) -> str:
-        """The gradient, the step count, or a feature of the state."""
-        if scalar.entry in ("grad", STEP):
-            return "grad" if scalar.entry == "grad" else "count"
+        """The gradient, the parameter, what all share, or a feature of the state."""
+        if scalar.entry in ("grad", PARAMETER, *SHARED_INPUTS):
+            return "count" if scalar.entry == STEP else scalar.entry
         name = f"{scalar.entry}_{scalar.feature}"
         if scalar not in self.loaded:
             self.loaded.add(scalar)
@@ -282,6 +294,7 @@ class _StepWriter(_Writer):
         change = self.name(self.program.outputs["update"][0])
         return STEP_KERNEL.format(
             entries=len(entries),
+            parameter=OWN_PARAMETER if self.program.reads_parameter else "",
             dtypes="\n".join(f"    {dtype_argument(entry)}: tl.constexpr," for entry in entries),
             pointers="\n".join(
                 f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"

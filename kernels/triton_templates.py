@@ -22,7 +22,9 @@ from .triton_parts import (
     lstm_cell,
     lstm_layer,
     move,
+    number,
     over_positive,
+    own_parameter,
     pointer_in,
     power,
     row_of,
@@ -42,6 +44,8 @@ def step(
     step,
     lr,
     weight_decay,
+    progress,
+    averaging,
     grad_scale,
     found_inf,
     PARAMETER_DTYPE: tl.constexpr,
@@ -49,6 +53,8 @@ def step(
 {dtypes}
     SCALED: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
+    LR_GIVEN: tl.constexpr,
+    PROGRESS_ON_DEVICE: tl.constexpr,
     DECAYS: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     SKIP_NONFINITE: tl.constexpr,
@@ -64,13 +70,16 @@ def step(
 
     # What all coordinates share
     count = count_of(row, step, STEP_IN_TABLE)
+    lr = number(lr, LR_ON_DEVICE)
+    progress = number(progress, PROGRESS_ON_DEVICE)
 {shared}
 
     # The coordinates
-{update}
-    parameter = pointer_in(row, PARAMETER, PARAMETER_DTYPE) + offsets
-    move(row, parameter, mask, written, {change}, lr, weight_decay, SCALED, LR_ON_DEVICE, DECAYS)
+    place = pointer_in(row, PARAMETER, PARAMETER_DTYPE) + offsets
+{parameter}{update}
+    move(row, place, mask, written, {change}, lr, weight_decay, SCALED, LR_GIVEN, DECAYS)
 '''
+OWN_PARAMETER = "    parameter = own_parameter(row, place, mask, SCALED)\n"
 SEGMENT_KERNEL = '''@triton.jit
 def {kernel}(
 {arguments}

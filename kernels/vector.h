@@ -18,6 +18,11 @@ typedef float real;
 typedef int32_t integer;
 #endif
 
+/* What holds for all coordinates of a step. */
+typedef struct {
+    double step, lr, progress, averaging;
+} Given;
+
 typedef real vec __attribute__((vector_size(sizeof(real) * LANES)));
 typedef integer ivec __attribute__((vector_size(sizeof(real) * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));

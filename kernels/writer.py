@@ -5,7 +5,17 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 
-from learned_optim.kernels.program import STEP, Constant, Elementwise, Input, Product, Program, Result, Scalar, Weight
+from learned_optim.kernels.program import (
+    SHARED_INPUTS,
+    Constant,
+    Elementwise,
+    Input,
+    Product,
+    Program,
+    Result,
+    Scalar,
+    Weight,
+)
 from learned_optim.kernels.ranges import Range, range_of, ranges
 
 TOGETHER = 4
@@ -215,7 +225,7 @@ class Rows:
     def _is_of_coordinate(self, scalar: Scalar) -> bool:
         if isinstance(scalar, Result):
             return not self.program.shared[scalar.operation]
-        return isinstance(scalar, Input) and scalar.entry != STEP
+        return isinstance(scalar, Input) and scalar.entry not in SHARED_INPUTS
 
     def is_offset(self, place: int) -> bool:
         """Whether an operation is but the addition that a row begins with."""

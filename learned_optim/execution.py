@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from learned_optim.kernels.layout import blocks, in_memory_order, pieces
-from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.rules import Conditions, RuleState, UpdateRule
 
 CPU_BLOCK_BYTES = 16 << 20
 """Activations of one block on a CPU: larger blocks leave the caches, smaller ones spend their time between operations
@@ -37,6 +37,10 @@ class Settings(NamedTuple):
     """Gradients are this factor too large."""
     found_inf: Tensor | None = None
     """Not zero: leave everything as it is."""
+    progress: float | Tensor = 0.0
+    """Fraction of the training that is done, a number or a 0-d tensor; 0 where nobody knows."""
+    averaging: bool = True
+    """Whether parameters may be averages over the steps."""
 
 
 class Slot(NamedTuple):
@@ -51,6 +55,8 @@ class Slot(NamedTuple):
     """Count of this step, 0-d; on the slot's device, or on the CPU if all slots of a call share it."""
     scale: Tensor | None = None
     """:meth:`UpdateRule.tensor_scale`, 0-d, on the slot's device; None is 1. All slots of a call have one, or none."""
+    is_given: bool = False
+    """Whether a rule that uses conditions is told the values of the parameter; otherwise zeros."""
 
 
 class Columns(NamedTuple):
@@ -62,18 +68,25 @@ class Columns(NamedTuple):
     """Of each entry, the tensors of all parameters."""
     steps: list[Tensor]
     scales: list[Tensor | None]
+    are_given: list[bool]
 
     @classmethod
     def of(cls, slots: Sequence[Slot]) -> "Columns":
         """The columns of at least one slot."""
         states = {entry: [slot.state[entry] for slot in slots] for entry in slots[0].state}
-        parameters, grads = [slot.parameter for slot in slots], [slot.grad for slot in slots]
-        return cls(parameters, grads, states, [slot.step for slot in slots], [slot.scale for slot in slots])
+        return cls(
+            [slot.parameter for slot in slots],
+            [slot.grad for slot in slots],
+            states,
+            [slot.step for slot in slots],
+            [slot.scale for slot in slots],
+            [slot.is_given for slot in slots],
+        )
 
     def slots(self) -> list[Slot]:
         """The parameters one by one."""
         states = [dict(zip(self.states, tensors, strict=True)) for tensors in zip(*self.states.values(), strict=True)]
-        return list(map(Slot, self.parameters, self.grads, states, self.steps, self.scales))
+        return list(map(Slot, self.parameters, self.grads, states, self.steps, self.scales, self.are_given))
 
     def at(self, places: Sequence[int]) -> "Columns":
         """Those of the parameters in some places."""
@@ -93,7 +106,9 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: Settings
     """
     for slot in slots:
         state = {entry: tensor.clone() for entry, tensor in slot.state.items()}  # autograd may keep what it reads
-        change, state = _step(rule, slot.parameter.clone(), slot.grad, state, slot.step, slot.scale, settings)
+        parameter = slot.parameter.clone()
+        given = parameter if slot.is_given else None
+        change, state = _step(rule, parameter, given, slot.grad, state, slot.step, slot.scale, settings)
         slot.parameter.add_(change)
         for entry, tensor in state.items():
             slot.state[entry].copy_(tensor)
@@ -141,7 +156,7 @@ def _apply_to_block(rule: UpdateRule, slots: Sequence[Slot], block_size: int, se
     state = {entry: _per_feature(tensor) for entry, tensor in slot.state.items()}
     for index, flat in pieces(parameter.shape, block_size):
         part = {entry: tensor[:, flat] for entry, tensor in state.items()}
-        _apply_to_whole(rule, [Slot(parameter[index], grad[index], part, slot.step, slot.scale)], settings)
+        _apply_to_whole(rule, [slot._replace(parameter=parameter[index], grad=grad[index], state=part)], settings)
 
 
 def _in_memory_order(slot: Slot) -> Slot:
@@ -151,7 +166,7 @@ def _in_memory_order(slot: Slot) -> Slot:
 
 def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
     """One call of the rule for all the slots, with few Python operations a slot: models have thousands of tensors."""
-    parameters, grads, states, steps, scales = zip(*slots, strict=True)
+    parameters, grads, states, steps, scales, are_given = zip(*slots, strict=True)
     sizes = [grad.numel() for grad in grads]
     total = sum(sizes)
     padding = -total % (DOUBLE_LANES if _dtype(rule) == torch.float64 else LANES)
@@ -167,9 +182,13 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
     else:
         scale = _side_by_side([scale.expand(size) for scale, size in zip(scales, sizes, strict=True)], padding, 1.0)
     parameter = None if settings.weight_decay == 0 else _flattened(parameters, padding)
+    given = None
+    if rule.uses_conditions and any(are_given):
+        shown = zip(parameters, are_given, strict=True)
+        given = _flattened([values if known else torch.zeros_like(values) for values, known in shown], padding)
     grad = _flattened(grads, padding)
     looks = grad.device.type == "cpu" and not torch.compiler.is_compiling()
-    change, state = _step(rule, parameter, grad, state, step, scale, settings, looks=looks)
+    change, state = _step(rule, parameter, given, grad, state, step, scale, settings, looks=looks)
     changes = _unflatten_dense_tensors(change, parameters)
     if torch.compiler.is_compiling() or not any(map(Tensor.is_neg, parameters)):
         torch._foreach_add_(parameters, changes)
@@ -183,6 +202,7 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: Settings)
 def _step(
     rule: UpdateRule,
     parameter: Tensor | None,
+    given: Tensor | None,
     grad: Tensor,
     state: RuleState,
     step: Tensor,
@@ -193,14 +213,16 @@ def _step(
 ) -> tuple[Tensor, RuleState]:
     """What to add to the parameter, and the new state; nothing is overwritten.
 
-    The parameter is needed for weight decay only. ``looks`` allows to read values back, which costs nothing on a CPU.
+    The parameter is needed for the user's weight decay only; what is ``given`` of it the rule is told.
+    ``looks`` allows to read values back, which costs nothing on a CPU.
     """
     grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
     if looks and math.isfinite(grad.sum()):  # then all are
         settings = settings._replace(skip_nonfinite=False)
     grad, kept = _without_nonfinite(grad, settings)
-    update, new_state = rule(grad, state, step)
-    change = _change(update, scale, parameter, settings)
+    conditions = _conditions(given, scale, settings, _dtype(rule))
+    update, new_state = rule.under(conditions, grad, state, step)
+    change = _change(update, scale, parameter, settings, follows_lr=rule.uses_conditions)
     if kept is None:
         return change, new_state
     return change.masked_fill(kept, 0.0), {
@@ -225,9 +247,25 @@ def _without_nonfinite(grad: Tensor, settings: Settings) -> tuple[Tensor, Tensor
     return grad, kept
 
 
-def _change(update: Tensor, scale: Tensor | None, parameter: Tensor | None, settings: Settings) -> Tensor:
-    """``lr (scale update - weight_decay parameter)``, to be added to the parameter."""
-    change = settings.lr * (update if scale is None else scale.to(update.dtype) * update)
+def _conditions(given: Tensor | None, scale: Tensor | None, settings: Settings, dtype: torch.dtype) -> Conditions:
+    """What the rule is told of the step."""
+    values = 0.0 if given is None else given.to(dtype) if scale is None else given.to(dtype) / scale.to(dtype)
+    lr, progress = (
+        number.to(dtype) if isinstance(number, Tensor) else number for number in (settings.lr, settings.progress)
+    )
+    return Conditions(values, lr, progress, float(settings.averaging))
+
+
+def _change(
+    update: Tensor, scale: Tensor | None, parameter: Tensor | None, settings: Settings, *, follows_lr: bool
+) -> Tensor:
+    """``lr (scale update - weight_decay parameter)``, to be added to the parameter.
+
+    Of a rule that follows lr itself, the update is not multiplied by it.
+    """
+    change = update if scale is None else scale.to(update.dtype) * update
+    if not follows_lr:
+        change = settings.lr * change
     if parameter is not None and settings.weight_decay != 0:
         change = change - settings.lr * settings.weight_decay * parameter.to(update.dtype)
     return change

@@ -1,7 +1,7 @@
 """How a rule is applied by its fused kernel: one launch for all tensors of a device and their dtypes."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.program import Program
 from learned_optim.kernels.sources import Sources, register
 from learned_optim.kernels.trace import NotCoordinatewiseError, trace
-from learned_optim.rules import (
-    RuleState,
-    UpdateRule,
-)
+from learned_optim.rules import Conditions, RuleState, UpdateRule
 from learned_optim.surroundings import without_autocast
 
+ALONE = Conditions()
 MOST_MULTIPLY_ADDS = 1 << 14
 """Of a coordinate on a GPU: larger networks do not fit the instruction cache, nor their state the registers."""
 
@@ -108,14 +106,16 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: Settings, block_siz
 
 def apply_fused_to_columns(plan: Plan, columns: Columns, settings: Settings, block_size: int | None = None) -> None:
     """:func:`apply_fused` for slots that were never made: with thousands of small tensors they would take the time."""
-    parameters, grads, _, steps, scales = columns
+    parameters, grads, _, steps, scales, are_given = columns
     entries = [columns.states[entry] for entry in plan.entries]
     if not torch.compiler.is_compiling():
-        launch.step_in_place(plan, parameters, grads, entries, steps, scales, launch.Step(*settings), block_size)
+        step = launch.Step(*settings)
+        launch.step_in_place(plan, parameters, grads, entries, steps, scales, are_given, step, block_size)
         return
     # Products with a tensor, since a graph of torch.compile would hold for one value of a number only.
     one = torch.ones((), dtype=torch.float64, device="cpu")
     lr = settings.lr if isinstance(settings.lr, Tensor) else one * settings.lr
+    progress = settings.progress if isinstance(settings.progress, Tensor) else one * settings.progress
     launch.traced_step_in_place(
         list(parameters),
         list(grads),
@@ -125,9 +125,15 @@ def apply_fused_to_columns(plan: Plan, columns: Columns, settings: Settings, blo
         plan.weights,
         plan.key,
         list(plan.features),
+        list(are_given),
         lr,
         one * settings.weight_decay,
-        *settings[2:],
+        settings.maximize,
+        settings.skip_nonfinite,
+        settings.grad_scale,
+        settings.found_inf,
+        progress,
+        settings.averaging,
     )
 
 
@@ -198,14 +204,20 @@ def _sources(
             rule = architecture(**dict(settings)).to("cpu", dtype)
             if not _tensors_of(rule):
                 return "it has no meta-parameters"
-            program = trace(rule, _tensors_of(rule), rule.state_features)
+            conditions = rule.uses_conditions
+            program = trace(_told(rule), _tensors_of(rule), rule.state_features, conditions=conditions)
         except NotCoordinatewiseError as error:
             return str(error)
         except Exception as error:  # of a class that someone else wrote; its plain path may well work
             return (
                 f"its settings do not build it again, or its forward fails in a trace: {type(error).__name__}: {error}"
             )
-        return register(program, dtype, rule.name)
+        return register(program, dtype, rule.name, conditions=conditions)
+
+
+def _told(rule: UpdateRule) -> Callable[..., tuple[Tensor, RuleState]]:
+    """The rule as a function of gradient, state, step, and each of the conditions if it uses them."""
+    return lambda grad, state, step, *told: rule(grad, state, step, *([Conditions(*told)] if told else []))
 
 
 def training_step(rule: UpdateRule) -> training.Step:
@@ -242,7 +254,9 @@ class ParticleStep:
             self.weights = torch.func.vmap(weights_of)(meta_parameters.detach()).contiguous()
         self.kernel = cpu.kernel(sources.key, (torch.float32,) * (2 + len(self.entries)))
 
-    def __call__(self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor) -> None:
+    def __call__(
+        self, parameters: Tensor, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+    ) -> None:
         """Overwrite ``parameters`` and ``state``.
 
         Args:
@@ -250,13 +264,18 @@ class ParticleStep:
             grad: as ``parameters``; any strides.
             state: entries of shape ``(P, features, *coordinates)``, float32 and contiguous.
             step: 0-d.
+            conditions: as the rule is told them. In place of the parameter stands whether it is: 0-d, or for each of a
+                particle's coordinates.
         """
         grad, step = grad.contiguous(), step.to(torch.float32)
+        given = torch.as_tensor(conditions.parameter, dtype=torch.float32)
+        given = given.expand(parameters.shape[1:]).contiguous() if given.dim() else given
         tensors = [self.weights, step, parameters, grad, *[state[entry] for entry in self.entries]]
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         apart = np.array([tensor.stride(0) * tensor.element_size() if tensor.dim() else 0 for tensor in tensors])
-        table = np.empty((len(grad), 3 + len(tensors)), np.int64)
+        table = np.empty((len(grad), 5 + len(tensors)), np.int64)
         table[:, :2] = grad[0].numel()
-        table[:, 2] = cpu.NO_SCALE
-        table[:, 3:] = addresses + np.arange(len(grad))[:, None] * apart
-        self.kernel(table, cpu.Settings(1.0, 0.0, 1.0, False, False))
+        table[:, 2:5] = cpu.ONE, given.data_ptr(), int(given.dim() > 0)
+        table[:, 5:] = addresses + np.arange(len(grad))[:, None] * apart
+        told = [float(number) for number in conditions[1:]]
+        self.kernel(table, cpu.Settings(0.0, *told, 1.0, 0.0, 1.0, False, False))

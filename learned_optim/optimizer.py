@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Columns, Settings, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused_if_possible, apply_fused_to_columns, plan_if_wanted
-from learned_optim.groups import check_group
+from learned_optim.groups import begin_run, check_group, count_of_run, progress_of
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
@@ -32,6 +32,7 @@ from learned_optim.surroundings import (
     refuse_other_shapes,
     scale_of,
     settings_on,
+    unless_paused,
     without_autocast,
 )
 
@@ -101,7 +102,9 @@ class LearnedOptimizer(Optimizer):
         rule: str | Path | UpdateRule = "default",
         *,
         lr: float | Tensor = 1.0,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
+        total_steps: int | None = None,
+        averaging: bool = True,
         maximize: bool = False,
         nonfinite: str = "skip",
         fused: bool | None = None,
@@ -118,6 +121,8 @@ class LearnedOptimizer(Optimizer):
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
+            "total_steps": total_steps,
+            "averaging": averaging,
             "decoupled_weight_decay": True,  # AdamW's groups have it too; older ones of ours, in other units, do not
             "maximize": maximize,
             "nonfinite": nonfinite,
@@ -143,6 +148,7 @@ class LearnedOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["decoupled_weight_decay"] = True  # whatever optimizer has filled in the group before
+        begin_run(group, self.param_groups[0])
         try:
             check_group(group, self._rule)
         except (TypeError, ValueError, RuntimeError):
@@ -203,12 +209,15 @@ class LearnedOptimizer(Optimizer):
             refuse_nonfinite(watched)
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        columns = Columns([], [], {entry: [] for entry in self._rule.state_features}, [], [])
-        parameters, grads, states, steps, scales = columns
+        count_of_run(group)
+        columns = Columns([], [], {entry: [] for entry in self._rule.state_features}, [], [], [])
+        parameters, grads, states, steps, scales, are_given = columns
         self._init_group(group, parameters, grads, steps, scales, *states.values())
-        if not parameters:
+        settings = unless_paused(self._settings(group))
+        if not parameters or settings is None:
             return
-        settings = self._settings(group)
+        decays = group["weight_decay"] is None  # the rule's own way
+        are_given += [decays and parameter.dim() > 1 for parameter in parameters]
         count_step(steps, settings.found_inf)
         if any(hasattr(kind, "to_local") for kind in set(map(type, parameters))):
             columns = local_columns(columns)
@@ -238,11 +247,13 @@ class LearnedOptimizer(Optimizer):
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         return Settings(
             lr,
-            DECAY_RATE * group["weight_decay"],
+            DECAY_RATE * (group["weight_decay"] or 0.0),
             group["maximize"],
             group["nonfinite"] == "skip",
             getattr(self, "grad_scale", None),
             getattr(self, "found_inf", None),
+            progress_of(group),
+            group["averaging"],
         )
 
     def _init_group(
@@ -328,6 +339,8 @@ class LearnedOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             # The base class has cast the entries to the dtypes of the parameters and shares the rest with state_dict.
+            for group in self.param_groups:
+                begin_run(group, group, [self.state[p] for p in group["params"] if p in saved])
             capturable = {p for group in self.param_groups if group["capturable"] for p in group["params"]}
             for parameter, state in saved.items():
                 kept, arithmetic = self.state[parameter], _arithmetic_dtype(parameter.dtype)
@@ -362,7 +375,7 @@ class LearnedOptimizer(Optimizer):
         self._plans = {}
         for group in [self.defaults, *self.param_groups]:
             if "decoupled_weight_decay" not in group:  # of a version where a step shrank by lr * weight_decay
-                group["weight_decay"] = group.get("weight_decay", 0.0) / DECAY_RATE
+                group["weight_decay"] = (group.get("weight_decay") or 0.0) / DECAY_RATE
                 group["decoupled_weight_decay"] = True
         for group in self.param_groups:
             for key, value in self.defaults.items():

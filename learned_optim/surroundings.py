@@ -26,6 +26,31 @@ def count_step(steps: list[Tensor], found_inf: Tensor | None) -> None:
         torch._foreach_add_(steps, 1.0)
 
 
+def unless_paused(settings: Settings) -> Settings | None:
+    """The settings of a step; None for one that leaves everything as it is, parameters, states and counts.
+
+    That is one with a learning rate of zero, or after the end of the training. What the host does not know goes into
+    ``found_inf``, as if a ``GradScaler`` had called the step off.
+    """
+    lr, progress, called_off = settings.lr, settings.progress, settings.found_inf
+    if _is_known(lr) and lr == 0:
+        return None
+    if _is_known(progress) and progress >= 1:
+        return None
+    for stops in [] if _is_known(lr) else [lr == 0], [] if _is_known(progress) else [progress >= 1]:
+        for stop in stops:
+            assert isinstance(stop, Tensor)
+            called_off = stop.float() if called_off is None else (stop | (called_off.to(stop.device) != 0)).float()
+    return settings._replace(found_inf=called_off)
+
+
+def _is_known(number: float | Tensor) -> bool:
+    """Whether the host may look at a number."""
+    return not isinstance(number, Tensor) or (
+        number.device.type == "cpu" and not torch.compiler.is_compiling() and fake_mode_of(number) is None
+    )
+
+
 def called_together(columns: Columns, *, capturable: bool) -> list[Columns]:
     """Parameters that one call of the rule can serve: of a device, a dtype and, where the host may read it, a count.
 

@@ -9,7 +9,7 @@ from learned_optim import fused
 from learned_optim.kernels import cpu
 from learned_optim.kernels.compiler import CompilationError
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
-from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.rules import Conditions, RuleState, UpdateRule
 
 
 class FusedRule:
@@ -23,6 +23,7 @@ class FusedRule:
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
         self.step = fused.training_step(rule)
+        self.uses_conditions = rule.uses_conditions
         self.has_particles = meta_parameters.dim() == 2
         shapes = [parameter.shape for parameter in rule.parameters()]
         parts = torch.atleast_2d(meta_parameters).split([shape.numel() for shape in shapes], 1)
@@ -31,7 +32,9 @@ class FusedRule:
         buffers = [buffer.expand(particles, *buffer.shape) for buffer in rule.buffers()]
         self.weights = self.step.weights([*parameters, *buffers])  # once for all steps that follow
 
-    def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+    def __call__(
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = fused.ALONE
+    ) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward` and :meth:`ParticleRule.__call__`.
 
         Raises:
@@ -43,7 +46,12 @@ class FusedRule:
         flat_state = [
             state[entry].reshape(particles, count, -1) for entry, count in zip(entries, features, strict=True)
         ]
-        update, new_state = self.step(self.weights, grad.reshape(particles, -1), flat_state, step)
+        values = None
+        if self.step.program.reads_parameter:
+            values = torch.as_tensor(conditions.parameter, dtype=grad.dtype, device=grad.device)
+            values = values.expand_as(grad).reshape(particles, -1)
+        given = step, *conditions[1:]
+        update, new_state = self.step(self.weights, grad.reshape(particles, -1), flat_state, given, values)
         shaped = {entry: tensor.view(state[entry].shape) for entry, tensor in zip(entries, new_state, strict=True)}
         return update.reshape(grad.shape), shaped
 
@@ -69,8 +77,9 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
     return FusedRule(architecture, meta_parameters)
 
 
-StepInPlace = Callable[[Tensor, Tensor, RuleState, Tensor], None]
-"""``(parameters, grad, state, step)``: the first and the third are overwritten."""
+StepInPlace = Callable[[Tensor, Tensor, RuleState, Tensor, Conditions], None]
+"""``(parameters, grad, state, step, conditions)``: the first and the third are overwritten. In the conditions, 1 in
+place of the parameter says that the rule is told it, 0 that it is not."""
 
 
 def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
@@ -97,8 +106,8 @@ def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
         return None
     if isinstance(rule, ParticleRule):
         return step
-    return lambda parameters, grad, state, count: step(
-        parameters[None], grad[None], {entry: tensor[None] for entry, tensor in state.items()}, count
+    return lambda parameters, grad, state, count, conditions: step(
+        parameters[None], grad[None], {entry: tensor[None] for entry, tensor in state.items()}, count, conditions
     )
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.rules import Conditions, RuleState, UpdateRule
 
 
 def flat_meta_parameters(rule: UpdateRule) -> Tensor:
@@ -29,6 +29,7 @@ class ParticleRule:
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
         self.rule, self.meta_parameters = rule, meta_parameters
+        self.uses_conditions = rule.uses_conditions
         named = dict(rule.named_parameters())
         parts = meta_parameters.split([parameter.numel() for parameter in named.values()], dim=1)
         self.stacked = {
@@ -36,23 +37,29 @@ class ParticleRule:
         }
         self.particles = len(meta_parameters)
 
-    def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+    def __call__(
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions | None = None
+    ) -> tuple[Tensor, RuleState]:
         """:meth:`UpdateRule.forward` of every particle, differentiable.
 
         Args:
             grad: ``(P, *coordinates)``.
             state: entries of shape ``(P, features, *coordinates)``.
             step: 0-d.
+            conditions: the parameter of every particle, ``(P, *coordinates)``, or a number; for a rule that uses them.
 
         Returns:
             Updates and new states, shaped as these.
         """
-        forward = vmap(self._forward, in_dims=(0, 0, 0, None))
-        result: tuple[Tensor, RuleState] = forward(self.stacked, grad, state, step)
+        told = () if conditions is None or not self.uses_conditions else tuple(conditions)
+        dims = [0 if isinstance(value, Tensor) and value.dim() > 0 else None for value in told]
+        forward = vmap(self._forward, in_dims=(0, 0, 0, None, *dims))
+        result: tuple[Tensor, RuleState] = forward(self.stacked, grad, state, step, *told)
         return result
 
     def _forward(
-        self, meta_parameters: dict[str, Tensor], grad: Tensor, state: RuleState, step: Tensor
+        self, meta_parameters: dict[str, Tensor], grad: Tensor, state: RuleState, step: Tensor, *told: Tensor | float
     ) -> tuple[Tensor, RuleState]:
-        result: tuple[Tensor, RuleState] = functional_call(self.rule, meta_parameters, (grad, state, step))
+        arguments = grad, state, step, *([Conditions(*told)] if told else [])
+        result: tuple[Tensor, RuleState] = functional_call(self.rule, meta_parameters, arguments)
         return result

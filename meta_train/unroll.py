@@ -10,12 +10,14 @@ from learned_optim.execution import Settings, Slot, apply_in_blocks
 from learned_optim.meta_train.fused import fused_equivalent, step_in_place
 from learned_optim.meta_train.particles import ParticleRule
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.rules import Conditions, RuleState, UpdateRule
+from learned_optim.rules.base import conditions_of
 
 AS_META_TRAINED = Settings(lr=1.0, weight_decay=0.0, maximize=False)
 
-ApplyRule = Callable[[Tensor, RuleState, Tensor], tuple[Tensor, RuleState]]
-"""``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters."""
+ApplyRule = Callable[..., tuple[Tensor, RuleState]]
+"""``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters; those
+with ``uses_conditions`` take :class:`Conditions` too."""
 
 
 class InnerOptimizer(Protocol):
@@ -124,6 +126,8 @@ def unroll(
     rule = fused_equivalent(rule, grad) or rule
     fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
     kernel = None if fast_rule is None else step_in_place(fast_rule, grad)
+    if kernel is None and conditions_of(rule, Conditions()):
+        fast_rule = None
     if fast_rule is not None:  # it overwrites what it is given
         dense = torch.contiguous_format
         parameters = parameters.clone(memory_format=dense)
@@ -131,11 +135,12 @@ def unroll(
     for _ in range(steps):
         step = step + 1
         if kernel is not None:
-            kernel(parameters, grad, rule_state, step)
+            kernel(parameters, grad, rule_state, step, Conditions(parameter=task.decays))
         elif isinstance(fast_rule, UpdateRule):
             apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
         else:
-            update, rule_state = rule(grad, rule_state, step)
+            told = conditions_of(rule, Conditions(parameters * task.decays))
+            update, rule_state = rule(grad, rule_state, step, *told)
             parameters = parameters + update
         batch = task.batch(generator)
         loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)

@@ -95,6 +95,12 @@ class VectorizedTask:
         scales = torch.cat(parts, 1)
         return None if bool((scales == 1).all()) else scales
 
+    @functools.cached_property
+    def decays(self) -> Tensor:
+        """1 for coordinates of matrices and larger tensors, whose value a rule may know, 0 for others; ``(N,)``."""
+        parts = [torch.full((shape.numel(),), float(len(shape) > 1)) for shape in self.shapes.values()]
+        return torch.cat(parts).to(self.device)
+
     def tensors(self, values: Tensor) -> list[Tensor]:
         """Views of ``values`` ``(B, N)``, instance by instance, in the shapes of the module's tensors."""
         rows = [self._split(row) for row in values]

@@ -230,10 +230,14 @@ class ScheduleFreeLSTMReference:
         s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
         h, c    = LSTM(W [x; h] + b + W_step s)
         [z, k, q] = V h + b_out
-        l      <- cut(.997 l + .12 exp(6 tanh(2 k / 6)) A, 6)
-        move    = -rate min(t / 50, 1) exp(6 tanh((l + 3 z) / 6)) d
+        R       = lr min((1 - progress) / .5, 1)
+        l      <- cut((1 - .003 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A (1 + [A < 0] exp(-t / 50)), 6)
+        S       = (r - 1) / (r + 1) (1 - (r / 10)^2),  r = (fast / slow)^2
+        f       = R min(t / 50, 1) exp(6 tanh((l^3 / (l^2 + .7^2) + .3 S + 3 z) / 6))
+        move    = -rate f d
         w       = 1 / (1 + (t - 1) exp(-1 - 6 tanh(2 q / 6)))
-        update  = .1 move + .9 w (D + move)
+        b       = 1 without averaging, .3 where progress > 0, .1 elsewhere
+        update  = b move + (1 - b) w (D + move) - 7e-4 f (1 - eps / fast) p
         D      <- (1 - w) (D + move)
 
     where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
@@ -260,7 +264,10 @@ class ScheduleFreeLSTMReference:
     TIME_SCALES = (30.0, 300.0, 3000.0)
     EPS = 1e-12
     LARGEST_DIRECTION = 3.0
-    INTERPOLATION = 0.9
+    AT_ONCE = 0.1
+    AT_ONCE_TO_THE_END = 0.3
+    FALL = 0.5
+    DECAY = 7e-4
     GAIN = 0.2
     FORGETTING = 0.003
     CHANCE = 0.7
@@ -296,8 +303,15 @@ class ScheduleFreeLSTMReference:
         self.hidden: Array = np.zeros(0)
         self.cell: Array = np.zeros(0)
 
-    def step(self, grad: ArrayLike) -> Array:
-        """The update, to be added to the parameter, of its shape."""
+    def step(
+        self,
+        grad: ArrayLike,
+        parameter: ArrayLike = 0.0,
+        lr: float = 1.0,
+        progress: float = 0.0,
+        averaging: float = 1.0,
+    ) -> Array:
+        """The update, to be added to the parameter, of its shape. The arguments are those of the rule's conditions."""
         grad = _float64(grad)
         if self.steps_taken == 0:
             units = self.output_weight.shape[1]
@@ -337,16 +351,22 @@ class ScheduleFreeLSTMReference:
             return result
 
         agreement = np.where(agreement < 0.0, (1.0 + np.exp(-t / self.WARMUP)) * agreement, agreement)
-        log_rate = (1.0 - self.FORGETTING) * log_rate + self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain)) * agreement
+        rate = lr * min((1.0 - progress) / self.FALL, 1.0)
+        gain = min(lr, 1.0) * self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain))
+        log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
         log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
         credible = log_rate**3 / (log_rate**2 + self.CHANCE**2)
         warmth = min(t / self.WARMUP, 1.0)
         ratio = fast**2 / slow**2
         surge = (ratio - 1.0) / (ratio + 1.0) * (1.0 - (ratio / self.LARGEST_RATIO) ** 2)
         log_factor = bounded(credible + self.SURGE * surge + self.RATE_SLOPE * scale)
-        move = -self.rate * warmth * np.exp(log_factor) * direction
+        factor = rate * warmth * np.exp(log_factor)
+        move = -self.rate * factor * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
-        update: Array = (1.0 - self.INTERPOLATION) * move + self.INTERPOLATION * share * (displacement + move)
+        at_once = self.AT_ONCE_TO_THE_END if progress > 0.0 else self.AT_ONCE
+        at_once = at_once if averaging else 1.0
+        update: Array = at_once * move + (1.0 - at_once) * share * (displacement + move)
+        update = update - self.DECAY * factor * (1.0 - self.EPS / fast) * _float64(parameter)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
         self.log_rate = log_rate[np.newaxis]
         return update

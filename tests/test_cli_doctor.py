@@ -27,7 +27,7 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
 
 def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = execution._change
-    monkeypatch.setattr(execution, "_change", lambda *arguments: right(*arguments) * (1 + 1e-4))
+    monkeypatch.setattr(execution, "_change", lambda *arguments, **named: right(*arguments, **named) * (1 + 1e-4))
     assert cli.main(["doctor"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("learned-optim: error: default, cpu: WRONG: relative error 1.0e-04")
@@ -37,7 +37,7 @@ def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: py
 def test_step_that_fails_is_reported_not_raised(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: object) -> object:
+    def broken(*arguments: object, **named: object) -> object:
         raise AssertionError("no such\ninstruction")
 
     monkeypatch.setattr(execution, "_change", broken)

@@ -22,7 +22,7 @@ from learned_optim.kernels import cpu, libraries
 from learned_optim.kernels.compiler import CompilationError, Compiler
 from learned_optim.meta_train.fused import step_in_place
 from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
-from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
+from learned_optim.rules import LSTML2L, MLP, Conditions, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from test_execution import PLAIN, as_slots, clones
 from test_rules import Build, each, normal, randomised
 
@@ -301,13 +301,15 @@ def test_particles_are_not_stepped_differently_than_by_the_plain_path(
     shape = 3, 2, 9
     state = {entry: torch.zeros(3, count, *shape[1:]) for entry, count in rule.state_features.items()}
     plain_state = {entry: tensor.clone() for entry, tensor in state.items()}
-    parameters, plain = torch.zeros(shape), torch.zeros(shape)
+    parameters, plain = torch.ones(shape), torch.ones(shape)
+    shown = (torch.arange(9) % 2).float()  # of every other coordinate the rule is told the parameter
     step = step_in_place(particles, plain)
     assert step is not None
     for count in range(1, 4):
         grad = normal(2, 9, 3, seed=count).float().permute(2, 0, 1)  # any strides
-        step(parameters, grad, state, torch.tensor(float(count)))
-        update, plain_state = particles(grad, plain_state, torch.tensor(float(count)))
+        at = torch.tensor(float(count))
+        step(parameters, grad, state, at, Conditions(shown, lr=0.7, progress=0.6))
+        update, plain_state = particles(grad, plain_state, at, Conditions(plain * shown, lr=0.7, progress=0.6))
         plain += update
     torch.testing.assert_close(parameters, plain, rtol=1e-5, atol=1e-6)
     for entry, tensor in plain_state.items():

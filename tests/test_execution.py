@@ -49,7 +49,8 @@ def as_slots(
         }
         # Backward may leave gradients in another layout than the parameters'.
         scale = torch.tensor(1.5 / (index + 1)) if rule.heeds_tensors else None
-        slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state, step, scale))
+        is_given = rule.uses_conditions and index % 2 == 0
+        slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state, step, scale, is_given))
     return slots
 
 

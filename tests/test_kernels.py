@@ -20,7 +20,16 @@ from learned_optim.execution import Settings, Slot, apply_per_tensor
 from learned_optim.kernels import cpu, launch, libraries, tables
 from learned_optim.kernels.sources import triton_module
 from learned_optim.kernels.triton_source import dtype_argument
-from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.rules import (
+    LSTML2L,
+    MLP,
+    Conditions,
+    RuleState,
+    ScaleFreeLSTM,
+    ScheduleFreeLSTM,
+    UpdateRule,
+    schedule_free_lstm,
+)
 from rounding import OF_KERNELS, Results, assert_only_rounded, spread
 from test_execution import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
 from test_rules import Build, as_reference, each, normal, randomised
@@ -106,6 +115,7 @@ def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
             {entry: value.to(device) for entry, value in slot.state.items()},
             slot.step.to(device),
             None if slot.scale is None else slot.scale.to(device),
+            slot.is_given,
         )
         for slot in slots
     ]
@@ -156,16 +166,27 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
         else:
             assert not value.any()
     grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-    update = torch.from_numpy(reference.step(grad.numpy()))
+    update = torch.from_numpy(reference.step(grad.numpy(), *told(rule, slot, settings)))
     state = {entry: torch.from_numpy(getattr(reference, entry)) for entry in slot.state}
-    return {"parameter": stepped(slot, update, settings), **state}
+    return {"parameter": stepped(rule, slot, update, settings), **state}
 
 
-def stepped(slot: Slot, update: Tensor, settings: Settings) -> Tensor:
+def told(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Any, ...]:
+    """What a rule that uses conditions is told of the slot, in float64."""
+    if not rule.uses_conditions:
+        return ()
+    scale = 1.0 if slot.scale is None else slot.scale.double()
+    known = torch.as_tensor(slot.is_given)
+    values = torch.where(known, slot.parameter.double() / scale, 0.0)
+    return values.numpy(), settings.lr, settings.progress, float(settings.averaging)
+
+
+def stepped(rule: UpdateRule, slot: Slot, update: Tensor, settings: Settings) -> Tensor:
     parameter = slot.parameter.double()
     if slot.scale is not None:
         update = slot.scale.double() * update
-    return parameter + settings.lr * (update - settings.weight_decay * parameter)
+    of_update = 1.0 if rule.uses_conditions else settings.lr
+    return parameter + of_update * update - settings.lr * settings.weight_decay * parameter
 
 
 @torch.no_grad()
@@ -176,8 +197,9 @@ def spread_of_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
 
     def step() -> Results:
         grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-        update, new_state = rule(grad, state, slot.step.double())
-        return {"parameter": stepped(slot, update, settings), **new_state}
+        values, *others = told(rule, slot, settings) or [0.0]
+        update, new_state = rule.under(Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double())
+        return {"parameter": stepped(rule, slot, update, settings), **new_state}
 
     return spread(step)
 
@@ -191,6 +213,7 @@ def side_by_side(slots: Sequence[Slot]) -> Slot:
         {entry: torch.cat([slot.state[entry] for slot in slots], 1) for entry in slots[0].state},
         torch.cat([slot.step.expand(slot.grad.shape) for slot in slots]),
         torch.cat(scales) if scales else None,
+        torch.cat([torch.full(slot.grad.shape, slot.is_given) for slot in slots]),  # type: ignore[arg-type]
     )
 
 
@@ -237,8 +260,8 @@ def test_kernel_is_not_further_from_the_truth_than_roundings_explain(
     rule = randomised(build()).float()
     every_size = dtype == recurrent == torch.float32
     slots = slots_of(rule, SIZES if every_size else (65, 1025), dtype, recurrent)
-    settings = Settings(lr=0.7, weight_decay=0.01, maximize=True)
-    for count in (2, 400) if every_size else (30,):
+    for count, progress, averaging in ((2, 0.0, True), (400, 0.75, False)) if every_size else ((30, 0.25, True),):
+        settings = Settings(0.7, 0.01, maximize=True, progress=progress, averaging=averaging)
         slots = [slot._replace(step=torch.tensor(float(count))) for slot in slots]
         slots = assert_only_rounded_step(rule, slots, settings, place)  # the next step starts from the plain path's
 
@@ -443,7 +466,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
     (slot,) = as_slots(rule, [normal(5)], torch.float32)
     before, expected = clones([slot]), clones([slot])
     far, block = 2**33, 16
-    tensors = slot.parameter, slot.grad, None, slot.state["hidden"], slot.state["cell"]
+    tensors = slot.parameter, slot.grad, None, None, slot.state["hidden"], slot.state["cell"]
     addresses = [0 if tensor is None else tensor.data_ptr() - 4 * far for tensor in tensors]
     plan = fused.plan_of(rule)
     triton_module(plan.key, interpreted=True).step[(1,)](
@@ -453,10 +476,13 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
         slot.step,
         1.0,
         0.0,
+        0.0,
+        1.0,
         None,
         None,
         **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", *map(dtype_argument, plan.entries)], tl.float32),
-        **dict.fromkeys(["SCALED", "LR_ON_DEVICE", "DECAYS", "MAXIMIZE", "SKIP_NONFINITE", "STEP_IN_TABLE"], False),
+        **dict.fromkeys(["SCALED", "LR_GIVEN", "LR_ON_DEVICE", "PROGRESS_ON_DEVICE"], False),
+        **dict.fromkeys(["DECAYS", "MAXIMIZE", "SKIP_NONFINITE", "STEP_IN_TABLE"], False),
         BLOCK=block,
     )
     apply_per_tensor(rule, expected, PLAIN)

@@ -116,7 +116,7 @@ def test_scaled_tensor_does_not_take_other_steps_than_a_vector_times_its_scale(f
     scale = scale_of(initial)
     assert scale < 0.5
     matrix, vector = nn.Parameter(initial.clone()), nn.Parameter(torch.zeros(300))
-    optimizer = LearnedOptimizer([matrix, vector], fused=fused)
+    optimizer = LearnedOptimizer([matrix, vector], weight_decay=0, fused=fused)
     for grad in grads:
         matrix.grad, vector.grad = grad, grad.flatten()
         optimizer.step()

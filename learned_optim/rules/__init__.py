@@ -1,6 +1,6 @@
 """Update rules: the learned functions, one file each."""
 
-from learned_optim.rules.base import RuleState, UpdateRule
+from learned_optim.rules.base import Conditions, RuleState, UpdateRule
 from learned_optim.rules.lstm_l2l import LSTML2L
 from learned_optim.rules.mlp import MLP
 from learned_optim.rules.scale_free_lstm import ScaleFreeLSTM
@@ -11,4 +11,13 @@ ARCHITECTURES: dict[str, type[UpdateRule]] = {
 }
 """Architectures by name, as they stand in weights files and configurations."""
 
-__all__ = ["ARCHITECTURES", "LSTML2L", "MLP", "RuleState", "ScaleFreeLSTM", "ScheduleFreeLSTM", "UpdateRule"]
+__all__ = [
+    "ARCHITECTURES",
+    "LSTML2L",
+    "MLP",
+    "Conditions",
+    "RuleState",
+    "ScaleFreeLSTM",
+    "ScheduleFreeLSTM",
+    "UpdateRule",
+]

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,27 @@ Settings = Mapping[str, int | float | str | tuple[float, ...]]
 """Keyword arguments that rebuild a rule's architecture; they travel with its weights."""
 
 
+class Conditions(NamedTuple):
+    """What a rule may know of a step beside gradients. The defaults are those of a rule that is called by itself."""
+
+    parameter: Tensor | float = 0.0
+    """Values before the step, over their tensor's :meth:`UpdateRule.tensor_scale`, of the shape of the gradient. Zero
+    for vectors and scalars, and wherever the user has turned the rule's own weight decay off."""
+    lr: Tensor | float = 1.0
+    """The user's factor on the rate of learning, positive: 1 unless a scheduler changes it. 0-d."""
+    progress: Tensor | float = 0.0
+    """Fraction of the training that is done, above 0 and below 1; 0 where nobody knows its length. 0-d."""
+    averaging: Tensor | float = 1.0
+    """1, or 0 where the parameters are to follow the latest iterate, not an average of all. 0-d."""
+
+
 class UpdateRule(nn.Module, ABC):
     """A learned function from the gradient history of a coordinate to its update.
 
     A rule is *coordinatewise*: the update of a coordinate depends on that coordinate's own gradients, on the step
-    count and on nothing else. It therefore commutes with concatenating and sharding parameters. A matrix may have a
-    factor on all its updates, which is found once, before training: :meth:`tensor_scale`. But for that, a rule
-    commutes with flattening too.
+    count and on nothing else; with :attr:`uses_conditions` also on the coordinate's value and on what holds for all.
+    It therefore commutes with concatenating and sharding parameters. A matrix may have a factor on all its updates,
+    which is found once, before training: :meth:`tensor_scale`. But for that, a rule commutes with flattening too.
 
     Memory is feature-major: ``grad`` has any shape ``coordinates``; each entry of the state has the shape
     ``(features, *coordinates)``. Sub-classes keep no state of their own besides their weights, the meta-parameters.
@@ -33,6 +47,9 @@ class UpdateRule(nn.Module, ABC):
     """Entries of the state that may be kept in less than float32: activations, not long averages."""
     recurrent_dtype: ClassVar[torch.dtype] = torch.float32
     """Dtype in which an optimizer keeps these entries, unless told otherwise."""
+    uses_conditions: ClassVar[bool] = False
+    """Whether :meth:`forward` takes :class:`Conditions` as a fourth argument. Such a rule multiplies its moves by
+    ``conditions.lr`` itself; the updates of others are multiplied by the learning rate afterwards."""
 
     @property
     @abstractmethod
@@ -57,6 +74,11 @@ class UpdateRule(nn.Module, ABC):
             The update, to be *added* to the parameter, shape ``coordinates``; and the new state, in the dtype of the
             meta-parameters.
         """
+
+    def under(self, conditions: Conditions, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        """:meth:`forward`, told of the conditions of the step if the rule uses them."""
+        result: tuple[Tensor, RuleState] = self(grad, state, step, *conditions_of(self, conditions))
+        return result
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:
         """What the updates of a matrix are multiplied by, all the time; None for a rule that does not look at tensors.
@@ -95,6 +117,11 @@ class UpdateRule(nn.Module, ABC):
     def extra_repr(self) -> str:
         """The architecture's settings, as in the constructor call."""
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+
+
+def conditions_of(rule: object, conditions: Conditions) -> tuple[Conditions, ...]:
+    """The last argument of a call of a rule, or of what stands for one: none if it does not use conditions."""
+    return (conditions,) if getattr(rule, "uses_conditions", False) else ()
 
 
 def linear(weight: Tensor, inputs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.base import Conditions, RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
@@ -20,7 +20,10 @@ MOMENTUM_DECAYS = (0.9, 0.99)  # the first is that of the hypergradient too
 SECOND_MOMENT_DECAYS = (0.9, 0.99)  # the fast one normalises, so that gradients may shrink quickly
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
 LARGEST_DIRECTION = 3.0  # a gradient this many times its root mean square counts as so large
-INTERPOLATION = 0.9  # how close gradients are taken to the average: Defazio et al. 2024 recommend 0.9
+AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
+AT_ONCE_TO_THE_END = 0.3  # the same where the rate falls towards a known end
+FALL = 0.5  # part of the training over which the rate falls to zero, where its length is known
+DECAY = 7e-4  # of matrices in a step whose rate has no factor
 GAIN = 0.2  # change of the log rate for a gradient that agrees fully with those before, untrained
 FORGETTING = 0.003  # of the log rate in a step, so that agreement by chance does not add up
 CHANCE = 0.7  # log rates up to about this come about by chance, and count for little
@@ -36,6 +39,7 @@ OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
 AGREEMENT = 1 + len(MOMENTUM_DECAYS)  # place among the signals, after direction and momenta
 SIGNALS = AGREEMENT + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
 OUTPUTS = 3
+ALONE = Conditions()
 
 
 class ScheduleFreeLSTM(UpdateRule):
@@ -90,6 +94,7 @@ class ScheduleFreeLSTM(UpdateRule):
 
     name = "schedule-free-lstm"
     recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units
+    uses_conditions = True
 
     def __init__(self, hidden_size: int = 6, rate: float = 0.03) -> None:
         super().__init__()
@@ -144,7 +149,9 @@ class ScheduleFreeLSTM(UpdateRule):
         self.output_weight.zero_()
         self.output_bias.zero_()
 
-    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+    def forward(
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+    ) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
         seen = self._see(grad, state, step)
         hidden, cell = self.cell(
@@ -154,16 +161,18 @@ class ScheduleFreeLSTM(UpdateRule):
             context=linear(self.step_weight, step_features(seen.step)),
         )
         outputs = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
-        update, moved = self._move(seen, outputs, state)
+        update, moved = self._move(seen, outputs, state, conditions)
         return update, moved | {"hidden": hidden, "cell": cell}
 
-    def observe(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+    def observe(
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+    ) -> tuple[Tensor, RuleState]:
         """A step with outputs of zero: what the LSTM would read, ``(signals, *coordinates)``, and the new state.
 
         Arguments are those of :meth:`forward`. The LSTM is not run, its own state stays.
         """
         seen = self._see(grad, state, step)
-        _, moved = self._move(seen, grad.new_zeros((OUTPUTS, *[1] * grad.dim())), state)
+        _, moved = self._move(seen, grad.new_zeros((OUTPUTS, *[1] * grad.dim())), state, conditions)
         return seen.signals, {**state, **moved}
 
     def outputs(self, signals: Tensor) -> Tensor:
@@ -203,9 +212,11 @@ class ScheduleFreeLSTM(UpdateRule):
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
         own = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
         signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(own)])
-        return Seen(signals, momentum, second_moment, step)
+        return Seen(signals, momentum, second_moment, rms, step)
 
-    def _move(self, seen: "Seen", outputs: Tensor, state: RuleState) -> tuple[Tensor, RuleState]:
+    def _move(
+        self, seen: "Seen", outputs: Tensor, state: RuleState, conditions: Conditions
+    ) -> tuple[Tensor, RuleState]:
         """The update, and the new state but for the LSTM's own."""
         step = seen.step
         direction, agreement, log_ratio = (seen.signals[row] for row in (0, AGREEMENT, AGREEMENT + 1))
@@ -213,12 +224,17 @@ class ScheduleFreeLSTM(UpdateRule):
         scale, gain, recency = outputs
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
-        log_rate = ((1 - FORGETTING) * log_rate + gain * cautious).clamp(-BOUND, BOUND)
+        lr = conditions.lr * fall(conditions.progress)
+        told, forgotten = at_most_1(conditions.lr) * gain * cautious, at_most_1(lr) * FORGETTING
+        log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, BOUND)
         factor = bounded(beyond_chance(log_rate) + SURGE * surge(log_ratio) + RATE_SLOPE * scale).exp()
-        move = -self.rate * (step / WARMUP).clamp(max=1.0) * factor * direction
+        factor = lr * (step / WARMUP).clamp(max=1.0) * factor
+        move = -self.rate * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
-        update = (1 - INTERPOLATION) * move + INTERPOLATION * share * ahead
+        later = (1 - at_once(conditions.progress)) * conditions.averaging
+        decay = DECAY * factor * (1 - EPSILON / seen.rms) * conditions.parameter  # of what has been pushed of late
+        update = (1 - later) * move + later * share * ahead - decay
         return update, {
             "momentum": seen.momentum,
             "second_moment": seen.second_moment,
@@ -236,6 +252,8 @@ class Seen(NamedTuple):
     """The averages of gradients, for the state."""
     second_moment: Tensor
     """Those of their squares."""
+    rms: Tensor
+    """The root mean square of recent gradients."""
     step: Tensor
     """The step count in the dtype of the gradient, broadcastable to it."""
 
@@ -243,6 +261,22 @@ class Seen(NamedTuple):
 def step_features(step: Tensor) -> Tensor:
     """``tanh(step / time scale)``, ``(time scales, *step)``."""
     return torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
+
+
+def fall(progress: Tensor | float) -> Tensor | float:
+    """What the rate is multiplied by: 1, and at the end of a training of known length linearly to zero."""
+    return at_most_1((1 - progress) / FALL)
+
+
+def at_once(progress: Tensor | float) -> Tensor | float:
+    """The share of a move that is made at once."""
+    known = (progress > 0).to(progress.dtype) if isinstance(progress, Tensor) else progress > 0
+    return AT_ONCE + (AT_ONCE_TO_THE_END - AT_ONCE) * known
+
+
+def at_most_1(value: Tensor | float) -> Tensor | float:
+    """The value, or 1."""
+    return value.clamp(max=1.0) if isinstance(value, Tensor) else min(value, 1.0)
 
 
 def beyond_chance(log_rate: Tensor) -> Tensor:

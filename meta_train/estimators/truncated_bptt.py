@@ -26,7 +26,8 @@ from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
 from learned_optim.meta_train.shares import Share
 from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.vectorize import VectorizedTask
-from learned_optim.rules import UpdateRule
+from learned_optim.rules import Conditions, UpdateRule
+from learned_optim.rules.base import conditions_of
 
 ALONE = World()
 
@@ -152,7 +153,9 @@ def _by_replay(
 
     grads = [grad.flatten(-2) for grad in window.grads]  # steps + 1 of ([P,] coordinates)
     grads_to_go = [grad.flatten(-2) for grad in _grads_to_go(window.counted_grads, weights)]
+    own_grads = [_weighted(*pair).flatten(-2) for pair in zip(window.counted_grads, weights, strict=True)]
     rule_state = {entry: tensor.flatten(-2) for entry, tensor in state.rule_state.items()}
+    values, decays = (tensor.flatten(-2) for tensor in (state.parameters, task.decays.expand_as(state.parameters)))
     coordinates = grads[0].shape[-1]
     particles = grads[0].dim() > 1  # then every process of the team has all coordinates, of some particles
     in_all = coordinates if particles else task.siblings * task.coordinates
@@ -164,14 +167,21 @@ def _by_replay(
         chosen, factors = sample_coordinates(rows, replay_coordinates, generator, **teams)
         grads = [grad[..., chosen] for grad in grads]
         grads_to_go = [to_go[..., chosen] * factors for to_go in grads_to_go]
+        own_grads = [grad[..., chosen] * factors for grad in own_grads]
+        values, decays = values[..., chosen], decays[..., chosen]
         rule_state = {entry: tensor[..., chosen] for entry, tensor in rule_state.items()}
 
     surrogate = torch.zeros((), device=grads[0].device, dtype=grads[0].dtype)
     with torch.enable_grad():
         rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
-            update, rule_state = rule(grads[index], rule_state, state.step + index + 1)
-            surrogate = surrogate + (update * grads_to_go[index]).sum()
+            told = conditions_of(rule, Conditions(values * decays))
+            update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *told)
+            if told:  # later updates depend on the values that this one leads to
+                values = values + update
+                surrogate = surrogate + (values * own_grads[index]).sum()
+            else:
+                surrogate = surrogate + (update * grads_to_go[index]).sum()
         meta_grads = torch.autograd.grad(surrogate, meta_parameters, allow_unused=True)
     seen = (*window.grads, *(window.counted_grads if outer_batches > 0 else ()))
     if not all(math.isfinite(grad.sum()) for grad in seen):  # a sample of the coordinates need not show it
@@ -181,10 +191,14 @@ def _by_replay(
 
 def _grads_to_go(grads: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     """Gradients after each step ``([P,] B, N)``, weighted with ``(steps, [P,] B)``, summed over later steps too."""
-    to_go = [weights[-1][..., None] * grads[-1]]
+    to_go = [_weighted(grads[-1], weights[-1])]
     for grad, weight in zip(reversed(grads[:-1]), weights[:-1].flip(0), strict=True):
-        to_go.append((weight[..., None] * grad).add_(to_go[-1]))
+        to_go.append(_weighted(grad, weight).add_(to_go[-1]))
     return to_go[::-1]
+
+
+def _weighted(grad: Tensor, weight: Tensor) -> Tensor:
+    return weight[..., None] * grad
 
 
 def sample_coordinates(

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.rules import Conditions, RuleState, UpdateRule
+
+ALONE = Conditions()
 
 
 class ScaledRule:
@@ -16,11 +18,14 @@ class ScaledRule:
 
     def __init__(self, rule: UpdateRule, scales: Tensor) -> None:
         self.rule, self.scales = rule, scales
-        self.init_state = rule.init_state
+        self.init_state, self.uses_conditions = rule.init_state, rule.uses_conditions
 
-    def __call__(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`; ``grad`` is ``(B, N)``."""
-        update, state = self.rule(grad, state, step)
+    def __call__(
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+    ) -> tuple[Tensor, RuleState]:
+        """See :meth:`UpdateRule.forward`; ``grad`` and the parameter are ``(B, N)``."""
+        conditions = conditions._replace(parameter=conditions.parameter / self.scales)
+        update, state = self.rule.under(conditions, grad, state, step)
         return self.scales * update, state
 
 
