@@ -32,9 +32,10 @@ THREADED = 8 * TILE
 LARGEST_COPY = 16 * TILE
 """As in ``launch.py``; these stay in the cache."""
 
-_one, _zero = np.ones((), np.float32), np.zeros((), np.float32)
-ONE, ZERO = _one.ctypes.data, _zero.ctypes.data
-"""Addresses of these numbers: of the scale of a tensor that has none, and of what a rule is not to see."""
+_zero_and_one = np.arange(2, dtype=np.float32)
+ZERO = _zero_and_one.ctypes.data
+ONE = ZERO + _zero_and_one.itemsize
+"""Addresses of these numbers: whether a rule is told the parameter, and the scale of a tensor that has none."""
 FIXED_COLUMNS = 7
 """Of a table, before the addresses of parameter, gradient and state."""
 

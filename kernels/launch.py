@@ -213,7 +213,7 @@ def _call(plan: Plan, tensors: TableColumns, settings: Step) -> None:
     table = np.empty((len(parameters), cpu.FIXED_COLUMNS + len(addressed)), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
     table[:, 2] = [cpu.ONE if scale is None else scale.data_ptr() for scale in scales]
-    table[:, 3] = np.where(are_given, cpu.ONE, cpu.ZERO)
+    table[:, 3] = cpu.ZERO + (cpu.ONE - cpu.ZERO) * np.array(are_given)
     table[:, 4] = 0
     table[:, 5] = plan.weights.data_ptr()
     table[:, 6] = list(map(Tensor.data_ptr, steps))

@@ -46,23 +46,31 @@ class LearnedOptimizer(Optimizer):
     r"""Train a model with a meta-trained update rule. No learning rate to tune.
 
     .. math::
-        p \leftarrow (1 - lr \cdot 10^{-3} \cdot weight\_decay)\, p
-            + lr \cdot \mathrm{rule}(\text{gradient history of } p)
+        p \leftarrow p + \mathrm{rule}(\text{gradient history of } p)
 
-    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016); the default rule multiplies the
-    updates of a tensor by a factor besides, found at the first step from its shape and values
-    (:meth:`UpdateRule.tensor_scale`). Its arithmetic is float32, float64 for float64 parameters; moments are kept in
-    that dtype too.
+    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). The default rule is told the
+    coordinate's value, the learning rate and, with ``total_steps``, how much of the training is done
+    (:class:`~learned_optim.rules.Conditions`). It multiplies the updates of a tensor by a factor from its shape and
+    values at the first step (:meth:`UpdateRule.tensor_scale`). The arithmetic is float32, float64 for float64
+    parameters; moments are kept in that dtype too.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
         rule: name of a shipped rule (see :func:`learned_optim.available_rules`), path of a ``.safetensors`` file, or
             an :class:`UpdateRule`, of which a copy is kept.
-        lr: factor on the learned update; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
-            Schedulers work: they scale the update relative to the rule's own step size (``OneCycleLR`` and
-            ``CyclicLR`` with ``cycle_momentum=False``: there is no momentum to cycle).
-        weight_decay: decoupled weight decay, as :class:`torch.optim.AdamW` at its default rate of 1e-3 means it: a step
+        lr: factor on the learned rate; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
+            Schedulers work: they scale the moves relative to the rule's own (``OneCycleLR`` and ``CyclicLR`` with
+            ``cycle_momentum=False``: there is no momentum to cycle). A step with ``lr=0`` is a pause: parameters and
+            their states stay as they are.
+        weight_decay: None leaves it to the rule: the default shrinks weights in proportion to the rate of each, and
+            leaves vectors (biases, gains) and what gets no gradient alone; other rules do not decay. A number is
+            decoupled weight decay instead, as :class:`torch.optim.AdamW` at its default rate of 1e-3 means it: a step
             shrinks parameters by ``lr * 1e-3 * weight_decay``.
+        total_steps: number of calls of :meth:`step` that the training will have, if it is known. The default rule then
+            lets its rate fall to zero over the second half, which lowers the final loss; a scheduler beside it
+            multiplies. After the last of these steps nothing moves any more.
+        averaging: the default rule's parameters are, in the main, averages over the steps so far (Defazio et al. 2024).
+            False makes each move at once: for games such as GANs, for policy gradients, and wherever the target moves.
         maximize: ascend instead of descend.
         nonfinite: what to do with a coordinate whose gradient is NaN or infinite. ``"skip"`` leaves it as it is,
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
@@ -79,8 +87,9 @@ class LearnedOptimizer(Optimizer):
 
     Raises:
         ValueError: no parameters, ``lr`` or ``weight_decay`` negative or not a number, unknown rule name, a file that
-            holds no rule, ``nonfinite`` not one of the three, ``state_dtype`` not a floating dtype of at most 32 bits.
-        TypeError: ``params`` or ``rule`` is of a wrong type, or a parameter is complex.
+            holds no rule, ``nonfinite`` not one of the three, ``state_dtype`` not a floating dtype of at most 32 bits,
+            ``total_steps`` less than 1; ``total_steps`` or ``averaging=False`` with a rule that has no use for it.
+        TypeError: ``params``, ``rule`` or ``total_steps`` is of a wrong type, or a parameter is complex.
         RuntimeError: ``fused=True`` where no fused kernel can run or be compiled, or with ``differentiable=True``; in
             :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and what
             ``nonfinite="error"`` finds.
@@ -89,7 +98,7 @@ class LearnedOptimizer(Optimizer):
     has been tuned to the last digit; for models far larger than those measured in the documentation.
 
     Example:
-        >>> optimizer = LearnedOptimizer(model.parameters())
+        >>> optimizer = LearnedOptimizer(model.parameters())  # or total_steps=epochs * len(loader), if you know it
         >>> for batch in loader:
         ...     optimizer.zero_grad()
         ...     loss_function(model, batch).backward()
@@ -216,8 +225,10 @@ class LearnedOptimizer(Optimizer):
         settings = unless_paused(self._settings(group))
         if not parameters or settings is None:
             return
-        decays = group["weight_decay"] is None  # the rule's own way
-        are_given += [decays and parameter.dim() > 1 for parameter in parameters]
+        if group["weight_decay"] is None:  # then the rule decays matrices in its own way
+            are_given += map((1).__lt__, map(Tensor.dim, parameters))
+        else:
+            are_given += [False] * len(parameters)
         count_step(steps, settings.found_inf)
         if any(hasattr(kind, "to_local") for kind in set(map(type, parameters))):
             columns = local_columns(columns)

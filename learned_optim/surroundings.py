@@ -32,22 +32,21 @@ def unless_paused(settings: Settings) -> Settings | None:
     That is one with a learning rate of zero, or after the end of the training. What the host does not know goes into
     ``found_inf``, as if a ``GradScaler`` had called the step off.
     """
-    lr, progress, called_off = settings.lr, settings.progress, settings.found_inf
-    if _is_known(lr) and lr == 0:
+    stops = settings.lr == 0, settings.progress >= 1
+    if any(stop for stop in stops if _is_known(stop)):
         return None
-    if _is_known(progress) and progress >= 1:
-        return None
-    for stops in [] if _is_known(lr) else [lr == 0], [] if _is_known(progress) else [progress >= 1]:
-        for stop in stops:
-            assert isinstance(stop, Tensor)
-            called_off = stop.float() if called_off is None else (stop | (called_off.to(stop.device) != 0)).float()
-    return settings._replace(found_inf=called_off)
+    unknown = [stop for stop in stops if isinstance(stop, Tensor) and not _is_known(stop)]
+    for stop in unknown:
+        found_inf = settings.found_inf
+        stop = stop if found_inf is None else stop | (found_inf.to(stop.device) != 0)
+        settings = settings._replace(found_inf=stop.float())
+    return settings
 
 
-def _is_known(number: float | Tensor) -> bool:
-    """Whether the host may look at a number."""
-    return not isinstance(number, Tensor) or (
-        number.device.type == "cpu" and not torch.compiler.is_compiling() and fake_mode_of(number) is None
+def _is_known(value: bool | Tensor) -> bool:
+    """Whether the host may look at a value."""
+    return not isinstance(value, Tensor) or (
+        value.device.type == "cpu" and not torch.compiler.is_compiling() and fake_mode_of(value) is None
     )
 
 
