@@ -94,8 +94,15 @@ def contender(source: str, settings: Mapping[str, Any], *, total_steps: bool = F
         options: dict[str, Any] = {"total_steps": steps} if total_steps else {}
         return LearnedOptimizer(parameters, rule, **options)
 
-    name = source if Path(source).suffix != ".safetensors" else "/".join(Path(source).with_suffix("").parts[-2:])
-    return Contender(name, build, identity, is_rule=True)
+    return Contender(shown_name(source, settings, total_steps), build, identity, is_rule=True)
+
+
+def shown_name(source: str, settings: Mapping[str, Any], total_steps: bool) -> str:
+    """A rule's name in tables; of a file its folder and stem, so that the best weights of two runs differ."""
+    path, mark = source.removesuffix(ZEROED), ZEROED if source.endswith(ZEROED) else ""
+    name = "/".join(Path(path).with_suffix("").parts[-2:]) if path.endswith(".safetensors") else path
+    told = ["total steps"] if total_steps else []
+    return " ".join([name + mark, *(f"{key}={value}" for key, value in settings.items()), *told])
 
 
 def zeroed(rule: UpdateRule) -> UpdateRule:
