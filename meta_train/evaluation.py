@@ -18,6 +18,9 @@ from learned_optim.meta_train.seeds import (
 from learned_optim.meta_train.tasks import Split, Task, TaskFamily
 from learned_optim.meta_train.vectorize import VectorizedTask
 
+Look = Callable[[int, Tensor], None]
+"""What is shown the number of steps done and the parameters ``(instances, N)``, before each step and after the last."""
+
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 """Parameters -> optimizer: what a user writes, ``lambda parameters: torch.optim.Adam(parameters, lr=1e-3)``."""
 
@@ -99,6 +102,7 @@ def train(
     tick: Callable[[], None] = lambda: None,
     *,
     by_tensor: bool = False,
+    look: Look = lambda step, parameters: None,
 ) -> np.ndarray:
     """Train every instance of ``task`` and record its loss before each step and after the last.
 
@@ -113,6 +117,7 @@ def train(
         tick: called after each step.
         by_tensor: give the optimizer the tensors of every instance, in their shapes: a learned rule may heed these. If
             not, one tensor of all coordinates, which is faster.
+        look: called with the number of steps done and the parameters, as long as the training goes on.
 
     Returns:
         Losses ``(steps + 1, instances)``, float64; what follows a non-finite loss counts as infinite.
@@ -128,6 +133,7 @@ def train(
                 tensor.grad = grad
         if step % LOOK_EVERY == 0 and not losses[step].isfinite().any():
             break
+        look(step, parameters)
         if step < steps:
             optimizer.step()
             tick()
@@ -161,6 +167,7 @@ class Problem:
         draw: which task of the family; of no effect if the family draws nothing.
         block: counts further runs of the same seed.
         device: where they are trained.
+        held_out: rows of a batch of the data that are held out, see :meth:`~Task.hold_out`; 0: all data are trained on.
     """
 
     @cpu_by_default()
@@ -174,18 +181,31 @@ class Problem:
         draw: int = 0,
         block: int = 0,
         device: torch.device | str = "cpu",
+        held_out: int = 0,
     ) -> None:
         self.steps, self.seed, self.block = steps, seed, block
-        task = comparison_task(family, split, draw)
-        self.task = VectorizedTask(task, seeds, derive_seed(seed, "comparison instances", block), device=device)
+        task, outer = comparison_task(family, split, draw), None
+        if held_out:
+            task, outer = task.hold_out()
+            if hasattr(outer, "batch_size"):
+                outer.batch_size = held_out
+        self.has_held_out = outer is not None and outer is not task
+        self.task = VectorizedTask(
+            task, seeds, derive_seed(seed, "comparison instances", block), device=device, outer=outer
+        )
 
     @cpu_by_default()
     def run(
-        self, make_optimizer: MakeOptimizer, tick: Callable[[], None] = lambda: None, *, by_tensor: bool = False
+        self,
+        make_optimizer: MakeOptimizer,
+        tick: Callable[[], None] = lambda: None,
+        *,
+        by_tensor: bool = False,
+        look: Look = lambda step, parameters: None,
     ) -> np.ndarray:
         """Losses ``(steps + 1, seeds)``; see :func:`train`."""
         with fixed_global_state(derive_seed(self.seed, "comparison dropout", self.block), self.task.device):
-            return train(self.task, make_optimizer, self.steps, self.generator(), tick, by_tensor=by_tensor)
+            return train(self.task, make_optimizer, self.steps, self.generator(), tick, by_tensor=by_tensor, look=look)
 
     def generator(self) -> torch.Generator:
         """Where the batches are drawn from, at its start."""

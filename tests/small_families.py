@@ -15,6 +15,7 @@ from learned_optim.meta_train.tasks import (
     ConvNetFamily,
     DataTask,
     FactorizationFamily,
+    FineTuningFamily,
     ImplicitPictureFamily,
     LanguageModelFamily,
     MLPFamily,
@@ -28,6 +29,7 @@ from learned_optim.meta_train.tasks import (
     Task,
     TaskFamily,
     ValleyFamily,
+    VisionTransformerFamily,
 )
 from learned_optim.meta_train.tasks.neural_art import CONTENT, Style
 
@@ -62,6 +64,18 @@ SMALL_FAMILIES: dict[str, TaskFamily] = {
     "residual": ResidualFamily(
         dataset="digits", blocks=(1, 2), width=(4, 8), hidden=(4, 8), activations=("tanh", "gelu"), batch_size=(4, 8)
     ),
+    "vision-transformer": VisionTransformerFamily(
+        dataset="digits", image_size=8, width=(3, 8), blocks=(1, 2), batch_size=(4, 8)
+    ),
+    "fine-tuning": FineTuningFamily(
+        dataset="digits",
+        image_size=8,
+        networks=("perceptron", "conv-net"),
+        width=(12, 20),
+        examples=(40, 80),
+        batch_size=(4, 8),
+        pretraining=10,
+    ),
     "autoencoder": AutoencoderFamily(
         dataset="digits", image_size=4, width=(4, 8), code=(2, 3), activations=("tanh", "elu"), batch_size=(4, 8)
     ),
@@ -88,6 +102,18 @@ VARIANTS: dict[str, TaskFamily] = {
     ),
     "autoencoder-cross-entropy": AutoencoderFamily(
         dataset="digits", image_size=4, width=(4, 4), code=(2, 2), activations=("elu",), losses=("cross-entropy",)
+    ),
+    "fine-tuning-after-another-data-set": FineTuningFamily(
+        dataset="digits",
+        pretrained_on="digits",
+        image_size=8,
+        width=(5, 5),
+        examples=(60, 60),
+        batch_size=(4, 4),
+        pretraining=10,
+    ),
+    "language-model-prose": LanguageModelFamily(
+        text="prose", width=(4, 4), layers=(1, 1), length=(4, 4), batch_size=(2, 2)
     ),
     "lstm": LanguageModelFamily(models=("lstm",), width=(4, 4), layers=(1, 1), length=(4, 4), batch_size=(2, 2)),
     "transformer": LanguageModelFamily(

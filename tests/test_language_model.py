@@ -66,6 +66,13 @@ class TestLanguageModel:
             assert len(language_model.corpus(split)) == size > 100_000
         assert [language_model.split_of(name) for name in ("ast.py", "re/__init__.py", "ssl.py")] == EXPECTED_SPLITS
 
+    def test_prose_is_what_stands_between_triple_quotation_marks(self) -> None:
+        source = b'def f(x):\n    """The first.\n\n    More."""\n    return ""\n\nTEXT = """two "" three"""\n'
+        assert language_model.prose(source) == b'The first.\n\n    More.\ntwo "" three'
+        for split in SPLITS:
+            code, prose = (language_model.corpus(split, kind) for kind in language_model.TEXTS)
+            assert 50_000 < len(prose) < len(code) / 3
+
     def test_batch_is_text_in_its_order(self) -> None:
         text = language_model.encode(b"def f(x):\n\treturn x\xff" * 20)
         assert list(text[:9]) == [1 + language_model.VOCABULARY.index(letter) for letter in "def f(x):"]

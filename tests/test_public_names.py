@@ -80,6 +80,7 @@ PUBLIC = {
         "ConvNetFamily",
         "DataTask",
         "FactorizationFamily",
+        "FineTuningFamily",
         "ImplicitPictureFamily",
         "LanguageModelFamily",
         "MLPFamily",
@@ -93,6 +94,7 @@ PUBLIC = {
         "Task",
         "TaskFamily",
         "ValleyFamily",
+        "VisionTransformerFamily",
     },
 }
 """What may not vanish or appear unnoticed: a change of it is a change for users, and goes into CHANGELOG.md."""

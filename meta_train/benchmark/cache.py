@@ -93,6 +93,11 @@ def rule_fingerprint(rule: UpdateRule) -> str:
     return digest.hexdigest()
 
 
+def code_fingerprint(*classes: type) -> str:
+    """A hash of the modules that define classes, without comments, docstrings and layout."""
+    return hashlib.sha256("".join(map(_code, classes)).encode()).hexdigest()
+
+
 def _add(digest: Any, tensor: torch.Tensor) -> None:
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

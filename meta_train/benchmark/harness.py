@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ import torch
 from learned_optim.meta_train.benchmark.cache import Cache, problem_fingerprint
 from learned_optim.meta_train.benchmark.contenders import Contender
 from learned_optim.meta_train.benchmark.contenders import rules as learned_rules
+from learned_optim.meta_train.benchmark.held_out import HeldOut
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem
@@ -76,14 +78,17 @@ class Harness:
             tuned = self._tune(contender, runs, bar)
         rate = contender.rate if tuned is None else tuned.rate
         bar.say(f"{runs.problem.label}: running {contender.name}")
+        blocks = runs.comparison(contender, rate)
         return Result(
             runs.problem,
             contender.name,
-            runs.losses(contender, rate),
+            np.concatenate([block["losses"] for block in blocks], axis=1),
             contender.is_rule,
             rate,
             tuned.edge if tuned else None,
             tuned.scores if tuned else {},
+            np.concatenate([block["held_out"] for block in blocks], axis=1) if "held_out" in blocks[0] else None,
+            sum(float(block["seconds"].sum()) if "seconds" in block else math.nan for block in blocks),
         )
 
     def _tune(self, contender: Contender, runs: "_Runs", bar: Bar) -> Tuned:
@@ -108,19 +113,18 @@ class _Runs:
         self.fingerprint = problem_fingerprint(self.family, problem.split, problem.draw)
         self.built: dict[tuple[int, int, int], Problem] = {}
 
-    def losses(self, contender: Contender, rate: float | None) -> np.ndarray:
-        """Losses ``(steps + 1, seeds)`` of the comparison."""
-        blocks = self._blocks(contender, rate, COMPARISON_SEED, self.problem.seeds, "losses")
-        return np.concatenate(list(blocks), axis=1)
+    def comparison(self, contender: Contender, rate: float | None) -> list[Mapping[str, np.ndarray]]:
+        """Block by block "losses" ``(steps + 1, seeds)``; "held_out" ``(looks, seeds)`` where data are held out."""
+        return list(self._blocks(contender, rate, COMPARISON_SEED, self.problem.seeds, "losses"))
 
     def tuning_score(self, contender: Contender, rate: float) -> float:
         """Mean final loss on the tuning seeds."""
         blocks = self._blocks(contender, rate, TUNING_SEED, self.problem.tuning_seeds, "final")
-        return float(np.concatenate(list(blocks)).mean())
+        return float(np.concatenate([block["final"] for block in blocks]).mean())
 
     def _blocks(
         self, contender: Contender, rate: float | None, seed: int, seeds: int, kept: Literal["losses", "final"]
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Mapping[str, np.ndarray]]:
         size = self.problem.instances or seeds
         for block, first in enumerate(range(0, seeds, size)):
             instances = min(size, seeds - first)
@@ -135,9 +139,11 @@ class _Runs:
                 "kept": kept,
                 "device": self.device.type,
             }
+            if self.problem.held_out:  # no entry where not, as runs were stored before there was one
+                key["held_out"] = self.problem.held_out
             done = self.bar.done
             train = functools.partial(self._train, contender, rate, (seed, block, instances), kept)
-            yield self.cache.get(key, train)[kept]
+            yield self.cache.get(key, train)
             self.bar.plan(self.bar.done - done - self.problem.steps)  # fewer where stored or diverged
 
     def _train(
@@ -155,12 +161,20 @@ class _Runs:
                     self.problem.draw,
                     block,
                     self.device,
+                    self.problem.held_out,
                 )
             }
-        losses = self.built[runs].run(
-            contender.maker(rate, self.problem.steps), self.bar.step, by_tensor=contender.is_rule
-        )
-        return {kept: losses if kept == "losses" else final_loss(losses)}
+        problem, make_optimizer = self.built[runs], contender.maker(rate, self.problem.steps)
+        if kept == "final":
+            return {kept: final_loss(problem.run(make_optimizer, self.bar.step, by_tensor=contender.is_rule))}
+        began = time.perf_counter()
+        if problem.has_held_out:
+            held_out = HeldOut(problem)
+            losses = problem.run(make_optimizer, self.bar.step, by_tensor=contender.is_rule, look=held_out.look)
+            arrays = {"losses": losses, "held_out": held_out.losses}
+        else:
+            arrays = {"losses": problem.run(make_optimizer, self.bar.step, by_tensor=contender.is_rule)}
+        return arrays | {"seconds": np.array([time.perf_counter() - began])}
 
 
 def _blocks(problem: SuiteProblem, seeds: int) -> int:

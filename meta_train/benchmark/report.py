@@ -50,15 +50,24 @@ def scores(results: Results, timings: Timings | None = None) -> list[Score]:
 
 
 def problem_table(results: Sequence[Result]) -> str:
-    """Final losses, best first, with their ratio to the best tuned baseline, as aligned text with notes below."""
+    """Final losses, best first, with their ratio to the best tuned baseline, as aligned text with notes below.
+
+    With losses on data held out, where there are any.
+    """
     best, reference = best_baseline(results).final[0], reference_of(results)
-    rows = [("optimizer", "rate", "final loss", "95% band", "/ best tuned", f"speed-up over {REFERENCE}")]
+    holds_out = any(result.held_out is not None for result in results)
+    held_out = ("held out, end", "held out, best") if holds_out else ()
+    rows = [("optimizer", "rate", "final loss", "95% band", "/ best tuned", f"speed-up over {REFERENCE}", *held_out)]
     for result in sorted(results, key=lambda result: result.final[0]):
         rate = "none to tune" if result.rate is None else f"{result.rate:g}{EDGE_MARK if result.edge else ''}"
         final, low, high = result.final
         ratio, speed = _ratio(final, best), problem_speedups(result, reference)[0]
         rows.append(
-            (result.optimizer, rate, f"{final:.4g}", f"{low:.4g} ... {high:.4g}", ratio_text(ratio), f"{speed:.2f}")
+            (
+                *(result.optimizer, rate, f"{final:.4g}", f"{low:.4g} ... {high:.4g}", ratio_text(ratio)),
+                f"{speed:.2f}",
+                *((f"{result.held_out_end:.4g}", f"{result.held_out_best:.4g}") if holds_out else ()),
+            )
         )
     notes = [
         f"{EDGE_MARK} {result.optimizer}: the best rate lies at the {result.edge} edge of those tried, "
@@ -102,6 +111,7 @@ def as_json(results: Results, settings: Mapping[str, Any], timings: Timings | No
                 "band": [_finite(value) for value in result.final[1:]],
                 "speedup": float(problem_speedups(result, reference_of(group))[0]),
                 "diverged": int(result.diverged.sum()),
+                **_held_out(result),
             }
             for result in group
         ]
@@ -138,12 +148,13 @@ def save_results(results: Results, folder: Path, settings: Mapping[str, Any], ti
 def _summary_rows(results: Results, timings: Timings) -> Iterable[Sequence[object]]:
     yield (
         *("problem", "optimizer", "rate", "final_loss", "band_low", "band_high", "ratio_to_best_baseline", "edge"),
-        *("steps", "seeds", "speedup", "diverged", "seconds_per_step"),
+        *("steps", "seeds", "speedup", "diverged", "seconds_per_step", "held_out_end", "held_out_best"),
     )
     for group in results.values():
         best, reference = best_baseline(group).final[0], reference_of(group)
         for result in group:
             numbers = (*result.final, _ratio(result.final[0], best))
+            held_out = (result.held_out_end, result.held_out_best)
             yield (
                 *_key(result),
                 *(f"{number:.6g}" for number in numbers),
@@ -153,6 +164,7 @@ def _summary_rows(results: Results, timings: Timings) -> Iterable[Sequence[objec
                 f"{problem_speedups(result, reference)[0]:.6g}",
                 int(result.diverged.sum()),
                 _seconds(result, timings),
+                *("" if result.held_out is None else f"{loss:.6g}" for loss in held_out),
             )
 
 
@@ -204,6 +216,12 @@ def _seconds(result: Result, timings: Timings) -> str:
 
 def _ratio(loss: float, best: float) -> float:
     return loss / best if best > 0 else math.nan
+
+
+def _held_out(result: Result) -> dict[str, float | None]:
+    if result.held_out is None:
+        return {}
+    return {"held_out_end": _finite(result.held_out_end), "held_out_best": _finite(result.held_out_best)}
 
 
 def _finite(value: float) -> float | None:

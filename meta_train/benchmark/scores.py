@@ -1,6 +1,7 @@
 """From losses to figures: final loss, divergence, and speed-ups over a reference with their bands."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,11 @@ class Result:
     """End of the tried rates at which a tuned rate lies: it may be understated."""
     tuning: Mapping[float, float] = field(default_factory=dict)
     """Mean final loss of every rate tried, on the tuning seeds; empty where nothing was tuned."""
+    held_out: np.ndarray | None = None
+    """Losses on data held out, ``(looks, seeds)``, the first before training and the last at its end; None: no such
+    data."""
+    seconds: float = math.nan
+    """That its trainings took, side by side; not a number where they were stored without."""
 
     @property
     def is_tuned(self) -> bool:
@@ -51,6 +57,16 @@ class Result:
     def diverged(self) -> np.ndarray:
         """Which seeds diverged: not finite at some step, or ended at more than twice the mean initial loss."""
         return np.asarray(~(self.finals <= DIVERGED * self.losses[0].mean()))
+
+    @functools.cached_property
+    def held_out_end(self) -> float:
+        """Loss on data held out, mean over seeds, when training ends; not a number where none are."""
+        return math.nan if self.held_out is None else float(self.held_out[-1].mean())
+
+    @functools.cached_property
+    def held_out_best(self) -> float:
+        """The lowest during training instead, of each seed."""
+        return math.nan if self.held_out is None else float(self.held_out.min(axis=0).mean())
 
     @functools.cached_property
     def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ class SuiteProblem(Strict):
     """For tables and figures; empty: the name."""
     seeds: Seeds = 8
     """Training runs of each optimizer, which share nothing with those it is tuned on."""
-    tuning_seeds: Seeds = 8
+    tuning_seeds: Count = 8
     """Training runs of each rate that is tried."""
     instances: Count | None = None
     """Training runs that advance side by side; None: all. Fewer need less memory and lose less to an interruption."""
@@ -49,6 +49,9 @@ class SuiteProblem(Strict):
     """Which task of a family with ranges."""
     split: Split = "test"
     """Part of the data."""
+    held_out: Annotated[int, Field(ge=0)] = 0
+    """Rows of the data held out on which losses are taken along the way. A fifth of the data is then held out of all
+    trainings (:meth:`~learned_optim.meta_train.tasks.Task.hold_out`). 0: none is."""
     options: dict[str, Any] = field(default_factory=dict)
     """The family's own options."""
 
@@ -100,7 +103,7 @@ class Suite(Strict):
         return dataclasses.replace(self, problems=tuple(problems))
 
 
-DEFAULTS = {"seeds", "tuning_seeds", "instances", "rules", "steps", "split"}
+DEFAULTS = {"seeds", "tuning_seeds", "instances", "rules", "steps", "split", "held_out"}
 """Keys of a problem that may stand above all of them instead."""
 OWN = {f.name for f in dataclasses.fields(SuiteProblem)}
 

@@ -6,6 +6,7 @@ from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, Ta
 from learned_optim.meta_train.tasks.classification import ClassificationTask
 from learned_optim.meta_train.tasks.conv_net import ConvNetFamily
 from learned_optim.meta_train.tasks.factorization import FactorizationFamily
+from learned_optim.meta_train.tasks.fine_tuning import FineTuningFamily
 from learned_optim.meta_train.tasks.implicit_picture import ImplicitPictureFamily
 from learned_optim.meta_train.tasks.language_model import LanguageModelFamily
 from learned_optim.meta_train.tasks.mlp import MLPFamily
@@ -16,6 +17,7 @@ from learned_optim.meta_train.tasks.residual import ResidualFamily
 from learned_optim.meta_train.tasks.softmax_regression import SoftmaxRegressionFamily
 from learned_optim.meta_train.tasks.table import TableFamily
 from learned_optim.meta_train.tasks.valleys import ValleyFamily
+from learned_optim.meta_train.tasks.vision_transformer import VisionTransformerFamily
 
 FAMILIES: dict[str, type[TaskFamily]] = {
     "quadratic": QuadraticFamily,
@@ -25,6 +27,8 @@ FAMILIES: dict[str, type[TaskFamily]] = {
     "mlp": MLPFamily,
     "conv-net": ConvNetFamily,
     "residual": ResidualFamily,
+    "vision-transformer": VisionTransformerFamily,
+    "fine-tuning": FineTuningFamily,
     "autoencoder": AutoencoderFamily,
     "language-model": LanguageModelFamily,
     "table": TableFamily,
@@ -43,6 +47,7 @@ __all__ = [
     "ConvNetFamily",
     "DataTask",
     "FactorizationFamily",
+    "FineTuningFamily",
     "ImplicitPictureFamily",
     "LanguageModelFamily",
     "MLPFamily",
@@ -56,4 +61,5 @@ __all__ = [
     "Task",
     "TaskFamily",
     "ValleyFamily",
+    "VisionTransformerFamily",
 ]

@@ -1,8 +1,9 @@
-"""Small character models, recurrent or transformers, of the source text of Python's standard library."""
+"""Small character models, recurrent or transformers, of the text of Python's standard library: code or prose."""
 
 import copy
 import functools
 import math
+import re
 import sysconfig
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from learned_optim.meta_train.tasks.sampling import check_choices, check_range, 
 
 Model = Literal["rnn", "gru", "lstm", "transformer"]
 MODELS = ("rnn", "gru", "lstm", "transformer")
+Text = Literal["code", "prose"]
+TEXTS = ("code", "prose")
 HEADS = 2  # of the attention; widths are rounded up to a multiple
 
 VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))  # index 0 is every other character
@@ -38,6 +41,8 @@ class LanguageModelFamily(TaskFamily):
     validation and test. Ranges ``(low, high)`` are drawn log-uniformly for every task, layers uniformly.
 
     Args:
+        text: "code": whole files; "prose": what stands between triple quotation marks in them, English for the most
+            part, about a fifth as long.
         models: one is drawn. "rnn" (tanh), "gru" and "lstm" unroll by hand; "transformer" is causal, with two heads,
             learned positions and layer norm before each sub-layer. PyTorch's initialisation.
         width: range of the units of embedding and hidden layers; a transformer's is rounded up to an even number.
@@ -46,6 +51,7 @@ class LanguageModelFamily(TaskFamily):
         batch_size: range of the number of such rows.
     """
 
+    text: Text = "code"
     models: tuple[Model, ...] = ("gru",)
     width: tuple[int, int] = (16, 64)
     layers: tuple[int, int] = (1, 2)
@@ -53,6 +59,7 @@ class LanguageModelFamily(TaskFamily):
     batch_size: tuple[int, int] = (8, 32)
 
     def __post_init__(self) -> None:
+        check_choices("text", (self.text,), TEXTS)
         check_choices("models", self.models, MODELS)
         check_range("width", self.width, 1)
         check_range("layers", self.layers, 1)
@@ -62,7 +69,7 @@ class LanguageModelFamily(TaskFamily):
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture; ``split`` chooses the files."""
         return LanguageModelTask(
-            corpus(split),
+            corpus(split, self.text),
             choose(rng, self.models),
             width=log_uniform_integer(rng, self.width),
             layers=int(rng.integers(self.layers[0], self.layers[1] + 1)),
@@ -193,10 +200,16 @@ class Transformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """``x + attention(norm(x))``, then the same with a perceptron."""
+    """``x + attention(norm(x))``, then the same with a perceptron.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: features of a place, a multiple of the number of heads.
+        causal: whether a place sees those before it alone, not all.
+    """
+
+    def __init__(self, width: int, *, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
@@ -213,9 +226,10 @@ class TransformerBlock(nn.Module):
         parts = self.queries_keys_values(stream).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = parts  # each (batch, heads, length, width / heads)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        future = torch.ones(length, length, dtype=torch.bool, device=stream.device).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(-1)
-        mixed: Tensor = self.mix((weights @ values).transpose(1, 2).flatten(-2))
+        if self.causal:
+            future = torch.ones(length, length, dtype=torch.bool, device=stream.device).triu(1)
+            scores = scores.masked_fill(future, -math.inf)
+        mixed: Tensor = self.mix((scores.softmax(-1) @ values).transpose(1, 2).flatten(-2))
         return mixed
 
 
@@ -242,15 +256,21 @@ def encode(text: bytes) -> np.ndarray:
     return codes
 
 
+def prose(source: bytes) -> bytes:
+    """What stands between triple double quotation marks, each piece on lines of its own."""
+    return b"\n".join(re.findall(rb'"""(.*?)"""', source, flags=re.DOTALL))
+
+
 @functools.cache
-def corpus(split: Split) -> Tensor:
+def corpus(split: Split, kind: Text = "code") -> Tensor:
     """Text of all files of a split one after the other, ``(characters,)``, read once and then shared.
 
     Raises:
         DataNotFoundError: this Python has no source text of its standard library, or next to none.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    text = b"".join(path.read_bytes() for name, path in source_files(folder).items() if split_of(name) == split)
+    files = [path.read_bytes() for name, path in source_files(folder).items() if split_of(name) == split]
+    text = b"".join(files if kind == "code" else map(prose, files))
     if len(text) < 100_000:  # a thirtieth of what a release brings: a stripped or zipped installation
         raise DataNotFoundError(
             f"language models are trained on the source text of Python's standard library, and {folder} has none; "
