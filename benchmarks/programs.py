@@ -91,7 +91,7 @@ def add(folder: Path, row: Row) -> None:
 
 def run(folder: Path, name: str, optimizers: Mapping[str, Build], seed: int, *, again: bool = False) -> None:
     """Run a program with each optimizer that has no row yet, and write after each."""
-    program = PROGRAMS[name]
+    program, commit = PROGRAMS[name], str(provenance()["commit"])
     known = {tuple(row[column] for column in KEY) for row in read(folder)}
     for optimizer, build in optimizers.items():
         key = (name, optimizer, str(seed), str(program.steps))
@@ -106,7 +106,7 @@ def run(folder: Path, name: str, optimizers: Mapping[str, Build], seed: int, *, 
             return
         seconds = time.process_time() - began
         values = ["" if value is None else f"{value:.6g}" for value in outcome]
-        row = dict(zip(COLUMNS, (*key, *values, f"{seconds:.1f}", str(provenance()["commit"])), strict=True))
+        row = dict(zip(COLUMNS, (*key, *values, f"{seconds:.1f}", commit), strict=True))
         add(folder, row)
         print(*key[:2], *(f"{column} {row[column]}" for column in COLUMNS[4:-1] if row[column]), sep=", ", flush=True)
 
