@@ -84,6 +84,16 @@ def test_only_settings_that_are_asked_for_reach_the_optimizer(monkeypatch: pytes
     assert given == [{}, {"averaging": False, "total_steps": 7}]
 
 
+def test_program_without_its_data_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("LEARNED_OPTIM_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    main(["baselines", "--programs", "digits,adversarial", "--output", str(tmp_path)])
+    assert capsys.readouterr().out.count("skipped: data set 'mnist' not found") == 2
+    assert read(tmp_path) == []
+
+
 def test_unknown_program_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["learned", "--programs", "fashoin"])
