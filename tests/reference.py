@@ -221,23 +221,24 @@ class ScheduleFreeLSTMReference:
     For one coordinate with gradient g at step t = 1, 2, ...
 
         m_k    <- b_k m_k + (1 - b_k) g         b = .9, .99; mbefore is m_.9 before this line
-        v_j    <- a_j v_j + (1 - a_j) g^2       a = .9 (fast), .99 (slow)
-        fast    = sqrt(v_fast / (1 - a_fast^t) + eps^2),  slow alike,  eps = 1e-12
+        v      <- .9 v + .1 g^2
+        V      <- V + (min(g^2, 100 v) - V) / t     v before the line above, if positive; the mean of all so far
+        fast    = sqrt(v / (1 - .9^t) + eps^2),  all = sqrt(V + eps^2),  eps = 1e-12
         d       = cut(g / fast, 3)
         A       = d mbefore / (1 - .9^t) / fast
         E       = D / (rate t exp(l))
-        x       = [d, m_k / (1 - b_k^t) / fast (2), A, log(fast / slow), l / 6, E / (1 + |E|)]
+        x       = [d, m_k / (1 - b_k^t) / fast (2), A, log(fast / all), l / 6, E / (1 + |E|)]
         s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
         h, c    = LSTM(W [x; h] + b + W_step s)
         [z, k, q] = V h + b_out
         R       = lr min((1 - progress) / .5, 1)
-        l      <- cut((1 - .003 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A (1 + [A < 0] exp(-t / 50)), 6)
-        S       = (r - 1) / (r + 1) (1 - (r / 10)^2),  r = (fast / slow)^2
-        f       = R min(t / 50, 1) exp(6 tanh((l^3 / (l^2 + .7^2) + .3 S + 3 z) / 6))
+        l      <- cut((1 - .001 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, 6)
+        S       = min(fast / all, 1)
+        f       = P R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6)),  P = 1.5 where progress > 0, else 1
         move    = -rate f d
-        w       = 1 / (1 + (t - 1) exp(-1 - 6 tanh(2 q / 6)))
+        w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
         b       = 1 without averaging, .3 where progress > 0, .1 elsewhere
-        update  = b move + (1 - b) w (D + move) - 7e-4 f (1 - eps / fast) p
+        update  = b move + (1 - b) w (D + move) - 3e-4 S f d^2 p
         D      <- (1 - w) (D + move)
 
     where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
@@ -253,28 +254,28 @@ class ScheduleFreeLSTMReference:
 
     Attributes:
         momentum: (2, *coordinates).
-        second_moment: (2, *coordinates), fast then slow.
+        second_moment: (2, *coordinates), of recent gradients, then of all.
         displacement, log_rate: (1, *coordinates).
         hidden, cell: (H, *coordinates).
         All are zero before the first step.
     """
 
     MOMENTUM_DECAYS = (0.9, 0.99)
-    SECOND_MOMENT_DECAYS = (0.9, 0.99)
+    RECENT = 0.9
     TIME_SCALES = (30.0, 300.0, 3000.0)
     EPS = 1e-12
     LARGEST_DIRECTION = 3.0
-    AT_ONCE = 0.1
-    AT_ONCE_TO_THE_END = 0.3
-    FALL = 0.5
-    DECAY = 7e-4
     GAIN = 0.2
-    FORGETTING = 0.003
-    CHANCE = 0.7
-    SURGE = 0.3
-    LARGEST_RATIO = 10.0
+    FORGETTING = 0.001
+    OUTLIER = 10.0
+    SHRINKING = 0.5
+    DECAY = 3e-4
     WARMUP = 50
-    RECENCY = 1.0
+    RECENCY = 0.5
+    AT_ONCE = 0.1
+    FALL = 0.5
+    PACE_TO_THE_END = 1.5
+    AT_ONCE_TO_THE_END = 0.3
     BOUND = 6.0
     RATE_SLOPE = 3.0
     GAIN_SLOPE = 2.0
@@ -287,7 +288,7 @@ class ScheduleFreeLSTMReference:
         step_weight: ArrayLike,
         output_weight: ArrayLike,
         output_bias: ArrayLike,
-        rate: float = 0.03,
+        rate: float = 0.02,
     ) -> None:
         self.weight = _float64(weight)
         self.bias = _float64(bias)
@@ -325,20 +326,20 @@ class ScheduleFreeLSTMReference:
         self.momentum = np.stack(
             [b * m + (1.0 - b) * grad for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
         )
-        self.second_moment = np.stack(
-            [a * v + (1.0 - a) * grad**2 for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)]
-        )
-        fast, slow = (
-            np.sqrt(v / (1.0 - a**t) + self.EPS**2)
-            for a, v in zip(self.SECOND_MOMENT_DECAYS, self.second_moment, strict=True)
-        )
+        recent, of_all = self.second_moment
+        square = np.where(recent > 0.0, np.minimum(grad**2, self.OUTLIER**2 * recent), grad**2)
+        of_all = of_all + (square - of_all) / t
+        recent = self.RECENT * recent + (1.0 - self.RECENT) * grad**2
+        self.second_moment = np.stack([recent, of_all])
+        fast = np.sqrt(recent / (1.0 - self.RECENT**t) + self.EPS**2)
+        rms_of_all = np.sqrt(of_all + self.EPS**2)
         direction = np.clip(grad / fast, -self.LARGEST_DIRECTION, self.LARGEST_DIRECTION)
         averaged = [m / (1.0 - b**t) / fast for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
         agreement = direction * before / (1.0 - self.MOMENTUM_DECAYS[0] ** t) / fast
         displacement, log_rate = self.displacement[0], self.log_rate[0]
         relative = displacement / (self.rate * t * np.exp(log_rate))
 
-        signals = [direction, *averaged, agreement, np.log(fast / slow), log_rate / self.BOUND]
+        signals = [direction, *averaged, agreement, np.log(fast / rms_of_all), log_rate / self.BOUND]
         signals.append(relative / (1.0 + np.abs(relative)))
         clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
         inputs = np.concatenate([np.stack(signals), self.hidden], axis=0)
@@ -350,23 +351,20 @@ class ScheduleFreeLSTMReference:
             result: Array = self.BOUND * np.tanh(values / self.BOUND)
             return result
 
-        agreement = np.where(agreement < 0.0, (1.0 + np.exp(-t / self.WARMUP)) * agreement, agreement)
         rate = lr * min((1.0 - progress) / self.FALL, 1.0)
         gain = min(lr, 1.0) * self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain))
         log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
         log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
-        credible = log_rate**3 / (log_rate**2 + self.CHANCE**2)
-        warmth = min(t / self.WARMUP, 1.0)
-        ratio = fast**2 / slow**2
-        surge = (ratio - 1.0) / (ratio + 1.0) * (1.0 - (ratio / self.LARGEST_RATIO) ** 2)
-        log_factor = bounded(credible + self.SURGE * surge + self.RATE_SLOPE * scale)
-        factor = rate * warmth * np.exp(log_factor)
+        shrunk = np.minimum(fast / rms_of_all, 1.0)
+        log_factor = bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
+        factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
+        factor = factor * (self.PACE_TO_THE_END if progress > 0.0 else 1.0)
         move = -self.rate * factor * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
         at_once = self.AT_ONCE_TO_THE_END if progress > 0.0 else self.AT_ONCE
         at_once = at_once if averaging else 1.0
         update: Array = at_once * move + (1.0 - at_once) * share * (displacement + move)
-        update = update - self.DECAY * factor * (1.0 - self.EPS / fast) * _float64(parameter)
+        update = update - self.DECAY * shrunk * factor * direction**2 * _float64(parameter)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
         self.log_rate = log_rate[np.newaxis]
         return update

@@ -308,27 +308,28 @@ def test_untrained_scale_free_lstm_does_not_leave_torch_adams_trajectory(eps: fl
 def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None:
     # RMSprop with hypergradients and, kept apart as in the paper, its points and their mean.
     constants, rate, steps = ScheduleFreeLSTMReference, 0.03, 300
-    second_moment, slow_moment, momentum, log_rate = np.zeros(5), np.zeros(5), np.zeros(5), np.zeros(5)
+    second_moment, squares, momentum, log_rate = np.zeros(5), np.zeros((0, 5)), np.zeros(5), np.zeros(5)
 
     def gradient(y: Array) -> Array:
         # The last one is pushed no more once it is below 0.5: the mean still follows.
         return np.array([0.1, 1.0, 10.0, 100.0, 1.0]) * np.where(np.arange(5) < 4, np.sin(y), np.maximum(y - 0.5, 0.0))
 
     def moves(grad: Array, t: int) -> Array:
-        nonlocal second_moment, slow_moment, momentum, log_rate
-        second_moment, slow_moment = 0.9 * second_moment + 0.1 * grad**2, 0.99 * slow_moment + 0.01 * grad**2
+        nonlocal second_moment, squares, momentum, log_rate
+        largest = np.where(second_moment > 0, 100 * second_moment, math.inf)
+        squares = np.vstack([squares, np.minimum(grad**2, largest)])
+        second_moment = 0.9 * second_moment + 0.1 * grad**2
         rms = np.sqrt(second_moment / (1 - 0.9**t) + constants.EPS**2)
         direction = np.clip(grad / rms, -constants.LARGEST_DIRECTION, constants.LARGEST_DIRECTION)
         agreement = direction * momentum / (1 - 0.9**t) / rms
-        agreement *= np.where(agreement < 0, 1 + math.exp(-t / constants.WARMUP), 1)
         log_rate = (1 - constants.FORGETTING) * log_rate + constants.GAIN * agreement
         log_rate = np.clip(log_rate, -constants.BOUND, constants.BOUND)
-        credible = log_rate / (1 + (constants.CHANCE / np.where(log_rate == 0, 1, log_rate)) ** 2)
         momentum = 0.9 * momentum + 0.1 * grad
-        slow_rms = np.sqrt(slow_moment / (1 - 0.99**t) + constants.EPS**2)
-        log_factor = credible + constants.SURGE * np.tanh(np.log(rms / slow_rms)) * (1 - (rms / slow_rms) ** 4 / 100)
+        shrunk = np.minimum(rms / np.sqrt(squares.mean(0) + constants.EPS**2), 1)
+        log_factor = log_rate + np.log(shrunk) / 2
         warmth = min(t / constants.WARMUP, 1)
-        return -rate * warmth * np.exp(constants.BOUND * np.tanh(log_factor / constants.BOUND)) * direction
+        move: Array = -rate * warmth * np.exp(constants.BOUND * np.tanh(log_factor / constants.BOUND)) * direction
+        return move
 
     def share(t: int) -> float:
         return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))
@@ -358,7 +359,11 @@ def test_log_rate_does_not_leave_its_bounds() -> None:
 
 
 def test_derivative_is_not_passed_on_beyond_a_cut() -> None:
-    rule, bound = randomised(ScheduleFreeLSTM(2, rate=1.0)), schedule_free_lstm.BOUND
+    rule, bound, highest = (
+        randomised(ScheduleFreeLSTM(2, rate=1.0)),
+        schedule_free_lstm.BOUND,
+        schedule_free_lstm.BOUND,
+    )
     grad = torch.tensor([5.0, 5.0, 0.5, -5.0], dtype=torch.float64)  # against a root mean square of .3 before
     state = random_state(rule, 4)
     state["second_moment"] = torch.full_like(state["second_moment"], 0.1)

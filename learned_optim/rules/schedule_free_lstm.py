@@ -17,20 +17,19 @@ from learned_optim.rules.moments import (
 )
 
 MOMENTUM_DECAYS = (0.9, 0.99)  # the first is that of the hypergradient too
-SECOND_MOMENT_DECAYS = (0.9, 0.99)  # the fast one normalises, so that gradients may shrink quickly
+RECENT = 0.9  # decay of the second moment that normalises: short, so that gradients may shrink quickly
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
 LARGEST_DIRECTION = 3.0  # a gradient this many times its root mean square counts as so large
-AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
-AT_ONCE_TO_THE_END = 0.3  # the same where the rate falls towards a known end
-FALL = 0.5  # part of the training over which the rate falls to zero, where its length is known
-DECAY = 7e-4  # of matrices in a step whose rate has no factor
 GAIN = 0.2  # change of the log rate for a gradient that agrees fully with those before, untrained
-FORGETTING = 0.003  # of the log rate in a step, so that agreement by chance does not add up
-CHANCE = 0.7  # log rates up to about this come about by chance, and count for little
-SURGE = 0.3  # gradients larger than of late move up to 1.16 times as far, smaller ones down to exp(-0.3) times
-LARGEST_RATIO = 10.0  # of the fast second moment to the slow one: a single gradient makes up both
-WARMUP = 50.0  # steps over which the rate rises to its value, and caution fades
-RECENCY = 1.0  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
+FORGETTING = 0.001  # of the log rate in a step, so that agreement by chance does not add up
+OUTLIER = 10.0  # a gradient counts at most so many times the recent root mean square in that of all
+SHRINKING = 0.5  # power of the ratio of recent gradients to those of the whole training, if below 1, in the rate
+DECAY = 3e-4  # of a matrix in a step whose rate has no factor
+WARMUP = 50.0  # steps over which the rate rises to its value
+RECENCY = 0.5  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
+AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
+FALL = 0.5  # part of the training over which the rate falls to zero, where its length is known
+PACE_TO_THE_END, AT_ONCE_TO_THE_END = 1.5, 0.3  # a rate that will fall may begin higher, and needs less of an average
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
 RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
@@ -48,29 +47,37 @@ class ScheduleFreeLSTM(UpdateRule):
     The gradient over the root mean square of recent ones, ``d = g / rms``, cut at 3, is free of the loss's scale. Every
     coordinate has a log rate ``l`` that goes up while gradients agree and down while they alternate, a hypergradient
     (Almeida et al. 1999, Baydin et al. 2018). The LSTM's outputs ``s``, ``k`` and ``q`` say how far to go beyond it,
-    how fast it changes, and how long the past is remembered. With ``bounded(v) = 6 tanh(v / 6)``
+    how fast it changes, and how long the past is remembered. With ``bounded(v) = 6 tanh(v / 6)`` and ``rms_of_all``
+    the root mean square of all gradients since the first
 
         ``agreement = d * (momentum of the step before) / rms``
 
-        ``l <- 0.997 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 6
+        ``l <- 0.999 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 6
 
-        ``surge = tanh(log(rms / rms_slow)) (1 - (rms / rms_slow)^4 / 100)``
+        ``shrunk = min(rms / rms_of_all, 1)``
 
-        ``move = -rate * min(t / 50, 1) * exp(bounded(l^3 / (l^2 + 0.7^2) + 0.3 surge + 3 s)) * d`` .
+        ``f = lr * min(t / 50, 1) * exp(bounded(l + 0.5 log(shrunk) + 3 s))``
 
-    What chance can explain of ``l`` is left out; and as nearly everything agrees while the rate is still low, a
-    negative agreement counts ``1 + exp(-t / 50)`` times. With ``surge`` some of what the division by rms takes out is
-    put back: gradients that are larger than they were over the last hundred steps say more, unless it is a single one
-    (the ratio of squares is then close to 10, its bound).
+        ``move = -rate * f * d`` .
+
+    Where gradients have become smaller than they were, less is left to be gained, and steps shorten with the root of
+    the ratio.
 
     The move is that of the fast sequence z of a schedule-free optimizer (Defazio et al. 2024): with x a mean of all z
     so far, the parameter is ``y = 0.1 z + 0.9 x``. Averaging does what a falling rate does elsewhere, without knowing
     when training ends. The latest z has a share of ``w`` in the mean, a multiple of 1 / t; what is kept is
     ``displacement = z - x`` alone:
 
-        ``w = 1 / (1 + (t - 1) exp(-1 - bounded(2 q)))``, ``a = displacement + move`` ,
+        ``w = 1 / (1 + (t - 1) exp(-0.5 - bounded(2 q)))``, ``a = displacement + move`` ,
 
-        ``update = 0.1 move + 0.9 w a``, ``displacement <- (1 - w) a`` .
+        ``update = 0.1 move + 0.9 w a - 3e-4 shrunk f d^2 p``, ``displacement <- (1 - w) a`` .
+
+    The last term of the update is a decay of weights. It goes with the coordinate's own rate, so that what hardly moves
+    is not drawn to zero, and it ends where gradients vanish; ``p`` is the parameter, for vectors zero.
+
+    In a training of known length, f is 1.5 times as large and falls linearly to zero over the second half, and the
+    parameter is ``0.3 z + 0.7 x``; without averaging, it is z. With a learning rate ``lr`` below 1, less has been
+    learned from what a step did: the agreement counts ``lr`` times, and l forgets as much less.
 
     All this is multiplied by a factor for each tensor of two or more dimensions. A step of every weight by ``rate`` in
     its own best direction changes what a unit computes in proportion to its number of inputs, so that wide layers bear
@@ -79,10 +86,10 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``min(1, 92 initial_rms / sqrt(inputs))`` .
 
-    The LSTM reads d, momenta over rms (decays 0.9 and 0.99), agreement, ``log(rms / rms_slow)``, ``l / 6``, how far z
-    has left x in terms of the rate, ``softsign(displacement / (rate exp(l) t))``, and ``tanh(t / time scale)``. Moves
-    are proportional to d, so a coordinate whose gradient has always been zero never moves. The output layer starts at
-    zero: the untrained rule is schedule-free RMSprop with hypergradients.
+    The LSTM reads d, momenta over rms (decays 0.9 and 0.99), agreement, ``log(rms / rms_of_all)``, ``l / 6``, how far
+    z has left x in terms of the rate, ``softsign(displacement / (rate exp(l) t))``, and ``tanh(t / time scale)``. Moves
+    and decay are zero where gradients are, so a coordinate whose gradient has always been zero never moves. The output
+    layer starts at zero: the untrained rule is schedule-free RMSprop with hypergradients.
 
     Args:
         hidden_size: units of the LSTM.
@@ -96,7 +103,7 @@ class ScheduleFreeLSTM(UpdateRule):
     recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units
     uses_conditions = True
 
-    def __init__(self, hidden_size: int = 6, rate: float = 0.03) -> None:
+    def __init__(self, hidden_size: int = 6, rate: float = 0.02) -> None:
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
@@ -119,7 +126,7 @@ class ScheduleFreeLSTM(UpdateRule):
         """Momenta, fast and slow second moment, what averaging and hypergradient need, and the LSTM's state."""
         return {
             "momentum": len(MOMENTUM_DECAYS),
-            "second_moment": len(SECOND_MOMENT_DECAYS),
+            "second_moment": 2,  # of recent gradients, and of all
             "displacement": 1,
             "log_rate": 1,
             "hidden": self.hidden_size,
@@ -201,18 +208,19 @@ class ScheduleFreeLSTM(UpdateRule):
         step = step.to(grad.dtype)
         step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], MOMENTUM_DECAYS, step)
-        second_moment, corrected_second_moment = moving_averages(
-            grad.square(), state["second_moment"], SECOND_MOMENT_DECAYS, step
-        )
-        rms, slow_rms = (corrected_second_moment + EPSILON**2).sqrt()  # inside, so that the root has a derivative
+        recent, corrected = moving_averages(grad.square(), state["second_moment"][:1], (RECENT,), step)
+        before = state["second_moment"].to(grad.dtype)
+        square = torch.where(before[:1] > 0, grad.square().minimum(OUTLIER**2 * before[:1]), grad.square())
+        of_all = before[1:] + (square - before[1:]) / step
+        rms, rms_of_all = (torch.cat([corrected, of_all]) + EPSILON**2).sqrt()  # inside: so the root has a derivative
         direction = (grad / rms).clamp(-LARGEST_DIRECTION, LARGEST_DIRECTION)
-        before = state["momentum"][0].to(grad.dtype) / -torch.expm1(step * math.log(MOMENTUM_DECAYS[0]))
-        agreement = direction * (before / rms)  # in this order nothing underflows
+        earlier = state["momentum"][0].to(grad.dtype) / -torch.expm1(step * math.log(MOMENTUM_DECAYS[0]))
+        agreement = direction * (earlier / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        own = [agreement, (rms / slow_rms).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
+        own = [agreement, (rms / rms_of_all).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
         signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(own)])
-        return Seen(signals, momentum, second_moment, rms, step)
+        return Seen(signals, momentum, torch.cat([recent, of_all]), step)
 
     def _move(
         self, seen: "Seen", outputs: Tensor, state: RuleState, conditions: Conditions
@@ -223,18 +231,18 @@ class ScheduleFreeLSTM(UpdateRule):
         log_rate, displacement = (state[entry][0].to(direction.dtype) for entry in ("log_rate", "displacement"))
         scale, gain, recency = outputs
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
-        cautious = agreement + agreement.clamp(max=0.0) * (-step / WARMUP).exp()
         lr = conditions.lr * fall(conditions.progress)
-        told, forgotten = at_most_1(conditions.lr) * gain * cautious, at_most_1(lr) * FORGETTING
+        told, forgotten = at_most_1(conditions.lr) * gain * agreement, at_most_1(lr) * FORGETTING
         log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, BOUND)
-        factor = bounded(beyond_chance(log_rate) + SURGE * surge(log_ratio) + RATE_SLOPE * scale).exp()
-        factor = lr * (step / WARMUP).clamp(max=1.0) * factor
+        shrunk = log_ratio.clamp(max=0.0)
+        factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
+        factor = pace(conditions.progress) * lr * (step / WARMUP).clamp(max=1.0) * factor
         move = -self.rate * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
         later = (1 - at_once(conditions.progress)) * conditions.averaging
-        decay = DECAY * factor * (1 - EPSILON / seen.rms) * conditions.parameter  # of what has been pushed of late
-        update = (1 - later) * move + later * share * ahead - decay
+        decay = DECAY * shrunk.exp() * factor * direction.square()  # in the mean 1, and none where there is no gradient
+        update = (1 - later) * move + later * share * ahead - decay * conditions.parameter
         return update, {
             "momentum": seen.momentum,
             "second_moment": seen.second_moment,
@@ -252,8 +260,6 @@ class Seen(NamedTuple):
     """The averages of gradients, for the state."""
     second_moment: Tensor
     """Those of their squares."""
-    rms: Tensor
-    """The root mean square of recent gradients."""
     step: Tensor
     """The step count in the dtype of the gradient, broadcastable to it."""
 
@@ -268,26 +274,24 @@ def fall(progress: Tensor | float) -> Tensor | float:
     return at_most_1((1 - progress) / FALL)
 
 
+def pace(progress: Tensor | float) -> Tensor | float:
+    """What the rate is multiplied by where it is going to fall."""
+    return 1 + (PACE_TO_THE_END - 1) * is_known(progress)
+
+
 def at_once(progress: Tensor | float) -> Tensor | float:
     """The share of a move that is made at once."""
-    known = (progress > 0).to(progress.dtype) if isinstance(progress, Tensor) else progress > 0
-    return AT_ONCE + (AT_ONCE_TO_THE_END - AT_ONCE) * known
+    return AT_ONCE + (AT_ONCE_TO_THE_END - AT_ONCE) * is_known(progress)
+
+
+def is_known(progress: Tensor | float) -> Tensor | float:
+    """1 in a training of known length, else 0."""
+    return (progress > 0).to(progress.dtype) if isinstance(progress, Tensor) else float(progress > 0)
 
 
 def at_most_1(value: Tensor | float) -> Tensor | float:
     """The value, or 1."""
     return value.clamp(max=1.0) if isinstance(value, Tensor) else min(value, 1.0)
-
-
-def beyond_chance(log_rate: Tensor) -> Tensor:
-    """What is left of a log rate once chance is allowed for: little of a small one, nearly all of a large one."""
-    square = log_rate.square()
-    return log_rate * square / (square + CHANCE**2)
-
-
-def surge(log_ratio: Tensor) -> Tensor:
-    """How far gradients are above those of late, -1 ... 0.51; 0 again where a single one is all there is."""
-    return log_ratio.tanh() * (1 - (4.0 * log_ratio).exp() / LARGEST_RATIO**2)
 
 
 def bounded(values: Tensor) -> Tensor:
