@@ -8,11 +8,11 @@ A rule's figure is bold where it is below that of every baseline tuned. A star m
 
 import argparse
 import csv
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import wide_tables
 from benchmarks.l2l_2016 import EXPERIMENTS
 from learned_optim.meta_train.benchmark.report import ratio_text
 from learned_optim.meta_train.evaluation import BASELINES, RATES
@@ -189,33 +189,6 @@ def paper_table(results: Results) -> str:
     )
 
 
-def claim(results: Results) -> str:
-    """What the tables say, in three sentences."""
-    problems = [problem for problem in GENERALIZATION if (problem, "default") in results]
-    speedup = geometric_mean(float(results[problem, "default"]["speedup"]) for problem in problems)
-    untuned = geometric_mean(
-        float(results[problem, "default"]["speedup"]) / float(results[problem, UNTUNED]["speedup"])
-        for problem in problems
-    )
-    lower = sum(loss(results, problem, "default") < loss(results, problem, "Adam") for problem in problems)
-    ratios = [loss(results, problem, "default") / loss(results, problem, "Adam") for problem in HELD_OUT]
-    over_widths = geometric_mean(float(results[problem, "default"]["speedup"]) for problem in WIDTH)
-    rates = [float(results[problem, "Adam"]["rate"]) for problem in WIDTH]
-    return (
-        f"With nothing set, on {len(problems)} problems outside its meta-training, the default rule is "
-        f"{speedup:.2f} times as fast as Adam\nat the best rate for each problem (geometric mean over steps to Adam's "
-        f"final loss; final loss lower on {lower}),\nand {untuned:.1f} times as fast as Adam at its default rate. From "
-        f"narrow to wide models, for which\nthe best rate of Adam falls from {max(rates):g} to {min(rates):g}, it is "
-        f"{over_widths:.2f} times as fast as Adam so tuned. On images\nheld out from its meta-training it ends at "
-        f"{min(ratios):.2g} to {max(ratios):.2g} times the loss of tuned Adam ([results](#results))."
-    )
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive numbers."""
-    return statistics.geometric_mean(list(values))
-
-
 def reproduction_table(results: Results) -> str:
     """All baselines with their rates, and the band of the paper's rule."""
     run = list(experiments_run(results))
@@ -257,7 +230,8 @@ def ratio_cell(results: Results, problem: str, rule: str) -> str:
 
 TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
     "README.md": {
-        "claim": claim,
+        "claim": lambda _: wide_tables.claim(),
+        "wide": lambda _: wide_tables.table(),
         "generalization": lambda results: speedup_table(results, GENERALIZATION),
         "width": lambda results: speedup_table(results, WIDTH),
         "horizon": lambda results: speedup_table(results, HORIZON),

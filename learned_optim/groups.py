@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learned_optim.execution import Settings
 from learned_optim.fused import why_not
 from learned_optim.rules import UpdateRule
 
 NONFINITE = ("skip", "propagate", "error")
+DECAY_RATE = 1e-3
+"""AdamW's default rate, which its weight decay is multiplied by; ``lr`` here is relative to the rule's own rate."""
 
 
 def check_group(group: dict[str, Any], rule: UpdateRule) -> None:
@@ -92,3 +95,10 @@ def progress_of(group: dict[str, Any]) -> float | Tensor:
             stacklevel=5,
         )
     return min(1.0, float(done) / (int(group["total_steps"]) + 1))
+
+
+def settings_of(group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None) -> Settings:
+    """What a group says about this step; ``grad_scale`` and ``found_inf`` are those of a ``GradScaler``."""
+    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+    decay, skips = DECAY_RATE * (group["weight_decay"] or 0.0), group["nonfinite"] == "skip"
+    return Settings(lr, decay, group["maximize"], skips, grad_scale, found_inf, progress_of(group), group["averaging"])

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from learned_optim.checkpoint import load_rule
 from learned_optim.execution import Columns, Settings, apply_in_blocks, apply_per_tensor
 from learned_optim.fused import apply_fused_if_possible, apply_fused_to_columns, plan_if_wanted
-from learned_optim.groups import begin_run, check_group, count_of_run, progress_of
+from learned_optim.groups import DECAY_RATE, begin_run, check_group, count_of_run, settings_of
 from learned_optim.kernels.launch import Plan
 from learned_optim.kernels.layout import laid_out_like
 from learned_optim.rules import UpdateRule
@@ -37,8 +37,6 @@ from learned_optim.surroundings import (
 )
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DECAY_RATE = 1e-3
-"""AdamW's default rate, which its weight decay is multiplied by; ``lr`` here is relative to the rule's own rate."""
 LIKELY_A_RATE = 0.01  # an lr of at most this was most likely left over from the optimizer that is replaced
 
 
@@ -222,7 +220,8 @@ class LearnedOptimizer(Optimizer):
         columns = Columns([], [], {entry: [] for entry in self._rule.state_features}, [], [], [])
         parameters, grads, states, steps, scales, are_given = columns
         self._init_group(group, parameters, grads, steps, scales, *states.values())
-        settings = unless_paused(self._settings(group))
+        found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # of a GradScaler
+        settings = unless_paused(settings_of(group, *found))
         if not parameters or settings is None:
             return
         if group["weight_decay"] is None:  # then the rule decays matrices in its own way
@@ -253,19 +252,6 @@ class LearnedOptimizer(Optimizer):
             elif plan is None or not apply_fused_if_possible(plan, columns, settings):
                 refuse_other_features(rule, columns)
                 apply_in_blocks(rule, columns.slots(), settings)
-
-    def _settings(self, group: dict[str, Any]) -> Settings:
-        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-        return Settings(
-            lr,
-            DECAY_RATE * (group["weight_decay"] or 0.0),
-            group["maximize"],
-            group["nonfinite"] == "skip",
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
-            progress_of(group),
-            group["averaging"],
-        )
 
     def _init_group(
         self,

@@ -234,10 +234,10 @@ class ScheduleFreeLSTMReference:
         R       = lr min((1 - progress) / .5, 1)
         l      <- cut((1 - .001 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, 6)
         S       = min(fast / all, 1)
-        f       = P R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6)),  P = 1.5 where progress > 0, else 1
+        f       = R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6))
         move    = -rate f d
         w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
-        b       = 1 without averaging, .3 where progress > 0, .1 elsewhere
+        b       = 1 without averaging, .2 where progress > 0, .1 elsewhere
         update  = b move + (1 - b) w (D + move) - 3e-4 S f d^2 p
         D      <- (1 - w) (D + move)
 
@@ -274,8 +274,7 @@ class ScheduleFreeLSTMReference:
     RECENCY = 0.5
     AT_ONCE = 0.1
     FALL = 0.5
-    PACE_TO_THE_END = 1.5
-    AT_ONCE_TO_THE_END = 0.3
+    AT_ONCE_TO_THE_END = 0.2
     BOUND = 6.0
     RATE_SLOPE = 3.0
     GAIN_SLOPE = 2.0
@@ -358,7 +357,6 @@ class ScheduleFreeLSTMReference:
         shrunk = np.minimum(fast / rms_of_all, 1.0)
         log_factor = bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
         factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
-        factor = factor * (self.PACE_TO_THE_END if progress > 0.0 else 1.0)
         move = -self.rate * factor * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
         at_once = self.AT_ONCE_TO_THE_END if progress > 0.0 else self.AT_ONCE

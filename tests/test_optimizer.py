@@ -241,7 +241,7 @@ def test_precision_of_parameters_is_not_that_of_their_state(
     net = Net().to(dtype)
     optimizer = LearnedOptimizer(net.parameters())
     before = [value.detach().clone() for value in net.parameters()]
-    after = train(net, optimizer, steps=5)
+    after = train(net, optimizer, steps=12)  # single digits of 8 bits may come back to where they were
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     for value, state in optimizer.state.items():
         assert value.dtype == dtype

@@ -29,7 +29,7 @@ WARMUP = 50.0  # steps over which the rate rises to its value
 RECENCY = 0.5  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
 FALL = 0.5  # part of the training over which the rate falls to zero, where its length is known
-PACE_TO_THE_END, AT_ONCE_TO_THE_END = 1.5, 0.3  # a rate that will fall may begin higher, and needs less of an average
+AT_ONCE_TO_THE_END = 0.2  # the same there: a rate that falls needs less of an average
 BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
 RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
@@ -75,8 +75,8 @@ class ScheduleFreeLSTM(UpdateRule):
     The last term of the update is a decay of weights. It goes with the coordinate's own rate, so that what hardly moves
     is not drawn to zero, and it ends where gradients vanish; ``p`` is the parameter, for vectors zero.
 
-    In a training of known length, f is 1.5 times as large and falls linearly to zero over the second half, and the
-    parameter is ``0.3 z + 0.7 x``; without averaging, it is z. With a learning rate ``lr`` below 1, less has been
+    In a training of known length, f falls linearly to zero over the second half, and the parameter is
+    ``0.2 z + 0.8 x``; without averaging, it is z. With a learning rate ``lr`` below 1, less has been
     learned from what a step did: the agreement counts ``lr`` times, and l forgets as much less.
 
     All this is multiplied by a factor for each tensor of two or more dimensions. A step of every weight by ``rate`` in
@@ -236,7 +236,7 @@ class ScheduleFreeLSTM(UpdateRule):
         log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, BOUND)
         shrunk = log_ratio.clamp(max=0.0)
         factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
-        factor = pace(conditions.progress) * lr * (step / WARMUP).clamp(max=1.0) * factor
+        factor = lr * (step / WARMUP).clamp(max=1.0) * factor
         move = -self.rate * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
@@ -274,19 +274,10 @@ def fall(progress: Tensor | float) -> Tensor | float:
     return at_most_1((1 - progress) / FALL)
 
 
-def pace(progress: Tensor | float) -> Tensor | float:
-    """What the rate is multiplied by where it is going to fall."""
-    return 1 + (PACE_TO_THE_END - 1) * is_known(progress)
-
-
 def at_once(progress: Tensor | float) -> Tensor | float:
-    """The share of a move that is made at once."""
-    return AT_ONCE + (AT_ONCE_TO_THE_END - AT_ONCE) * is_known(progress)
-
-
-def is_known(progress: Tensor | float) -> Tensor | float:
-    """1 in a training of known length, else 0."""
-    return (progress > 0).to(progress.dtype) if isinstance(progress, Tensor) else float(progress > 0)
+    """The share of a move that is made at once; another where the length of the training is known."""
+    known = (progress > 0).to(progress.dtype) if isinstance(progress, Tensor) else float(progress > 0)
+    return AT_ONCE + (AT_ONCE_TO_THE_END - AT_ONCE) * known
 
 
 def at_most_1(value: Tensor | float) -> Tensor | float:

@@ -1,0 +1,90 @@
+"""What the committed rows of the wide suites say: the README's claim and its first table.
+
+python -m benchmarks.wide default --half second --csv benchmarks/results/wide/second.csv
+python -m benchmarks.wide default --half second --total-steps --csv benchmarks/results/wide/second-total-steps.csv
+"""
+
+import csv
+import math
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.wide import LARGEST_RATIO, SCHEDULED, UNTUNED
+from learned_optim.meta_train.benchmark.suites import load_suite
+
+RESULTS = Path(__file__).resolve().parent / "results" / "wide"
+RULE, TOLD = "default", "default total steps"
+HELD_OUT, BEST = "held out, end", "best"
+"""Columns: losses on data held out, over those of Adam at its default rate."""
+Row = Mapping[str, str]
+Rows = Mapping[tuple[str, str], Row]
+"""(problem, optimizer) -> row."""
+
+
+def read(half: str, root: Path = RESULTS) -> Rows:
+    """The rows of a half, ``"first"`` or ``"second"``, with and without a known end."""
+    rows: dict[tuple[str, str], Row] = {}
+    for name in (half, f"{half}-total-steps"):
+        with (root / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            rows |= {(row["problem"], row["optimizer"]): row for row in csv.DictReader(file)}
+    return rows
+
+
+def problems_of(rows: Rows) -> list[str]:
+    """In their order."""
+    return list(dict.fromkeys(problem for problem, _ in rows))
+
+
+def mean_ratio(rows: Rows, rule: str, other: str, column: str = "final") -> float:
+    """Geometric mean of a rule's loss over another's; one problem counts as at most 10 and at least 1/10."""
+    ratios = []
+    for problem in problems_of(rows):
+        ratio = float(rows[problem, rule][column]) / float(rows[problem, other][column])
+        if math.isfinite(ratio):  # a problem without data that could be held out has no such loss
+            ratios.append(min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO))
+    return statistics.geometric_mean(ratios)
+
+
+def lower(rows: Rows, rule: str, other: str) -> int:
+    """On how many problems a rule's final loss is lower."""
+    return sum(float(rows[p, rule]["final"]) < float(rows[p, other]["final"]) for p in problems_of(rows))
+
+
+def claim(root: Path = RESULTS) -> str:
+    """What the second half says: no constant was chosen by it."""
+    rows = read("second", root)
+    problems = problems_of(rows)
+    speedup = statistics.geometric_mean(float(rows[problem, RULE]["speed-up"]) for problem in problems)
+    told, below = mean_ratio(rows, TOLD, SCHEDULED), lower(rows, TOLD, SCHEDULED)
+    text = f"""On {len(problems)} problems by which nothing was chosen (networks for images, text and tables, pictures,
+    equations, fine-tuning), the default rule, told how many steps there will be and nothing else, ends at {told:.2f} of
+    the loss of AdamW with a tuned rate and a cosine (geometric mean; lower on {below}), and on data held out at
+    {mean_ratio(rows, TOLD, SCHEDULED, HELD_OUT):.2f} of its loss. With nothing set, it is {speedup:.2f} times as fast
+    as Adam at the best rate for each problem (in steps to Adam's final loss; lower in the end on
+    {lower(rows, RULE, "Adam")}), and its lowest loss on data held out is {mean_ratio(rows, RULE, UNTUNED, BEST):.2f} of
+    that of Adam at its default rate ([results](#results))."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False)
+
+
+def table(half: str = "second", root: Path = RESULTS) -> str:
+    """Final losses, problem by problem; bold where the rule's is below those of all three others."""
+    rows = read(half, root)
+    known = {problem.name: problem for problem in load_suite(f"wide-{half}").problems}
+    lines = [
+        "| problem | default rule | with `total_steps` | Adam, tuned | AdamW-cosine, tuned | Adam, 0.001 | speed-up |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for problem in problems_of(rows):
+        others = [float(rows[problem, name]["final"]) for name in ("Adam", SCHEDULED, UNTUNED)]
+        cells = [cell(float(rows[problem, name]["final"]), others) for name in (RULE, TOLD)]
+        cells += [f"{other:.3g}" for other in others]
+        title = f"{known[problem].title}, {known[problem].steps:,} steps"
+        lines.append(f"| {title} | {' | '.join(cells)} | {rows[problem, RULE]['speed-up']} |")
+    return "\n".join(lines)
+
+
+def cell(loss: float, others: Sequence[float]) -> str:
+    """A loss, bold where it is below all others."""
+    return f"**{loss:.3g}**" if loss < min(others) else f"{loss:.3g}"

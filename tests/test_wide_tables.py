@@ -1,0 +1,44 @@
+"""The claim and the table that are made of the rows of the wide suites."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import wide_tables
+
+HEADER = 'problem,optimizer,final,Adam,cosine,speed-up,strict,/ Adam,/ cosine,"held out, end",best,seconds,diverged'
+
+
+def row(problem: str, optimizer: str, final: float, speedup: float = 1.0, held_out: float = 1.0) -> str:
+    return f"{problem},{optimizer},{final},1,1,{speedup},1,1,1,{held_out},{held_out},1,0"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    names = ("Adam", "AdamW-cosine", "Adam@0.001")
+    others = [row(problem, name, 1.0) for problem in ("perceptron", "physics") for name in names]
+    own = [row("perceptron", "default", 0.5, 4.0, 0.8), row("physics", "default", 2.0, 1.0, math.nan)]
+    told = [
+        row("perceptron", "default total steps", 0.4, held_out=0.9),
+        row("physics", "default total steps", 0.001, held_out=math.nan),
+    ]
+    (tmp_path / "second.csv").write_text("\n".join([HEADER, *others, *own]))
+    (tmp_path / "second-total-steps.csv").write_text("\n".join([HEADER, *others, *told]))
+    return tmp_path
+
+
+def test_claim_says_what_the_rows_do(root: Path) -> None:
+    text = " ".join(wide_tables.claim(root).split())
+    assert "On 2 problems" in text
+    assert "ends at 0.20 of the loss of AdamW" in text  # of .4 and .1, as far as a single problem counts
+    assert "(geometric mean; lower on 2), and on data held out at 0.90 of its loss" in text
+    assert "it is 2.00 times as fast as Adam" in text
+    assert "lower in the end on 1), and its lowest loss on data held out is 0.80 of" in text
+
+
+def test_table_is_bold_where_the_rule_is_below_all_others(root: Path) -> None:
+    lines = wide_tables.table(root=root).splitlines()
+    assert len(lines) == 4
+    assert lines[2].endswith("| **0.5** | **0.4** | 1 | 1 | 1 | 4.0 |")
+    assert lines[3].endswith("| 2 | **0.001** | 1 | 1 | 1 | 1.0 |")
