@@ -232,13 +232,13 @@ class ScheduleFreeLSTMReference:
         h, c    = LSTM(W [x; h] + b + W_step s)
         [z, k, q] = V h + b_out
         R       = lr min((1 - progress) / .5, 1)
-        l      <- cut((1 - .001 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, 6)
+        l      <- min(max((1 - .002 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, -6), 4)
         S       = min(fast / all, 1)
         f       = R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6))
         move    = -rate f d
         w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
         b       = 1 without averaging, .2 where progress > 0, .1 elsewhere
-        update  = b move + (1 - b) w (D + move) - 3e-4 S f d^2 p
+        update  = b move + (1 - b) w (D + move) - 2e-4 S f d^2 p
         D      <- (1 - w) (D + move)
 
     where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
@@ -266,10 +266,11 @@ class ScheduleFreeLSTMReference:
     EPS = 1e-12
     LARGEST_DIRECTION = 3.0
     GAIN = 0.2
-    FORGETTING = 0.001
+    FORGETTING = 0.002
+    HIGHEST = 4.0
     OUTLIER = 10.0
     SHRINKING = 0.5
-    DECAY = 3e-4
+    DECAY = 2e-4
     WARMUP = 50
     RECENCY = 0.5
     AT_ONCE = 0.1
@@ -353,7 +354,7 @@ class ScheduleFreeLSTMReference:
         rate = lr * min((1.0 - progress) / self.FALL, 1.0)
         gain = min(lr, 1.0) * self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain))
         log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
-        log_rate = np.clip(log_rate, -self.BOUND, self.BOUND)
+        log_rate = np.clip(log_rate, -self.BOUND, self.HIGHEST)
         shrunk = np.minimum(fast / rms_of_all, 1.0)
         log_factor = bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
         factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)

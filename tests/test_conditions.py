@@ -120,15 +120,15 @@ def test_learning_rate_that_warms_up_or_pauses_does_not_let_the_loss_explode(
 @paths
 def test_known_end_lets_the_rate_fall_to_zero_and_the_parameters_stay_there(fused: bool | None) -> None:
     model = net()
-    optimizer = LearnedOptimizer(model.parameters(), total_steps=40, fused=fused)
+    optimizer = LearnedOptimizer(model.parameters(), total_steps=200, fused=fused)
     moves = []
-    for step in range(40):
+    for step in range(200):
         before = values(model)
         train(model, optimizer, 1, first=step)
         moves.append((values(model) - before).norm().item())
     assert 0 < moves[-1] < 0.2 * max(moves)
     end = values(model)
-    with pytest.warns(UserWarning, match=r"step 41 of a training of total_steps=40"):
+    with pytest.warns(UserWarning, match=r"step 201 of a training of total_steps=200"):
         train(model, optimizer, 1)
     train(model, optimizer, 3)
     assert values(model).equal(end)

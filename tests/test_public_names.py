@@ -18,6 +18,7 @@ PUBLIC = {
         "ARCHITECTURES",
         "LSTML2L",
         "MLP",
+        "Conditions",
         "RuleState",
         "ScaleFreeLSTM",
         "ScheduleFreeLSTM",

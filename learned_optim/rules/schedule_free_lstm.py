@@ -21,10 +21,11 @@ RECENT = 0.9  # decay of the second moment that normalises: short, so that gradi
 TIME_SCALES = (30.0, 300.0, 3000.0)  # steps after which tanh(step / scale) saturates
 LARGEST_DIRECTION = 3.0  # a gradient this many times its root mean square counts as so large
 GAIN = 0.2  # change of the log rate for a gradient that agrees fully with those before, untrained
-FORGETTING = 0.001  # of the log rate in a step, so that agreement by chance does not add up
+FORGETTING = 0.002  # of the log rate in a step, so that agreement by chance does not add up
+HIGHEST = 4.0  # log rate: in smooth trainings agreement would let it grow until they spike
 OUTLIER = 10.0  # a gradient counts at most so many times the recent root mean square in that of all
 SHRINKING = 0.5  # power of the ratio of recent gradients to those of the whole training, if below 1, in the rate
-DECAY = 3e-4  # of a matrix in a step whose rate has no factor
+DECAY = 2e-4  # of a matrix in a step whose rate has no factor
 WARMUP = 50.0  # steps over which the rate rises to its value
 RECENCY = 0.5  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
@@ -52,7 +53,7 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``agreement = d * (momentum of the step before) / rms``
 
-        ``l <- 0.999 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 6
+        ``l <- 0.998 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 4
 
         ``shrunk = min(rms / rms_of_all, 1)``
 
@@ -70,7 +71,7 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``w = 1 / (1 + (t - 1) exp(-0.5 - bounded(2 q)))``, ``a = displacement + move`` ,
 
-        ``update = 0.1 move + 0.9 w a - 3e-4 shrunk f d^2 p``, ``displacement <- (1 - w) a`` .
+        ``update = 0.1 move + 0.9 w a - 2e-4 shrunk f d^2 p``, ``displacement <- (1 - w) a`` .
 
     The last term of the update is a decay of weights. It goes with the coordinate's own rate, so that what hardly moves
     is not drawn to zero, and it ends where gradients vanish; ``p`` is the parameter, for vectors zero.
@@ -233,7 +234,7 @@ class ScheduleFreeLSTM(UpdateRule):
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         lr = conditions.lr * fall(conditions.progress)
         told, forgotten = at_most_1(conditions.lr) * gain * agreement, at_most_1(lr) * FORGETTING
-        log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, BOUND)
+        log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, HIGHEST)
         shrunk = log_ratio.clamp(max=0.0)
         factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
         factor = lr * (step / WARMUP).clamp(max=1.0) * factor
