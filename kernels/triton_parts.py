@@ -84,8 +84,10 @@ def gradient(pointer, mask, grad_scale, found_inf, MAXIMIZE: tl.constexpr, SKIP_
 def number(given, ON_DEVICE: tl.constexpr):
     """A number that is an argument, or lies on the device."""
     if ON_DEVICE:
-        return tl.load(given).to(tl.float32)
-    return given
+        value = tl.load(given).to(tl.float32)
+    else:
+        value = given
+    return value
 
 
 @triton.jit

@@ -238,7 +238,7 @@ class ScheduleFreeLSTMReference:
         move    = -rate f d
         w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
         b       = 1 without averaging, .2 where progress > 0, .1 elsewhere
-        update  = b move + (1 - b) w (D + move) - 2e-4 S f d^2 p
+        update  = b move + (1 - b) w (D + move) - 2e-4 S f d^2 p      without averaging 1e-3
         D      <- (1 - w) (D + move)
 
     where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
@@ -271,6 +271,7 @@ class ScheduleFreeLSTMReference:
     OUTLIER = 10.0
     SHRINKING = 0.5
     DECAY = 2e-4
+    DECAY_OF_LATEST = 1e-3
     WARMUP = 50
     RECENCY = 0.5
     AT_ONCE = 0.1
@@ -363,7 +364,8 @@ class ScheduleFreeLSTMReference:
         at_once = self.AT_ONCE_TO_THE_END if progress > 0.0 else self.AT_ONCE
         at_once = at_once if averaging else 1.0
         update: Array = at_once * move + (1.0 - at_once) * share * (displacement + move)
-        update = update - self.DECAY * shrunk * factor * direction**2 * _float64(parameter)
+        decay = self.DECAY if averaging else self.DECAY_OF_LATEST
+        update = update - decay * shrunk * factor * direction**2 * _float64(parameter)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
         self.log_rate = log_rate[np.newaxis]
         return update

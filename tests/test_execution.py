@@ -242,7 +242,14 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
     rule = randomised(build()).to(torch.float64 if dtype == torch.float64 else torch.float32)
     (whole,) = as_slots(rule, [normal(sum(sizes))], dtype, recurrent)
     parts = [
-        Slot(parameter.clone(), grad.clone(), dict(zip(whole.state, state, strict=True)), FIRST, whole.scale)
+        Slot(
+            parameter.clone(),
+            grad.clone(),
+            dict(zip(whole.state, state, strict=True)),
+            FIRST,
+            whole.scale,
+            whole.is_given,
+        )
         for parameter, grad, *state in zip(
             whole.parameter.split(sizes),
             whole.grad.split(sizes),

@@ -447,6 +447,7 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: 
             {entry: value[:, first:last].clone() for entry, value in whole.state.items()},
             FIRST,
             whole.scale,
+            whole.is_given,
         )
         for first, last in [(0, 1), (1, 40), (40, 90)]
     ]

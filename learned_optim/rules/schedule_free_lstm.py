@@ -26,6 +26,7 @@ HIGHEST = 4.0  # log rate: in smooth trainings agreement would let it grow until
 OUTLIER = 10.0  # a gradient counts at most so many times the recent root mean square in that of all
 SHRINKING = 0.5  # power of the ratio of recent gradients to those of the whole training, if below 1, in the rate
 DECAY = 2e-4  # of a matrix in a step whose rate has no factor
+DECAY_OF_LATEST = 1e-3  # the same without averaging: where the target moves, more is to be forgotten
 WARMUP = 50.0  # steps over which the rate rises to its value
 RECENCY = 0.5  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
 AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
@@ -77,7 +78,8 @@ class ScheduleFreeLSTM(UpdateRule):
     is not drawn to zero, and it ends where gradients vanish; ``p`` is the parameter, for vectors zero.
 
     In a training of known length, f falls linearly to zero over the second half, and the parameter is
-    ``0.2 z + 0.8 x``; without averaging, it is z. With a learning rate ``lr`` below 1, less has been
+    ``0.2 z + 0.8 x``; without averaging, it is z, and decays five times as
+    fast. With a learning rate ``lr`` below 1, less has been
     learned from what a step did: the agreement counts ``lr`` times, and l forgets as much less.
 
     All this is multiplied by a factor for each tensor of two or more dimensions. A step of every weight by ``rate`` in
@@ -242,7 +244,10 @@ class ScheduleFreeLSTM(UpdateRule):
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
         later = (1 - at_once(conditions.progress)) * conditions.averaging
-        decay = DECAY * shrunk.exp() * factor * direction.square()  # in the mean 1, and none where there is no gradient
+        strength = DECAY + (DECAY_OF_LATEST - DECAY) * (1 - conditions.averaging)
+        decay = (
+            strength * shrunk.exp() * factor * direction.square()
+        )  # in the mean 1, and none where there is no gradient
         update = (1 - later) * move + later * share * ahead - decay * conditions.parameter
         return update, {
             "momentum": seen.momentum,
