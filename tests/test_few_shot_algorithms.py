@@ -43,7 +43,10 @@ def generator() -> torch.Generator:
 
 
 def default_rule() -> UpdateRule:
-    return load_rule("default").double().requires_grad_(True)
+    rule = load_rule("default").double()
+    with torch.no_grad():  # with outputs of zero nothing would depend on the LSTM
+        rule.output_weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))  # type: ignore[operator]
+    return rule.requires_grad_(True)
 
 
 ALGORITHMS: dict[str, Callable[[Tensor], Algorithm]] = {

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from benchmarks import wide
-from learned_optim import LearnedOptimizer, load_rule
+from learned_optim import LearnedOptimizer, load_rule, save_rule
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem, load_suite, suite_from_tables
-from learned_optim.rules import schedule_free_lstm
+from learned_optim.rules import ScheduleFreeLSTM, schedule_free_lstm
 
 HALVES = ("first", "second")
 STEPS = 20
@@ -114,10 +114,14 @@ class TestConstants:
         with pytest.raises(ValueError, match="rule default has no setting 'rote'; it has hidden_size, rate"):
             wide.contender("default", {"rote": 0.06})
 
-    def test_outputs_of_zero_are_another_rule(self) -> None:
+    def test_outputs_of_zero_are_another_rule(self, tmp_path: Path) -> None:
+        steered = ScheduleFreeLSTM()
+        torch.nn.init.ones_(steered.output_bias)
+        save_rule(steered, tmp_path / "steered.safetensors")
+        source = str(tmp_path / "steered.safetensors")
         rule = wide.zeroed(load_rule("default"))
         assert not any(parameter.any() for name, parameter in rule.named_parameters() if name.startswith("output"))
-        assert wide.contender("default@0", {}).identity != wide.contender("default", {}).identity
+        assert wide.contender(f"{source}@0", {}).identity != wide.contender(source, {}).identity
         del rule.output_weight, rule.output_bias
         with pytest.raises(ValueError, match="no output layer"):
             wide.zeroed(rule)

@@ -117,7 +117,7 @@ def test_trainer_that_makes_the_optimizer_does_not_train_another_model(tmp_path:
         for kept, decay in ((True, 0.01), (False, 0.0))
     ]
     assert_same(model.parameters(), plain_loop(other, LearnedOptimizer(groups, lr=0.5), collator.batches[:STEPS]))
-    assert loss_of(model) < 0.9 * before
+    assert loss_of(model) < 0.97 * before
 
 
 @each_optimizer
