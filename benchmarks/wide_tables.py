@@ -57,14 +57,14 @@ def claim(root: Path = RESULTS) -> str:
     rows = read("second", root)
     problems = problems_of(rows)
     speedup = statistics.geometric_mean(float(rows[problem, RULE]["speed-up"]) for problem in problems)
-    told, below = mean_ratio(rows, TOLD, SCHEDULED), lower(rows, TOLD, SCHEDULED)
     text = f"""On {len(problems)} problems by which nothing was chosen (networks for images, text and tables, pictures,
-    equations, fine-tuning), the default rule, told how many steps there will be and nothing else, ends at {told:.2f} of
-    the loss of AdamW with a tuned rate and a cosine (geometric mean; lower on {below}), and on data held out at
-    {mean_ratio(rows, TOLD, SCHEDULED, HELD_OUT):.2f} of its loss. With nothing set, it is {speedup:.2f} times as fast
-    as Adam at the best rate for each problem (in steps to Adam's final loss; lower in the end on
-    {lower(rows, RULE, "Adam")}), and its lowest loss on data held out is {mean_ratio(rows, RULE, UNTUNED, BEST):.2f} of
-    that of Adam at its default rate ([results](#results))."""
+    equations, fine-tuning), the default rule, with nothing set, ends at {mean_ratio(rows, RULE, SCHEDULED):.2f} of the
+    loss of AdamW with a tuned rate and a cosine to the known end (geometric mean; lower on
+    {lower(rows, RULE, SCHEDULED)}), and is {speedup:.2f} times as fast as Adam at the best rate for each problem (in
+    steps to Adam's final loss; lower in the end on {lower(rows, RULE, "Adam")}). Its lowest loss on data held out is
+    {mean_ratio(rows, RULE, UNTUNED, BEST):.2f} of that of Adam at its default rate. Told how many steps there will be,
+    it ends lower than AdamW with the cosine on {lower(rows, TOLD, SCHEDULED)}, and on data held out at
+    {mean_ratio(rows, TOLD, SCHEDULED, HELD_OUT):.2f} of its loss ([results](#results))."""
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False)
 
 

@@ -65,8 +65,8 @@ class LearnedOptimizer(Optimizer):
             decoupled weight decay instead, as :class:`torch.optim.AdamW` at its default rate of 1e-3 means it: a step
             shrinks parameters by ``lr * 1e-3 * weight_decay``.
         total_steps: number of calls of :meth:`step` that the training will have, if it is known. The default rule then
-            lets its rate fall to zero over the second half, which lowers the final loss; a scheduler beside it
-            multiplies. After the last of these steps nothing moves any more.
+            lets its rate fall to zero over the second half; a scheduler beside it multiplies. After the last of these
+            steps nothing moves any more.
         averaging: the default rule's parameters are, in the main, averages over the steps so far (Defazio et al. 2024).
             False makes each move at once: for games such as GANs, for policy gradients, and wherever the target moves.
         maximize: ascend instead of descend.

@@ -26,7 +26,7 @@ def run_demo(folder: Path) -> None:
     suite = load_suite("demo")
     (problem,) = suite.problems
     print(f"2. Training on digits that no rule has seen, {problem.seeds} seeds: {problem.label}")
-    print("   (wider, and of another activation, than the fresh rule's; twice as wide as the default rule's)")
+    print("   (wider, and of another activation, than the fresh rule's)")
     results = compare(suite, ["default", fresh], out=folder, cache=Cache(None), settings={"command": "demo"})
     adam = best_baseline(results[problem.name])
     for result in results[problem.name]:

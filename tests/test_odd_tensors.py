@@ -97,10 +97,11 @@ def test_state_that_was_cast_is_not_misread(cast: Callable[[Tensor], Tensor]) ->
     optimizer.state[parameter] = {entry: cast(value) for entry, value in optimizer.state[parameter].items()}
     for tensor, stepping in ((parameter, optimizer), (other, reference)):
         tensor.grad = torch.ones(6, 4)
-        stepping.step()
+        for _ in range(2):
+            stepping.step()
     # Moments of half precision: errors of 2^-8 in a step of 1e-3.
     torch.testing.assert_close(parameter, other, rtol=0.0, atol=1e-4)
-    assert (parameter < 1 - 5e-4).all()
+    assert (parameter < 1 - 1e-3).all()
 
 
 def test_memory_that_was_freed_is_not_addressed() -> None:

@@ -54,12 +54,6 @@ def quadratics(instances: int = 4, distance: float = 1.0, *, anchor: bool = Fals
     return VectorizedTask(QuadraticTask(4, 30.0, 0.0, distance), instances, seed=0, anchor=anchor)
 
 
-NOISY = pytest.mark.xfail(
-    reason="on the present base the estimate over three phases is off by .6, not .3: to be found out"
-)
-"""A case whose bound held on the base before."""
-
-
 class Cliff(Task):
     """A slope that ends in a plain: there no gradient is left."""
 
@@ -87,10 +81,10 @@ def remembered(signal: float, asked: Tensor, *, anchor: bool, steps: int = 40) -
 class TestWhatATaskAsksFor:
     @pytest.mark.parametrize(
         ("steps", "phases", "sigma", "pairs"),
-        [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=[pytest.mark.slow, NOISY])],
+        [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
     )
     def test_it_is_the_gradient_of_the_log_speed_up(self, steps: int, phases: int, sigma: float, pairs: int) -> None:
-        rule, task = steered(), quadratics(distance=30.0)
+        rule, task = steered(), quadratics(distance=100.0)  # so far that the last phase is needed
         inner = start(rule, task, generator())
         asked = OutputES(sigma=sigma, pairs=pairs).asked(rule, task, inner, steps, 5, generator())
         assert asked.shape == (len(PHASES), 3)

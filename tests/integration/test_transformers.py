@@ -106,7 +106,7 @@ def test_trainer_that_makes_the_optimizer_does_not_train_another_model(tmp_path:
         arguments(tmp_path, weight_decay=0.01),
         data_collator=collator,
         train_dataset=sentences(),
-        optimizer_cls_and_kwargs=(LearnedOptimizer, {"rule": "default", "lr": 0.5}),
+        optimizer_cls_and_kwargs=(LearnedOptimizer, {"rule": "default", "lr": 2.0}),
     )
     trainer.train()
     decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
@@ -116,8 +116,8 @@ def test_trainer_that_makes_the_optimizer_does_not_train_another_model(tmp_path:
         {"params": [p for name, p in other.named_parameters() if (name in decayed) == kept], "weight_decay": decay}
         for kept, decay in ((True, 0.01), (False, 0.0))
     ]
-    assert_same(model.parameters(), plain_loop(other, LearnedOptimizer(groups, lr=0.5), collator.batches[:STEPS]))
-    assert loss_of(model) < 0.97 * before
+    assert_same(model.parameters(), plain_loop(other, LearnedOptimizer(groups, lr=2.0), collator.batches[:STEPS]))
+    assert loss_of(model) < 0.9 * before
 
 
 @each_optimizer
