@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim import LearnedOptimizer
+from learned_optim.meta_train.tasks.mlp import MLPTask
+from learned_optim.meta_train.unroll import start, unroll
+from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
 from test_rules import normal, randomised
 
@@ -262,3 +265,34 @@ def test_forward_that_is_called_by_itself_decays_nothing_and_knows_no_end() -> N
     alone, _ = rule(grad, state, torch.tensor(1.0))
     told, _ = rule(grad, state, torch.tensor(1.0), conditions._replace(parameter=torch.ones(3)))
     assert (told < alone).all()
+
+
+def test_meta_training_decays_what_the_optimizer_does_by_kernel_and_without() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(40, 6, generator=generator), torch.arange(40) % 4
+    mlp = MLPTask((images, labels), 40, [5], "tanh", initial="torch", gain=1.0, layer_norm=False)
+    rule = ScheduleFreeLSTM().requires_grad_(False)
+    task = VectorizedTask(mlp, 2, seed=0).in_steps_of(rule)
+    assert 0 < task.decays.sum() < task.coordinates
+
+    def trained() -> Tensor:
+        batches = torch.Generator().manual_seed(0)
+        parameters: Tensor = unroll(rule, task, start(rule, task, batches), 40, batches).state.parameters
+        return parameters if task.scale is None else parameters * task.scale
+
+    with torch.no_grad():
+        by_kernel = trained()
+    torch.testing.assert_close(by_kernel, trained(), rtol=1e-4, atol=1e-5)
+    tensors = [nn.Parameter(tensor.clone()) for tensor in task.tensors(task._used(task.initial_parameters))]
+    optimizer = LearnedOptimizer(tensors, rule)
+    batches = torch.Generator().manual_seed(0)
+    batch = task.batch(batches)
+    for _ in range(40):
+        used = torch.cat([tensor.flatten() for tensor in tensors]).view(2, -1)
+        losses = task._losses(used, task.buffers, batch)
+        for tensor, grad in zip(tensors, torch.autograd.grad(losses.sum(), tensors), strict=True):
+            tensor.grad = grad
+        optimizer.step()
+        batch = task.batch(batches)
+    by_optimizer = torch.cat([tensor.detach().flatten() for tensor in tensors]).view(2, -1)
+    torch.testing.assert_close(by_kernel, by_optimizer, rtol=1e-4, atol=1e-5)
