@@ -220,10 +220,9 @@ class ScheduleFreeLSTM(UpdateRule):
         agreement = direction * (earlier / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        ratio = rms / rms_of_all
-        own = [agreement, ratio.log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
+        own = [agreement, (rms / rms_of_all).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
         signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(own)])
-        return Seen(signals, momentum, torch.cat([recent, of_all]), ratio.clamp(max=1.0), step)
+        return Seen(signals, momentum, torch.cat([recent, of_all]), step)
 
     def _move(
         self, seen: "Seen", outputs: Tensor, state: RuleState, conditions: Conditions
@@ -237,14 +236,17 @@ class ScheduleFreeLSTM(UpdateRule):
         lr = conditions.lr * fall(conditions.progress)
         told, forgotten = at_most_1(conditions.lr) * gain * agreement, at_most_1(lr) * FORGETTING
         log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, HIGHEST)
-        factor = bounded(log_rate + SHRINKING * log_ratio.clamp(max=0.0) + RATE_SLOPE * scale).exp()
+        shrunk = log_ratio.clamp(max=0.0)
+        factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
         factor = lr * (step / WARMUP).clamp(max=1.0) * factor
         move = -self.rate * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
         later = (1 - at_once(conditions.progress)) * conditions.averaging
         strength = DECAY + (DECAY_OF_LATEST - DECAY) * (1 - conditions.averaging)
-        decay = strength * seen.shrunk * factor * direction.square()  # whose mean is 1: none where there is no gradient
+        decay = (
+            strength * shrunk.exp() * factor * direction.square()
+        )  # whose mean is 1: none where there is no gradient
         update = (1 - later) * move + later * share * ahead - decay * conditions.parameter
         return update, {
             "momentum": seen.momentum,
@@ -263,8 +265,6 @@ class Seen(NamedTuple):
     """The averages of gradients, for the state."""
     second_moment: Tensor
     """Those of their squares."""
-    shrunk: Tensor
-    """How large recent gradients are beside all so far, at most 1."""
     step: Tensor
     """The step count in the dtype of the gradient, broadcastable to it."""
 
