@@ -244,9 +244,8 @@ class ScheduleFreeLSTM(UpdateRule):
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
         later = (1 - at_once(conditions.progress)) * conditions.averaging
         strength = DECAY + (DECAY_OF_LATEST - DECAY) * (1 - conditions.averaging)
-        decay = (
-            strength * shrunk.exp() * factor * direction.square()
-        )  # whose mean is 1: none where there is no gradient
+        # The square of the direction is 1 in the mean, and 0 where there is no gradient.
+        decay = strength * shrunk.exp() * factor * direction.square()
         update = (1 - later) * move + later * share * ahead - decay * conditions.parameter
         return update, {
             "momentum": seen.momentum,
