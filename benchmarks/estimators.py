@@ -29,11 +29,11 @@ from learned_optim.meta_train.benchmark import provenance, save_rows
 from learned_optim.meta_train.estimators import ES, PES, Combined, ESSingle, Estimator, Trajectory, TruncatedBPTT
 from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, first_copy
 from learned_optim.meta_train.estimators.pes import PERTURBATION_SUM
-from learned_optim.meta_train.particles import ParticleRule
-from learned_optim.meta_train.plots import STYLE
+from learned_optim.meta_train.inner.particles import ParticleRule
+from learned_optim.meta_train.inner.unroll import InnerState, start, unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
+from learned_optim.meta_train.reports.plots import STYLE
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
-from learned_optim.meta_train.unroll import InnerState, start, unroll
-from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import ScaleFreeLSTM, UpdateRule
 
 RESULTS = Path(__file__).parent / "results" / "estimators"

@@ -29,11 +29,11 @@ from benchmarks.few_shot_runs import (
     trained,
 )
 from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.meta_train.common.seeds import torch_generator
 from learned_optim.meta_train.few_shot.algorithms import NearestNeighbour
 from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
 from learned_optim.meta_train.few_shot.model import FewShotModel
 from learned_optim.meta_train.few_shot.settings import few_shot_config
-from learned_optim.meta_train.seeds import torch_generator
 
 RESULTS = Path(__file__).parent / "results" / "few_shot"
 EPISODES = 600  # the papers' number

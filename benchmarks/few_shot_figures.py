@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.few_shot_runs import SHOTS, SINUSOID
 from learned_optim.files import write_atomically
-from learned_optim.meta_train.plots import STYLE, save_figure
+from learned_optim.meta_train.reports.plots import STYLE, save_figure
 
 COLOURS = {
     "maml": "#c44e52",

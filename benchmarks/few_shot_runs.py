@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learned_optim.meta_train.config import load_tables
+from learned_optim.meta_train.config.load import load_tables
 from learned_optim.meta_train.few_shot.model import FewShotModel
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
-from learned_optim.meta_train.progress import run_with_progress
+from learned_optim.meta_train.trainer.progress import run_with_progress
 
 ADAM = {"name": "adam", "lr": 1e-3, "schedule": "cosine"}
 SHOTS = (5, 10, 20)

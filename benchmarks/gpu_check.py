@@ -34,19 +34,23 @@ from torch.optim import Optimizer
 from benchmarks.gpu_cases import CASES, OPTIMIZERS, Shape, bytes_that_must_move
 from learned_optim import LearnedOptimizer
 from learned_optim.files import csv_text, write_atomically
-from learned_optim.meta_train import fused
 from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import truncated_bptt
-from learned_optim.meta_train.seeds import numpy_generator
+from learned_optim.meta_train.inner import fused
+from learned_optim.meta_train.inner.unroll import start
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import QuadraticFamily
-from learned_optim.meta_train.unroll import start
-from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gpu"
 TIME_LIMIT = 460  # seconds for all sections; what no time is left for is reported as such
-TESTS = ("tests/test_kernels.py", "tests/test_training_kernels.py", "tests/test_contract_compiled.py")
+TESTS = (
+    "tests/kernels/test_kernels.py",
+    "tests/kernels/test_training_kernels.py",
+    "tests/optimizer/test_contract_compiled.py",
+)
 Row = tuple[str, ...]
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernel_resources
 
-Writes kernels/resources.csv in some six minutes; tests/test_kernels.py makes the table again and
+Writes kernels/resources.csv in some six minutes; tests/kernels/test_kernels.py makes the table again and
 compares. With --sizes it tries other numbers of coordinates a program instead, and prints what they take.
 """
 

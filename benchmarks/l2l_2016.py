@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.merge_results import merge
 from learned_optim import cli
-from learned_optim.meta_train.plots import COLOURS, LEARNED_COLOURS, STYLE, legend_above, save_figure
+from learned_optim.meta_train.reports.plots import COLOURS, LEARNED_COLOURS, STYLE, legend_above, save_figure
 
 RESULTS = Path(__file__).parent / "results" / "paper"
 Curve = np.ndarray

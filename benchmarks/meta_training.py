@@ -24,9 +24,9 @@ import torch
 from matplotlib.figure import Figure
 
 from learned_optim.meta_train.benchmark import save_rows
-from learned_optim.meta_train.config import Config, config_from_tables
-from learned_optim.meta_train.plots import STYLE
-from learned_optim.meta_train.trainer import Trainer
+from learned_optim.meta_train.config.load import Config, config_from_tables
+from learned_optim.meta_train.reports.plots import STYLE
+from learned_optim.meta_train.trainer.trainer import Trainer
 from learned_optim.rules import ScaleFreeLSTM
 
 RESULTS = Path(__file__).parent / "results" / "meta_training"

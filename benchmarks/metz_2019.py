@@ -30,15 +30,15 @@ from torch.optim import Optimizer
 from learned_optim import LearnedOptimizer, cli
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.meta_train.benchmark.evaluation import BASELINES as TORCH_OPTIMIZERS
+from learned_optim.meta_train.benchmark.evaluation import LADDER, RATES, MakeOptimizer, mean_and_band, train
 from learned_optim.meta_train.benchmark.harness import COMPARISON_SEED, TUNING_SEED
 from learned_optim.meta_train.benchmark.report import EDGE_MARK
-from learned_optim.meta_train.config import load_config
-from learned_optim.meta_train.evaluation import BASELINES as TORCH_OPTIMIZERS
-from learned_optim.meta_train.evaluation import LADDER, RATES, MakeOptimizer, mean_and_band, train
-from learned_optim.meta_train.plots import LEARNED_COLOURS, STYLE
-from learned_optim.meta_train.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.common.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.config.load import load_config
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
+from learned_optim.meta_train.reports.plots import LEARNED_COLOURS, STYLE
 from learned_optim.meta_train.tasks import ConvNetFamily, DataTask, Split
-from learned_optim.meta_train.vectorize import VectorizedTask
 
 RESULTS = Path(__file__).parent / "results" / "metz_2019"
 RUNS = Path("runs")
@@ -100,7 +100,7 @@ class Problem:
         self.test_batch = tuple(tensor[EXAMPLES:].expand(seeds, -1, *tensor.shape[1:]) for tensor in everything.data)
 
     def run(self, make_optimizer: MakeOptimizer, *, by_tensor: bool = False) -> Losses:
-        """Train all seeds; see :func:`~learned_optim.meta_train.evaluation.train`."""
+        """Train all seeds; see :func:`~learned_optim.meta_train.benchmark.evaluation.train`."""
         test: list[Tensor] = []
 
         def observed(parameters: Iterable[Tensor]) -> Optimizer:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.program_loop import Make, Outcome, batches, end_of, perceptron
-from learned_optim.meta_train import data
+from learned_optim.meta_train.data import datasets as data
 
 LATENT = 32
 SAMPLES = 4_000  # for a Frechet distance on 32 features: 125 a feature

@@ -25,7 +25,7 @@ from benchmarks.program_models import (
     negative_evidence,
     residual_net,
 )
-from learned_optim.meta_train import data
+from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.tasks.implicit_picture import Sine, pixels
 from learned_optim.meta_train.tasks.language_model import corpus

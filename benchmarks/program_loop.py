@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learned_optim.meta_train import data
+from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.tasks import Split
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]

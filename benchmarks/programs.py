@@ -27,7 +27,7 @@ from benchmarks.program_list import PROGRAMS, Program
 from benchmarks.program_loop import Outcome
 from learned_optim import LearnedOptimizer
 from learned_optim.meta_train.benchmark import provenance, save_rows
-from learned_optim.meta_train.data import DataNotFoundError
+from learned_optim.meta_train.data.datasets import DataNotFoundError
 
 RESULTS = Path(__file__).parent / "results" / "programs"
 UNTUNED = "Adam@0.001"

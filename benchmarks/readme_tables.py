@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks import wide_tables
 from benchmarks.l2l_2016 import EXPERIMENTS
+from learned_optim.meta_train.benchmark.evaluation import BASELINES, RATES
 from learned_optim.meta_train.benchmark.report import ratio_text
-from learned_optim.meta_train.evaluation import BASELINES, RATES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

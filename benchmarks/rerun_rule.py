@@ -23,13 +23,14 @@ from matplotlib.figure import Figure
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark.cache import Cache, default_folder
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
+from learned_optim.meta_train.benchmark.evaluation import BASELINES
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
-from learned_optim.meta_train.benchmark.provenance import provenance
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, load_suite
-from learned_optim.meta_train.evaluation import BASELINES
-from learned_optim.meta_train.plots import (
+from learned_optim.meta_train.common.provenance import provenance
+from learned_optim.meta_train.inner.speedups import speedup
+from learned_optim.meta_train.reports.plots import (
     STYLE,
     Speed,
     comparison_figure,
@@ -37,7 +38,6 @@ from learned_optim.meta_train.plots import (
     save_figure,
     speedup_figure,
 )
-from learned_optim.meta_train.speedups import speedup
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, object]

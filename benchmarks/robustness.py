@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 
 from learned_optim import LearnedOptimizer, load_rule
 from learned_optim.meta_train.benchmark import save_rows
-from learned_optim.meta_train.evaluation import MakeOptimizer, final_loss, train, tune
-from learned_optim.meta_train.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.benchmark.evaluation import MakeOptimizer, final_loss, train, tune
+from learned_optim.meta_train.common.seeds import derive_seed, numpy_generator, torch_generator
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.augmentation import AugmentedTask
 from learned_optim.meta_train.tasks.mlp import MLPFamily
-from learned_optim.meta_train.vectorize import VectorizedTask
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, SEEDS = 1_000, 4

@@ -9,9 +9,9 @@ import csv
 import math
 from pathlib import Path
 
-from learned_optim.meta_train.distributed import AGREEMENT_ENTRIES
-from learned_optim.meta_train.divided_pool import Header
 from learned_optim.meta_train.estimators import ESTIMATORS
+from learned_optim.meta_train.inner.distributed import AGREEMENT_ENTRIES
+from learned_optim.meta_train.trainer.divided_pool import Header
 from learned_optim.rules import ARCHITECTURES
 
 BANDWIDTH = 1.25e9  # bytes a second: 10 Gbit Ethernet

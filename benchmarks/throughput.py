@@ -22,12 +22,12 @@ from unittest import mock
 import torch
 
 from learned_optim.fused import ParticleStep
-from learned_optim.meta_train import unroll
 from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import PES, Estimator, TruncatedBPTT
-from learned_optim.meta_train.seeds import numpy_generator
+from learned_optim.meta_train.inner import unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import MLPFamily
-from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import ScheduleFreeLSTM
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import truncated_bptt
-from learned_optim.meta_train.seeds import numpy_generator
+from learned_optim.meta_train.inner.unroll import start
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily, TaskFamily
-from learned_optim.meta_train.unroll import start
-from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import LSTML2L, ScheduleFreeLSTM, UpdateRule
 
 RESULTS = Path(__file__).parent / "results"

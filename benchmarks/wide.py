@@ -33,7 +33,7 @@ from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import reference_of
 from learned_optim.meta_train.benchmark.scores import Result, problem_speedups
 from learned_optim.meta_train.benchmark.suites import load_suite
-from learned_optim.meta_train.speedups import SLOWEST, running_final
+from learned_optim.meta_train.inner.speedups import SLOWEST, running_final
 from learned_optim.rules import UpdateRule, schedule_free_lstm
 from learned_optim.terminal import say
 

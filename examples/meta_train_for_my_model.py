@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim import LearnedOptimizer, save_rule
-from learned_optim.meta_train.config import config_from_tables
-from learned_optim.meta_train.evaluation import Problem, final_loss
+from learned_optim.meta_train.benchmark.evaluation import Problem, final_loss
+from learned_optim.meta_train.config.load import config_from_tables
 from learned_optim.meta_train.tasks import DataTask, Split, TaskFamily
-from learned_optim.meta_train.trainer import Trainer
+from learned_optim.meta_train.trainer.trainer import Trainer
 
 INNER_STEPS = 300
 

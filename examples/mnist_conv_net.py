@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from learned_optim import LearnedOptimizer
-from learned_optim.meta_train.data import load
+from learned_optim.meta_train.data.datasets import load
 
 
 def network() -> nn.Module:

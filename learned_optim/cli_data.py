@@ -45,7 +45,7 @@ def add_data(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from learned_optim.meta_train.data import DATA_SETS
+    from learned_optim.meta_train.data.datasets import DATA_SETS
 
     found = {name: described(name) for name in DATA_SETS}
     if options.json:
@@ -58,7 +58,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def described(name: str) -> dict[str, Any]:
     """What there is to say of a data set; ``remedy`` where it was not found."""
-    from learned_optim.meta_train.data import DATA_SETS, DataNotFoundError, find
+    from learned_optim.meta_train.data.datasets import DATA_SETS, DataNotFoundError, find
 
     data_set = DATA_SETS[name]
     folder, remedy = None, "nothing to fetch"
@@ -77,8 +77,8 @@ def described(name: str) -> dict[str, Any]:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from learned_optim.meta_train.data import data_set_named
-    from learned_optim.meta_train.fetch import fetch
+    from learned_optim.meta_train.data.datasets import data_set_named
+    from learned_optim.meta_train.data.fetch import fetch
 
     for name in options.name:
         data_set_named(name)  # a misspelt name is told before a long download

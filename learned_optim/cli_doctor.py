@@ -103,7 +103,7 @@ def _devices() -> dict[str, str]:
 
 def _data() -> dict[str, str]:
     from learned_optim.cli_data import described
-    from learned_optim.meta_train.data import DATA_SETS
+    from learned_optim.meta_train.data.datasets import DATA_SETS
 
     entries = {name: described(name) for name in DATA_SETS}
     return {name: entry["folder"] or entry["remedy"] for name, entry in entries.items()}

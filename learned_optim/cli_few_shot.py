@@ -33,7 +33,7 @@ def add_few_shot(commands: Commands) -> None:
 
 def _few_shot(options: argparse.Namespace) -> None:
     need("few-shot", "pydantic", "tqdm", "PIL")
-    from learned_optim.meta_train.config import load_tables
+    from learned_optim.meta_train.config.load import load_tables
     from learned_optim.meta_train.few_shot.evaluation import evaluate
     from learned_optim.meta_train.few_shot.model import FewShotModel
     from learned_optim.meta_train.few_shot.settings import few_shot_config

@@ -49,7 +49,7 @@ def _meta_train(options: argparse.Namespace) -> None:
         return
     import torch
 
-    from learned_optim.meta_train.distributed import ProcessLostError, joined
+    from learned_optim.meta_train.inner.distributed import ProcessLostError, joined
 
     import_from_here()
     if options.threads is not None:
@@ -68,7 +68,7 @@ def _meta_train(options: argparse.Namespace) -> None:
 def _list() -> None:
     import tomllib
 
-    from learned_optim.meta_train.config import shipped_configs, shipped_few_shot_configs
+    from learned_optim.meta_train.config.load import shipped_configs, shipped_few_shot_configs
 
     paths = shipped_configs() | shipped_few_shot_configs()
     configs = {name: tomllib.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
@@ -77,7 +77,7 @@ def _list() -> None:
 
 def _run_in(world: Any, options: argparse.Namespace) -> None:
     """Meta-train in the processes of a ``World``; its leader says how it goes."""
-    from learned_optim.meta_train.progress import run_with_progress
+    from learned_optim.meta_train.trainer.progress import run_with_progress
 
     tell: Callable[..., None] = say if world.leads else _nothing
     folder, trainer = _trainer(world, options)
@@ -105,7 +105,7 @@ def _nothing(*values: object, **options: object) -> None:
 
 def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
     """The run's folder, and its trainer at the start or, to be resumed, at the checkpoint."""
-    from learned_optim.meta_train.config import differences
+    from learned_optim.meta_train.config.load import differences
     from learned_optim.meta_train.sessions import begin, go_on, load_any_config
 
     if options.resume is None:

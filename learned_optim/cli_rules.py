@@ -178,7 +178,7 @@ def _of_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _plot(options: argparse.Namespace) -> None:
     need("bench", "matplotlib")
-    from learned_optim.meta_train.rule_plots import plot_rule
+    from learned_optim.meta_train.reports.rule_plots import plot_rule
 
     given = {name: getattr(options, name) for name in ("steps", "scale") if getattr(options, name) is not None}
     plot_rule(options.rule, options.plot, **given)

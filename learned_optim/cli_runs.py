@@ -62,7 +62,7 @@ def add_runs(commands: Commands) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     need("train", "pydantic")
-    from learned_optim.meta_train.runs import find_runs
+    from learned_optim.meta_train.reports.runs import find_runs
 
     none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
     summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder)]
@@ -76,7 +76,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _row(summary: Mapping[str, Any]) -> list[str]:
-    from learned_optim.meta_train.runs import duration
+    from learned_optim.meta_train.reports.runs import duration
 
     families = (name if count == 1 else f"{count} {name}" for name, count in summary["families"].items())
     steps = f"{summary['meta_steps']}/{summary['of']}"
@@ -87,7 +87,7 @@ def _row(summary: Mapping[str, Any]) -> list[str]:
 
 def _show(options: argparse.Namespace) -> None:
     need("train", "pydantic")
-    from learned_optim.meta_train.runs import read_run
+    from learned_optim.meta_train.reports.runs import read_run
 
     run = read_run(options.folder)
     summary, settings = run.summary(), run.changed_settings()
@@ -107,9 +107,9 @@ def _show(options: argparse.Namespace) -> None:
 
 def _plot(options: argparse.Namespace) -> None:
     need("demo", "pydantic", "matplotlib")
-    from learned_optim.meta_train.run_plots import plot_run
-    from learned_optim.meta_train.run_report import write_report
-    from learned_optim.meta_train.runs import find_runs
+    from learned_optim.meta_train.reports.run_plots import plot_run
+    from learned_optim.meta_train.reports.run_report import write_report
+    from learned_optim.meta_train.reports.runs import find_runs
 
     if options.output is not None and options.output.suffix not in (".html", ".png"):
         raise CommandError(f"--output must end in .html or .png, got {options.output}")
@@ -127,8 +127,8 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     need("demo", "pydantic", "matplotlib")
-    from learned_optim.meta_train.run_plots import plot_comparison_of_runs, short_names
-    from learned_optim.meta_train.runs import different_settings, find_runs
+    from learned_optim.meta_train.reports.run_plots import plot_comparison_of_runs, short_names
+    from learned_optim.meta_train.reports.runs import different_settings, find_runs
 
     runs = find_runs(options.folder)
     if len(runs) < 2:

@@ -8,9 +8,9 @@ from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.command import compare
 from learned_optim.meta_train.benchmark.report import best_baseline, ratio_text
 from learned_optim.meta_train.benchmark.suites import load_suite
-from learned_optim.meta_train.config import load_config
-from learned_optim.meta_train.progress import run_with_progress
-from learned_optim.meta_train.trainer import Trainer
+from learned_optim.meta_train.config.load import load_config
+from learned_optim.meta_train.trainer.progress import run_with_progress
+from learned_optim.meta_train.trainer.trainer import Trainer
 
 
 def run_demo(folder: Path) -> None:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from learned_optim.meta_train.common.strict import dataclass_of
+from learned_optim.meta_train.config.settings import Config
 from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, FewShotConfig, is_few_shot
-from learned_optim.meta_train.settings import Config
-from learned_optim.meta_train.strict import dataclass_of
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.rules import ARCHITECTURES
 

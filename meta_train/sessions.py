@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from learned_optim.meta_train.config import config_from_tables, load_tables
-from learned_optim.meta_train.distributed import World
+from learned_optim.meta_train.config.load import config_from_tables, load_tables
+from learned_optim.meta_train.config.settings import Config
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, is_few_shot
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
-from learned_optim.meta_train.run_checkpoint import read_checkpoint
-from learned_optim.meta_train.run_record import search_modules_of
-from learned_optim.meta_train.settings import Config
-from learned_optim.meta_train.trainer import Trainer
+from learned_optim.meta_train.inner.distributed import World
+from learned_optim.meta_train.trainer.checkpoint import read_checkpoint
+from learned_optim.meta_train.trainer.record import search_modules_of
+from learned_optim.meta_train.trainer.trainer import Trainer
 
 
 def load_any_config(

@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_neural_art(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of data that holds ``neural_art/``, with small random networks and pictures."""
-    from small_families import write_neural_art
+    from helpers.small_families import write_neural_art
 
     folder = tmp_path_factory.mktemp("data")
     write_neural_art(folder)

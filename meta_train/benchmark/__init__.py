@@ -1,5 +1,5 @@
 """The benchmark: suites of problems, tuned baselines, a cache of runs, scores, tables and figures."""
 
-from learned_optim.meta_train.benchmark.provenance import provenance, save_rows
+from learned_optim.meta_train.common.provenance import provenance, save_rows
 
 __all__ = ["provenance", "save_rows"]

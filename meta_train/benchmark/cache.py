@@ -15,11 +15,11 @@ from safetensors.torch import save
 from torch.utils._pytree import tree_leaves
 
 from learned_optim.files import write_atomically
-from learned_optim.meta_train import data
-from learned_optim.meta_train.evaluation import comparison_task
-from learned_optim.meta_train.seeds import cpu_by_default, torch_generator
+from learned_optim.meta_train.benchmark.evaluation import comparison_task
+from learned_optim.meta_train.common.seeds import cpu_by_default, torch_generator
+from learned_optim.meta_train.data import datasets as data
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Split, TaskFamily
-from learned_optim.meta_train.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 VERSION = 1

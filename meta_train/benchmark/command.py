@@ -14,7 +14,7 @@ from learned_optim.meta_train.benchmark.report import as_json, problem_table, sa
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, load_suite, shipped_suites, suite_of_model
 from learned_optim.meta_train.benchmark.timing import Timing, time_steps
-from learned_optim.meta_train.plots import plot_all
+from learned_optim.meta_train.reports.plots import plot_all
 from learned_optim.terminal import say
 
 

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from learned_optim import LearnedOptimizer, available_rules, load_rule
 from learned_optim.meta_train.benchmark.cache import rule_fingerprint
-from learned_optim.meta_train.evaluation import BASELINES, MakeOptimizer
-from learned_optim.meta_train.strict import unknown
+from learned_optim.meta_train.benchmark.evaluation import BASELINES, MakeOptimizer
+from learned_optim.meta_train.common.strict import unknown
 from learned_optim.terminal import printable
 
 REFERENCE = "Adam"

@@ -13,11 +13,11 @@ import torch
 from learned_optim.meta_train.benchmark.cache import Cache, problem_fingerprint
 from learned_optim.meta_train.benchmark.contenders import Contender
 from learned_optim.meta_train.benchmark.contenders import rules as learned_rules
+from learned_optim.meta_train.benchmark.evaluation import Problem, Tuned, final_loss, tune
 from learned_optim.meta_train.benchmark.held_out import HeldOut
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem
-from learned_optim.meta_train.evaluation import Problem, Tuned, final_loss, tune
 
 TUNING_SEED, COMPARISON_SEED = 1, 2  # the same architecture, other starting points, batches and random problems
 
@@ -25,7 +25,8 @@ TUNING_SEED, COMPARISON_SEED = 1, 2  # the same architecture, other starting poi
 class Harness:
     """Runs the problems of a suite and stores every run as it is done.
 
-    All runs of a problem train the same architecture: see :class:`~learned_optim.meta_train.evaluation.Problem`.
+    All runs of a problem train the same architecture: see
+    :class:`~learned_optim.meta_train.benchmark.evaluation.Problem`.
 
     Args:
         suite: problems, and the grid of rates.

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.evaluation import Problem
-from learned_optim.meta_train.seeds import torch_generator
+from learned_optim.meta_train.benchmark.evaluation import Problem
+from learned_optim.meta_train.common.seeds import torch_generator
 
 LOOKS = 25  # of a training, evenly spaced: every 4% of the steps; the best of them is the loss of early stopping
 
 
 class HeldOut:
-    """The record of one training: give :meth:`look` to :meth:`~learned_optim.meta_train.evaluation.Problem.run`.
+    """The record of one training, whose :meth:`look` a problem's run calls.
 
     The rows are drawn once, so that all looks, and all optimizers, see the same.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
-from learned_optim.meta_train.benchmark.provenance import provenance
 from learned_optim.meta_train.benchmark.scores import Result, Score, problem_speedups, score
 from learned_optim.meta_train.benchmark.timing import Timing
+from learned_optim.meta_train.common.provenance import provenance
 
 EDGE_MARK = "*"  # behind a rate at an edge of the tried ones
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from learned_optim.meta_train.benchmark.evaluation import Edge, final_loss, mean_and_band, resampled, weighted_means
 from learned_optim.meta_train.benchmark.suites import SuiteProblem
-from learned_optim.meta_train.evaluation import Edge, final_loss, mean_and_band, resampled, weighted_means
-from learned_optim.meta_train.speedups import speedup
+from learned_optim.meta_train.inner.speedups import speedup
 
 DIVERGED = 2.0  # initial losses; noise alone does not double a loss
 POINTS = 200  # of a stored or drawn curve

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from learned_optim.meta_train.evaluation import RATES
-from learned_optim.meta_train.module_search import search_in
-from learned_optim.meta_train.strict import ConfigError, Strict, checked, read_toml, unknown
+from learned_optim.meta_train.benchmark.evaluation import RATES
+from learned_optim.meta_train.common.module_search import search_in
+from learned_optim.meta_train.common.strict import ConfigError, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family, gather_options
 from learned_optim.terminal import printable
@@ -73,7 +73,8 @@ class Suite(Strict):
     problems: tuple[SuiteProblem, ...]
     title: str = ""
     baselines: tuple[str, ...] = ("Adam", "AdamW", "AdamW-cosine", "RMSprop", "SGD", "Momentum", "NAG")
-    """Names from :data:`~learned_optim.meta_train.evaluation.BASELINES`, tuned; ``NAME@RATE`` is taken as it is."""
+    """Names from :data:`~learned_optim.meta_train.benchmark.evaluation.BASELINES`, tuned; ``NAME@RATE`` is taken as it
+    is."""
     rates: tuple[Positive, ...] = RATES
     """Grid on which baselines are tuned; continued while one of its ends is the best."""
 

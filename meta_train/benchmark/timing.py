@@ -9,9 +9,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 from learned_optim.meta_train.benchmark.contenders import Contender
+from learned_optim.meta_train.benchmark.evaluation import comparison_task
 from learned_optim.meta_train.benchmark.suites import SuiteProblem
-from learned_optim.meta_train.evaluation import comparison_task
-from learned_optim.meta_train.seeds import fixed_global_state, torch_generator
+from learned_optim.meta_train.common.seeds import fixed_global_state, torch_generator
 from learned_optim.meta_train.tasks import Task
 
 ROUNDS = 15  # medians of fewer wander

@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.shares import Share
-from learned_optim.meta_train.unroll import InnerState
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.inner.shares import Share
+from learned_optim.meta_train.inner.unroll import InnerState
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 
@@ -106,7 +106,8 @@ class Estimator(ABC):
         Args:
             rule: the rule that is meta-trained.
             task: B instances.
-            inner: where they stand: at their starting points (:func:`learned_optim.meta_train.unroll.start`) or later.
+            inner: where they stand: at their starting points
+                (:func:`learned_optim.meta_train.inner.unroll.start`) or later.
             generator: source of what is drawn once for an inner training.
         """
         pieces = self.pieces(task.instances)

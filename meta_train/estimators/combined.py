@@ -31,10 +31,10 @@ from torch import Tensor
 from learned_optim.meta_train.estimators.base import Combination, Estimate, Trajectory
 from learned_optim.meta_train.estimators.perturbation import first_copy
 from learned_optim.meta_train.estimators.reparameterization import PairGradients, Reparameterization
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.shares import Share
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.inner.particles import as_meta_grads
+from learned_optim.meta_train.inner.shares import Share
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 

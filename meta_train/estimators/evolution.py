@@ -18,11 +18,11 @@ from learned_optim.meta_train.estimators.perturbation import (
     first_copy,
     variance_of_mean,
 )
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.particles import as_meta_grads
-from learned_optim.meta_train.shares import Share
-from learned_optim.meta_train.unroll import InnerState
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.inner.particles import as_meta_grads
+from learned_optim.meta_train.inner.shares import Share
+from learned_optim.meta_train.inner.unroll import InnerState
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 

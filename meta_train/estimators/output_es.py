@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from learned_optim.meta_train.common.seeds import torch_generator
 from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
 from learned_optim.meta_train.estimators.perturbation import as_particles
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
-from learned_optim.meta_train.seeds import torch_generator
-from learned_optim.meta_train.speedups import log_slowdowns
-from learned_optim.meta_train.unroll import InnerState, unroll
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.inner.speedups import log_slowdowns
+from learned_optim.meta_train.inner.unroll import InnerState, unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import ScheduleFreeLSTM, UpdateRule
 
 PHASES = (0, 100, 500)  # steps at which they begin

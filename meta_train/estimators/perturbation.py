@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from learned_optim.meta_train.estimators.base import Estimator
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
-from learned_optim.meta_train.particles import ParticleRule, flat_meta_parameters
-from learned_optim.meta_train.speedups import log_slowdowns
-from learned_optim.meta_train.unroll import InnerState, Unroll, unroll
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName, Reduction
+from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.inner.speedups import log_slowdowns
+from learned_optim.meta_train.inner.unroll import InnerState, Unroll, unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 
@@ -29,7 +29,8 @@ class PerturbationEstimator(Estimator):
         sigma: standard deviation of the perturbations (0.01 in most of the literature).
         pairs: antithetic pairs that each instance is trained with, S.
         groups: G, a divisor of B; None: every instance is a group.
-        meta_loss: see :mod:`learned_optim.meta_train.meta_loss`; taken over each particle's b instances, then averaged.
+        meta_loss: see :mod:`learned_optim.meta_train.inner.meta_loss`; taken over each particle's b instances, then
+            averaged.
 
     Raises:
         ValueError: a number is out of range.

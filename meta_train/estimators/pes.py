@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
-from learned_optim.meta_train.particles import flat_meta_parameters
+from learned_optim.meta_train.inner.particles import flat_meta_parameters
 from learned_optim.rules import UpdateRule
 
 PERTURBATION_SUM = "perturbation_sum"

@@ -21,11 +21,11 @@ from learned_optim.meta_train.estimators.perturbation import (
     first_copy,
 )
 from learned_optim.meta_train.estimators.truncated_bptt import backpropagate, check_replay
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.particles import ParticleRule, as_meta_grads
-from learned_optim.meta_train.shares import Share
-from learned_optim.meta_train.unroll import Unroll
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.inner.particles import ParticleRule, as_meta_grads
+from learned_optim.meta_train.inner.shares import Share
+from learned_optim.meta_train.inner.unroll import Unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 

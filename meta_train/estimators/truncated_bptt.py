@@ -19,13 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.distributed import World
 from learned_optim.meta_train.estimators.base import Estimate, Estimator, Part, Trajectory, mean_part
-from learned_optim.meta_train.fused import fused_equivalent
-from learned_optim.meta_train.meta_loss import MetaLoss, MetaLossName, Reduction
-from learned_optim.meta_train.shares import Share
-from learned_optim.meta_train.unroll import ApplyRule, InnerState, Unroll, unroll
-from learned_optim.meta_train.vectorize import VectorizedTask
+from learned_optim.meta_train.inner.distributed import World
+from learned_optim.meta_train.inner.fused import fused_equivalent
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName, Reduction
+from learned_optim.meta_train.inner.shares import Share
+from learned_optim.meta_train.inner.unroll import ApplyRule, InnerState, Unroll, unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, UpdateRule
 from learned_optim.rules.base import conditions_of
 
@@ -65,7 +65,7 @@ def truncated_bptt(
         state: start of the window; no gradient flows into it.
         steps: truncation length.
         generator: source of the batches, and of the choice of coordinates.
-        meta_loss: see :mod:`learned_optim.meta_train.meta_loss`.
+        meta_loss: see :mod:`learned_optim.meta_train.inner.meta_loss`.
         second_derivatives: differentiate through the inner gradients too (no shortcut then: slower).
         replay_coordinates: take the meta-gradient through this many coordinates at most, drawn from all ``B * N`` by
             :func:`sample_coordinates`; None takes all. Unbiased, but not available with second derivatives.

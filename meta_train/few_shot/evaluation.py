@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learned_optim.meta_train.common.seeds import derive_seed, fixed_global_state, torch_generator
 from learned_optim.meta_train.few_shot.algorithms import Algorithm
 from learned_optim.meta_train.few_shot.learner import Learner
-from learned_optim.meta_train.seeds import derive_seed, fixed_global_state, torch_generator
 from learned_optim.meta_train.tasks import Split
 
 TOGETHER = 50  # episodes in one pass: enough to keep a core busy, and images of so many fit anywhere

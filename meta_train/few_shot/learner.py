@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from learned_optim.meta_train.few_shot.episodes import FewShotTask
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Batch
-from learned_optim.meta_train.vectorize import VectorizedTask
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from learned_optim.meta_train.data import SPLITS, DataNotFoundError, search_places
+from learned_optim.meta_train.data.datasets import SPLITS, DataNotFoundError, search_places
 from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional, small_picture
 from learned_optim.meta_train.tasks import Split
 

@@ -11,11 +11,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from learned_optim.files import json_object, write_atomically
+from learned_optim.meta_train.common.seeds import cpu_by_default
 from learned_optim.meta_train.few_shot.algorithms import Adapted, Algorithm
 from learned_optim.meta_train.few_shot.algorithms.gradient import AdaptedParameters
 from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
-from learned_optim.meta_train.seeds import cpu_by_default
 
 FORMAT = "learned-optim-few-shot"
 VERSION = 1

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from learned_optim.meta_train.data import DataNotFoundError, search_places
+from learned_optim.meta_train.data.datasets import DataNotFoundError, search_places
 from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional, perceptron, small_picture
 from learned_optim.meta_train.tasks import Split
 

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from learned_optim.meta_train.common.strict import ConfigError, Strict, checked, refuse_changed, unknown
+from learned_optim.meta_train.config.settings import Count, Decay, MetaOptimizerConfig, Positive, RuleConfig
 from learned_optim.meta_train.few_shot.algorithms import (
     FOMAML,
     MAML,
@@ -29,10 +31,8 @@ from learned_optim.meta_train.few_shot.inner import SGD, Adam
 from learned_optim.meta_train.few_shot.mini_imagenet import MiniImageNet
 from learned_optim.meta_train.few_shot.omniglot import Omniglot
 from learned_optim.meta_train.few_shot.sinusoid import Sinusoid
-from learned_optim.meta_train.settings import Count, Decay, MetaOptimizerConfig, Positive, RuleConfig
-from learned_optim.meta_train.strict import ConfigError, Strict, checked, refuse_changed, unknown
+from learned_optim.meta_train.inner.unroll import InnerOptimizer
 from learned_optim.meta_train.tasks.lookup import gather_options
-from learned_optim.meta_train.unroll import InnerOptimizer
 
 FEW_SHOT_TASKS: dict[str, type[FewShotTask]] = {
     "sinusoid": Sinusoid,

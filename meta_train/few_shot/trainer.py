@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.distributed import World
+from learned_optim.meta_train.common.seeds import cpu_by_default, derive_seed, fixed_global_state, torch_generator
 from learned_optim.meta_train.few_shot.algorithms import Algorithm
 from learned_optim.meta_train.few_shot.evaluation import Evaluation, evaluate
 from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.model import save_few_shot
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, is_few_shot
-from learned_optim.meta_train.loop import MetaTraining
-from learned_optim.meta_train.run_checkpoint import FILE, read_checkpoint, restoring
-from learned_optim.meta_train.run_log import Progress
-from learned_optim.meta_train.seeds import cpu_by_default, derive_seed, fixed_global_state, torch_generator
+from learned_optim.meta_train.inner.distributed import World
+from learned_optim.meta_train.trainer.checkpoint import FILE, read_checkpoint, restoring
+from learned_optim.meta_train.trainer.log import Progress
+from learned_optim.meta_train.trainer.loop import MetaTraining
 
 
 class FewShotTrainer(MetaTraining[Algorithm]):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learned_optim.meta_train import data
+from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
 from learned_optim.meta_train.tasks.mlp import ACTIVATIONS, Activation, restriction

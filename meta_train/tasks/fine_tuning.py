@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_optim.meta_train import data
-from learned_optim.meta_train.seeds import fixed_global_state, torch_generator
+from learned_optim.meta_train.common.seeds import fixed_global_state, torch_generator
+from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
 from learned_optim.meta_train.tasks.conv_net import LARGEST_IMAGE, SMALLEST_IMAGE, images

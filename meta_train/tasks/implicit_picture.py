@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_optim.meta_train.neural_art import SMALLEST, find_file, load_picture
+from learned_optim.meta_train.neural_art.style import SMALLEST, find_file, load_picture
 from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.neural_art import CONTENT
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_optim.meta_train.data import DataNotFoundError
+from learned_optim.meta_train.data.datasets import DataNotFoundError
 from learned_optim.meta_train.tasks.base import HELD_OUT, Batch, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer
 

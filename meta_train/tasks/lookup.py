@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learned_optim.meta_train.module_search import searched_folders
-from learned_optim.meta_train.strict import ConfigError, checked, unknown
+from learned_optim.meta_train.common.module_search import searched_folders
+from learned_optim.meta_train.common.strict import ConfigError, checked, unknown
 from learned_optim.meta_train.tasks import FAMILIES, TaskFamily
 from learned_optim.meta_train.tasks.users import load_model
 

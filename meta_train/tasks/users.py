@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from learned_optim.meta_train.module_search import find_file
+from learned_optim.meta_train.common.module_search import find_file
 from learned_optim.meta_train.tasks.base import Batch, Split, Task, TaskFamily
 
 

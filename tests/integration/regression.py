@@ -10,8 +10,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.rules import normal
 from learned_optim import LearnedOptimizer
-from test_rules import normal
 
 Make = Callable[..., Optimizer]
 Batch = tuple[Tensor, Tensor]

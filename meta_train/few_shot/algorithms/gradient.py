@@ -11,7 +11,7 @@ from learned_optim.meta_train.few_shot.algorithms.base import Adapted, Algorithm
 from learned_optim.meta_train.few_shot.episodes import Episodes, Examples
 from learned_optim.meta_train.few_shot.inner import ScaledRule
 from learned_optim.meta_train.few_shot.learner import Learner
-from learned_optim.meta_train.unroll import InnerOptimizer, start, unroll
+from learned_optim.meta_train.inner.unroll import InnerOptimizer, start, unroll
 from learned_optim.rules import UpdateRule
 
 NO_RANDOMNESS = torch.Generator()

@@ -8,7 +8,7 @@ from learned_optim.meta_train.few_shot.algorithms.base import MetaGradient
 from learned_optim.meta_train.few_shot.algorithms.gradient import GradientAlgorithm
 from learned_optim.meta_train.few_shot.episodes import Episodes
 from learned_optim.meta_train.few_shot.learner import Learner
-from learned_optim.meta_train.unroll import InnerOptimizer
+from learned_optim.meta_train.inner.unroll import InnerOptimizer
 
 
 class Pretraining(GradientAlgorithm):

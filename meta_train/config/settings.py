@@ -1,0 +1,347 @@
+"""What a configuration of a meta-training run can say: frozen dataclasses, nothing unknown accepted."""
+
+import dataclasses
+import inspect
+import itertools
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learned_optim.checkpoint import load_rule
+from learned_optim.meta_train.common.strict import ConfigError, Strict, refuse_changed, unknown
+from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
+from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.tasks import Augmentation, TaskFamily
+from learned_optim.meta_train.tasks.lookup import build_family
+from learned_optim.meta_train.tasks.sampling import check_range, log_uniform_integer
+from learned_optim.rules import ARCHITECTURES, UpdateRule
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class RuleConfig(Strict):
+    """Which rule is meta-trained."""
+
+    architecture: str = "schedule-free-lstm"
+    """Name of an architecture."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its constructor."""
+    start_from: str | None = None
+    """Weights to start from: a shipped rule's name or a path. None: fresh ones."""
+
+    def build(self, seed: int) -> UpdateRule:
+        """The rule at the start of meta-training: fresh, or with the weights of ``start_from``."""
+        rule = self.fresh(seed)
+        if self.start_from is not None:
+            try:
+                rule.load_state_dict(load_rule(self.start_from).state_dict())
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"rule.start_from: {' '.join(str(error).split())}") from error
+        return rule
+
+    def fresh(self, seed: int) -> UpdateRule:
+        """The rule with random weights, whatever ``start_from`` says; reads no file."""
+        if self.architecture not in ARCHITECTURES:
+            raise ConfigError(f"rule.architecture: {unknown(self.architecture, ARCHITECTURES)}")
+        try:
+            rule = ARCHITECTURES[self.architecture](**self.settings)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"rule.settings: {error}") from error
+        rule.reset_parameters(seed)
+        return rule
+
+
+@dataclass(frozen=True)
+class TaskConfig(Strict):
+    """One family of the mixture. In TOML, the family's options stand beside ``family`` and what else is here."""
+
+    family: str
+    """A shipped family's name, or ``package.module:Class`` for one's own."""
+    weight: Positive = 1.0
+    """How often it is drawn, relative to the others."""
+    anchor: bool = False
+    """Whether the rule should learn to leave its outputs at zero here; of estimator ``"output-es"``."""
+    augment: Augmentation = field(default_factory=Augmentation)
+    """Random changes to its tasks."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The family's own options."""
+
+    def build(self) -> TaskFamily:
+        """The family with its options checked."""
+        family = build_family(self.family, self.options, f"tasks[{self.family}]")
+        if family.evaluation_only:
+            raise ConfigError(f"tasks[{self.family}]: not for meta-training: {family.evaluation_only}")
+        return self.augment.of(family)
+
+
+@dataclass(frozen=True)
+class TruncationGrowth(Strict):
+    """Windows that grow linearly with the meta-steps, from ``truncation`` on (Metz et al. 2019)."""
+
+    to: Count
+    """Inner steps at the end of the growth, and after it."""
+    over: Count
+    """Meta-steps that the growth takes."""
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Each window's length is multiplied by a factor uniform in ``1 - jitter ... 1 + jitter``."""
+
+    def window(self, first: int, meta_step: int, rng: np.random.Generator) -> int:
+        """Inner steps of a window at ``meta_step``."""
+        mean = first + (self.to - first) * min(1.0, meta_step / self.over)
+        return max(1, round(mean * rng.uniform(1 - self.jitter, 1 + self.jitter)))
+
+
+@dataclass(frozen=True)
+class UnrollConfig(Strict):
+    """How tasks are trained while the rule learns."""
+
+    truncation: Count = 20
+    """Inner steps of a window: the reach of the meta-gradient."""
+    truncation_growth: TruncationGrowth | None = None
+    """How it grows during the run; None: it does not."""
+    truncation_up_to: Count | None = None
+    """Draw it for each window, log-uniformly between ``truncation`` and this; None: fixed."""
+    horizon: tuple[Count, Count] = (100, 100)
+    """Range of the length of an inner training, drawn log-uniformly for each. Rounded up to whole windows; windows that
+    vary in length are cut short at the horizon instead."""
+    instances: Count = 16
+    """Copies of a task that advance together, each with its own starting point and data."""
+    pool: Count = 1
+    """Inner trainings under way at a time; they advance in turn."""
+    stagger: bool = True
+    """Whether a pool of several starts spread over all stages. Its first members then run ahead, without
+    meta-gradient, when their turn comes first: at most a horizon each. If not, late stages take a horizon to appear."""
+    windows_per_step: Count = 1
+    """Members of the pool whose meta-gradients are averaged for one meta-step."""
+    rescale: Probability = 0.0
+    """Probability that a task's parameters are rescaled at random."""
+    rescale_range: tuple[Positive, Positive] = (0.1, 10.0)
+    """Range of that factor, drawn log-uniformly for each instance."""
+    random_signs: bool = False
+    """Whether stored parameters have random signs: less noise in the meta-gradient of a rule that is not odd."""
+
+    def __post_init__(self) -> None:
+        check_range("horizon", self.horizon, 1)
+        if self.truncation_up_to is not None:
+            check_range("truncation and truncation_up_to", (self.truncation, self.truncation_up_to), 1)
+            if self.truncation_growth is not None:
+                raise ValueError("truncation_growth and truncation_up_to exclude each other; leave one out")
+        check_range("rescale_range", self.rescale_range, 0, included=False)
+        if self.windows_per_step > self.pool:
+            raise ValueError(f"windows_per_step cannot exceed pool, got {self.windows_per_step} and {self.pool}")
+
+    def window(self, meta_step: int, to_horizon: int, rng: np.random.Generator) -> int:
+        """Steps of a window that begins ``to_horizon`` before its horizon; ``rng`` is asked only if that is random."""
+        if self.truncation_growth is not None:
+            return min(self.truncation_growth.window(self.truncation, meta_step, rng), to_horizon)
+        if self.truncation_up_to is not None:
+            return min(log_uniform_integer(rng, (self.truncation, self.truncation_up_to)), to_horizon)
+        return self.truncation
+
+
+OF_META_LOSS = ("bounded", "clamp", "outer_batches", "outer_split")  # options of every estimator
+
+
+@dataclass(frozen=True)
+class EstimatorConfig(Strict):
+    """How the meta-gradient is estimated; options that the named estimator does not have are refused."""
+
+    name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single", "output-es"] = (
+        "truncated-bptt"
+    )
+    meta_loss: MetaLossName = "mean"
+    """How the losses of a window become one number: their mean, the last one, the mean logarithm; or, with "es" and
+    "output-es", the logarithm of how much faster a particle is than the median of those that train beside it."""
+    bounded: bool = False
+    """Whether no loss counts as more than the task's bound (1.5 ln C for C classes; else 1.5 initial losses)."""
+    clamp: Positive | None = None
+    """No loss counts as more than this."""
+    outer_batches: Annotated[int, Field(ge=0)] = 0
+    """Fresh batches after each inner step that the meta-loss is taken on; 0: the batch of the next inner gradient."""
+    outer_split: Literal["train", "validation"] = "train"
+    """Where these come from: "train", the data of inner training, or "validation", which holds a part of them out."""
+    second_derivatives: bool = False
+    replay_coordinates: Count | None = None
+    """Coordinates that the meta-gradient is taken through; None: all."""
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations of the meta-parameters."""
+    pairs: Count = 1
+    """Antithetic pairs of perturbations that each instance is trained with."""
+    groups: Count | None = None
+    """Groups of instances with perturbations of their own; None: every instance."""
+    perturbed: tuple[str, ...] | None = None
+    """Parameters of the rule that are meta-trained, the others stay as they are; None: all."""
+    caution: Positive = 8.0
+    """Weight of the squared outputs, which keeps these small; of ``"output-es"``."""
+    covariance: bool = True
+    """Whether the weights of the combination heed the covariance of its parts."""
+    variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the running variances that weight the combination; 0: those of each window."""
+
+    def __post_init__(self) -> None:
+        if self.outer_split == "validation" and self.outer_batches == 0:
+            raise ValueError('outer_split = "validation" needs outer_batches = 1 or more')
+        self.build()
+
+    def build(self) -> Estimator:
+        """The estimator."""
+        accepted = inspect.signature(ESTIMATORS[self.name]).parameters
+        refuse_changed(self, (*accepted, *OF_META_LOSS), f"estimator {self.name!r}")
+        meta_loss = MetaLoss(self.meta_loss, self.bounded, self.clamp, self.outer_batches)
+        given = {name: getattr(self, name) for name in accepted} | {"meta_loss": meta_loss}
+        estimator: Estimator = ESTIMATORS[self.name](**given)
+        return estimator
+
+
+@dataclass(frozen=True)
+class MetaOptimizerConfig(Strict):
+    """What steps the meta-parameters; options that the named optimizer does not have are refused."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive = 1e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Of Adam and AdamW."""
+    weight_decay: NotNegative = 0.0
+    """Of AdamW and SGD."""
+    momentum: Decay = 0.0
+    """Of SGD."""
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
+    """Of the rate, after the warm-up and up to the last meta-step."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Meta-steps over which the rate rises linearly to ``lr``."""
+    final_fraction: Probability = 0.0
+    """Where the decay ends, relative to ``lr``."""
+    clip_value: Positive | None = None
+    """Upper bound of each entry of the meta-gradient, in absolute value (Metz et al. 2019: 0.1)."""
+    clip_norm: Positive | None = None
+    """Upper bound of the meta-gradient's norm, after that."""
+    average: Decay = 0.0
+    """Decay of the exponential average of the weights that is validated and kept; 0: the weights themselves."""
+
+    def __post_init__(self) -> None:
+        own = {"adam": ("betas",), "adamw": ("betas", "weight_decay"), "sgd": ("weight_decay", "momentum")}[self.name]
+        shared = ("lr", "schedule", "warmup", "final_fraction", "clip_value", "clip_norm", "average")
+        refuse_changed(self, (*own, *shared), f"meta-optimizer {self.name!r}")
+        if self.schedule == "constant" and self.final_fraction > 0:
+            raise ValueError('final_fraction needs schedule = "cosine", "linear" or "exponential"')
+        if self.schedule == "exponential" and self.final_fraction == 0:
+            raise ValueError('schedule = "exponential" needs a final_fraction above 0, for example 0.01')
+
+
+@dataclass(frozen=True)
+class SuiteConfig(Strict):
+    """Validation tasks under a name of their own."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    families: tuple[TaskConfig, ...] = ()
+    """In TOML, ``[[validation.suites.families]]`` tables like ``[[tasks]]``; none: the mixture that is trained on."""
+    horizon: Count | None = None
+    """Inner steps; None, here and below: as in ``[validation]``."""
+    tasks: Count | None = None
+    """Tasks drawn from each family."""
+    instances: Count | None = None
+    """Copies of each task."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig(Strict):
+    """Held-out tasks on which the best weights are chosen."""
+
+    every: Count = 100
+    """Meta-steps between validations."""
+    horizon: Count = 100
+    """Inner steps."""
+    tasks: Count = 1
+    """Tasks drawn from each family."""
+    instances: Count = 16
+    """Copies of each task."""
+    suites: tuple[SuiteConfig, ...] = (SuiteConfig("mixture"),)
+    """What is validated on."""
+    select: str | None = None
+    """Name of the suite whose score chooses the best weights; None: the first."""
+
+    def __post_init__(self) -> None:
+        names = [suite.name for suite in self.suites]
+        if not names:
+            raise ValueError("at least one suite is needed; leave suites out for the mixture")
+        if len(set(names)) < len(names):
+            raise ValueError(f"suites need names of their own, got {', '.join(names)}")
+        if self.select is not None and self.select not in names:
+            raise ValueError(f"select: {unknown(self.select, names)}")
+
+    @property
+    def selected(self) -> str:
+        """Name of the suite that chooses the best weights."""
+        return self.suites[0].name if self.select is None else self.select
+
+
+@dataclass(frozen=True)
+class CurriculumConfig(Strict):
+    """Horizons that grow when validation says so (Chen et al. 2020, section 4.1); they replace ``unroll.horizon``."""
+
+    horizons: Annotated[tuple[Count, ...], Field(min_length=1)]
+    """One for each stage, increasing."""
+    every: Count = 100
+    """Meta-steps between evaluations at the next stage's horizon (at the last stage, at its own)."""
+    evaluations: Count = 3
+    """A stage ends no earlier than with this many."""
+
+    def __post_init__(self) -> None:
+        if any(low >= high for low, high in itertools.pairwise(self.horizons)):
+            raise ValueError(f"horizons must increase from stage to stage, got {list(self.horizons)}")
+
+
+@dataclass(frozen=True)
+class Config(Strict):
+    """Everything that determines a meta-training run, apart from the machine."""
+
+    tasks: tuple[TaskConfig, ...]
+    """The mixture that tasks are drawn from."""
+    steps: Count
+    """Meta-steps."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it, and from counters."""
+    description: str = ""
+    """Goes into the weights file."""
+    rule: RuleConfig = RuleConfig()
+    """What is meta-trained, and from which weights."""
+    unroll: UnrollConfig = UnrollConfig()
+    """Inner training: windows, horizons, how many at a time."""
+    estimator: EstimatorConfig = EstimatorConfig()
+    """How a window becomes a meta-gradient."""
+    meta_optimizer: MetaOptimizerConfig = MetaOptimizerConfig()
+    """How a meta-gradient becomes a meta-step."""
+    validation: ValidationConfig = ValidationConfig()
+    """How the best weights are chosen."""
+    curriculum: CurriculumConfig | None = None
+    """Stages of growing horizons; None: ``unroll.horizon`` throughout."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("at least one [[tasks]] entry is needed")
+        instances, groups = self.unroll.instances, self.estimator.groups
+        if groups is not None and instances % groups:
+            raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
+        if self.estimator.name == "combined" and self.estimator.pairs * (groups or instances) < 2:
+            raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
+        if any(task.anchor for task in self.tasks) and self.estimator.name != "output-es":
+            raise ValueError('anchor needs estimator.name = "output-es"')
+        if self.curriculum is not None and self.unroll.horizon != UnrollConfig.horizon:
+            raise ValueError("curriculum.horizons replace unroll.horizon; leave one of them out")
+
+    @property
+    def families(self) -> list[TaskConfig]:
+        """All families that are named: of the mixture and of the suites."""
+        return [*self.tasks, *(family for suite in self.validation.suites for family in suite.families)]
+
+    def to_json(self) -> str:
+        """The configuration as JSON, keys sorted: what run folders and weights files record."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)

@@ -1,0 +1,1 @@
+"""Data sets: downloads, and their reading in fixed splits."""

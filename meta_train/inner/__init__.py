@@ -1,0 +1,1 @@
+"""Inner training: many optimizees side by side, and what is recorded of them."""

@@ -1,0 +1,174 @@
+"""Inner training under a rule: the one loop that evaluation and all gradient estimators share."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.meta_train.inner.fused import fused_equivalent, step_in_place
+from learned_optim.meta_train.inner.particles import ParticleRule
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
+from learned_optim.rules import Conditions, RuleState, UpdateRule
+from learned_optim.rules.base import conditions_of
+
+AS_META_TRAINED = Settings(lr=1.0, weight_decay=0.0, maximize=False)
+
+ApplyRule = Callable[..., tuple[Tensor, RuleState]]
+"""``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters; those
+with ``uses_conditions`` take :class:`Conditions` too."""
+
+
+class InnerOptimizer(Protocol):
+    """What trains a task: a rule, or a differentiable version of a usual optimizer."""
+
+    def init_state(
+        self, coordinates: tuple[int, ...], *, device: torch.device | str = ..., dtype: torch.dtype = ...
+    ) -> RuleState:
+        """The state before the first step, as :meth:`UpdateRule.init_state`."""
+        ...
+
+    @property
+    def __call__(self) -> ApplyRule:
+        """``(grad, state, step) -> (update, state)``."""
+        ...
+
+
+class InnerState(NamedTuple):
+    """Where the inner training of B instances stands; all that has to be kept between two windows.
+
+    Of P *particles*, which train b instances each: every entry but ``step`` has one more axis, P, at the front
+    (``rule_state``: ``(P, features, b, N)``), and B is b.
+    """
+
+    parameters: Tensor
+    """``(B, N)``"""
+    grad: Tensor
+    """Gradient at ``parameters`` on the latest batch, ``(B, N)``."""
+    rule_state: RuleState
+    """Entries of shape ``(features, B, N)``."""
+    step: Tensor
+    """Inner steps taken, 0-d."""
+    initial_loss: Tensor
+    """Loss at the starting point, ``(B,)``."""
+
+
+class Unroll(NamedTuple):
+    """A window of inner training."""
+
+    state: InnerState
+    """State after the window."""
+    losses: Tensor
+    """Loss after each update, on the batch of that step, ``(steps, B)``, of particles ``(steps, P, b)``."""
+    counted: Tensor
+    """What the meta-loss is taken from: ``losses``, or their means over the outer batches of each step."""
+    grads: tuple[Tensor, ...] | None = None
+    """If recorded: the gradients that the rule saw, then the one after the window: ``steps + 1`` of ``([P,] B, N)``."""
+    counted_grads: tuple[Tensor, ...] | None = None
+    """If recorded: gradients of ``counted`` with respect to the parameters there, ``steps`` of ``([P,] B, N)``."""
+
+
+def start(
+    rule: InnerOptimizer, task: VectorizedTask, generator: torch.Generator, *, second_derivatives: bool = False
+) -> InnerState:
+    """The state before the first inner step; draws one batch for the first gradient.
+
+    ``second_derivatives`` lets gradients flow through it to the starting point: see :func:`unroll`.
+    """
+    parameters = task.initial_parameters
+    loss, grad = task.losses_and_grads(parameters, task.batch(generator), differentiable=second_derivatives)
+    rule_state = rule.init_state(tuple(parameters.shape), device=parameters.device, dtype=parameters.dtype)
+    return InnerState(parameters, grad, rule_state, torch.zeros((), device=parameters.device), loss)
+
+
+def check_positive(task: VectorizedTask, state: InnerState, reason: str) -> None:
+    """Raise ``ValueError`` if a loss at the start is zero or negative."""
+    if bool((state.initial_loss <= 0).any()):
+        lowest = float(state.initial_loss.min())
+        raise ValueError(
+            f"{reason}, which must be positive; {type(task.task).__name__} starts at {lowest:g}: "
+            "add a constant to its loss"
+        )
+
+
+def unroll(
+    rule: ApplyRule,
+    task: VectorizedTask,
+    state: InnerState,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    outer_batches: int = 0,
+    record_grads: bool = False,
+    second_derivatives: bool = False,
+) -> Unroll:
+    """Take ``steps`` inner steps: update, then loss and gradient on a fresh batch.
+
+    Differentiable with respect to the rule's weights in grad mode. Under ``torch.no_grad()`` the rule runs as it does
+    in :class:`LearnedOptimizer`: in place, by its kernel for CPUs or else in blocks that stay in the cache. On a GPU it
+    runs by its training kernels in either mode, where it has some.
+
+    Args:
+        rule: applied to all coordinates of all instances at once.
+        task: B instances.
+        state: where to go on from; for a :class:`ParticleRule` of P particles, theirs.
+        steps: length of the window.
+        generator: source of the batches.
+        outer_batches: fresh batches after each step that ``counted`` is taken on, from
+            :meth:`VectorizedTask.outer_batch`; 0: the batch that yields the next gradient.
+        record_grads: keep the gradients, for :mod:`learned_optim.meta_train.estimators`.
+        second_derivatives: let meta-gradients flow through the inner gradients; if not, these count as constants.
+    """
+    parameters, grad, rule_state, step, initial_loss = state
+    losses, grads = [], [grad]
+    counted, counted_grads = [], []
+    rule = fused_equivalent(rule, grad) or rule
+    fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
+    kernel = None if fast_rule is None else step_in_place(fast_rule, grad)
+    if kernel is None and conditions_of(rule, Conditions()):
+        fast_rule = None
+    if fast_rule is not None:  # it overwrites what it is given
+        dense = torch.contiguous_format
+        parameters = parameters.clone(memory_format=dense)
+        rule_state = {entry: tensor.clone(memory_format=dense) for entry, tensor in rule_state.items()}
+    for _ in range(steps):
+        step = step + 1
+        if kernel is not None:
+            kernel(parameters, grad, rule_state, step, Conditions(parameter=task.decays))
+        elif isinstance(fast_rule, UpdateRule):
+            apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
+        else:
+            told = conditions_of(rule, Conditions(parameters * task.decays))
+            update, rule_state = rule(grad, rule_state, step, *told)
+            parameters = parameters + update
+        batch = task.batch(generator)
+        loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)
+        grad = grad if second_derivatives else grad.detach()
+        losses.append(loss)
+        outer_loss, outer_grad = loss, grad
+        if outer_batches > 0:
+            outer_loss, outer_grad = _outer(task, parameters, outer_batches, generator, record_grads)
+        counted.append(outer_loss)
+        if record_grads:
+            grads.append(grad)
+            counted_grads.append(outer_grad)
+    final = InnerState(parameters, grad, rule_state, step, initial_loss)
+    recorded = (tuple(grads), tuple(counted_grads)) if record_grads else (None, None)
+    return Unroll(final, torch.stack(losses), torch.stack(counted), *recorded)
+
+
+def _outer(
+    task: VectorizedTask, parameters: Tensor, batches: int, generator: torch.Generator, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean loss ``([P,] B)`` on fresh outer batches and, if asked for, its gradient ``([P,] B, N)``; else empty."""
+    losses, grads = [], []
+    for _ in range(batches):
+        batch = task.outer_batch(generator)
+        if with_grad:
+            loss, grad = task.losses_and_grads(parameters, batch)
+            grads.append(grad)
+        else:
+            loss = task.losses(parameters, batch)
+        losses.append(loss)
+    return torch.stack(losses).mean(0), torch.stack(grads).mean(0) if with_grad else parameters.new_empty(0)

@@ -1,0 +1,1 @@
+"""The meta-training loop, and what it leaves on disk."""

@@ -1,0 +1,66 @@
+"""Results of benchmarks, as small as can be."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learned_optim.meta_train.benchmark.cache import Cache
+from learned_optim.meta_train.benchmark.contenders import baselines
+from learned_optim.meta_train.benchmark.harness import Harness
+from learned_optim.meta_train.benchmark.progress import Bar
+from learned_optim.meta_train.benchmark.scores import Result
+from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem, suite_from_tables
+from learned_optim.meta_train.benchmark.timing import Timing
+
+STEPS = 5
+
+
+NOISY = {
+    "name": "noisy",
+    "family": "quadratic",
+    "steps": STEPS,
+    "seeds": 3,
+    "tuning_seeds": 3,
+    "dimensions": [2, 50],
+    "condition": [1.0, 30.0],
+    "noise": 0.1,
+}
+
+
+def suite(*problems: dict[str, Any], **others: Any) -> Suite:
+    return suite_from_tables(
+        {"name": "test", "rates": [0.1, 0.03, 0.01], "problems": list(problems or [NOISY]), **others}
+    )
+
+
+def run(
+    suite: Suite, cache: Path | None = None, names: tuple[str, ...] = ("SGD",), rules: list[Any] | None = None
+) -> dict[str, list[Result]]:
+    harness = Harness(suite, baselines(names), rules or [], cache=Cache(cache))
+    with Bar(harness.planned_steps()) as bar:
+        return {group[0].problem.name: group for group in harness.results(bar)}
+
+
+def result(optimizer: str, *, loss: float = 1.0, problem: str = "p", seeds: int = 4, **others: Any) -> Result:
+    losses = np.linspace(2.0, loss, 21)[:, None] * np.linspace(0.9, 1.1, seeds)
+    if "rate" in others:
+        others.setdefault("tuning", {others["rate"]: 1.0})
+    else:
+        others["is_rule"] = True
+    return Result(SuiteProblem(problem, "quadratic", 20, seeds=seeds), optimizer, losses, **others)
+
+
+RESULTS = {
+    "p": [
+        result("Adam", rate=0.01),
+        result("SGD", rate=30.0, edge="upper", loss=1.5),
+        result("NAG", rate=1e-5, edge="lower"),
+        result("mine", loss=0.5),
+    ],
+    "q": [result("Adam", rate=0.01, problem="q"), result("mine", loss=1.5, problem="q")],
+}
+
+
+def timing(seconds: float) -> Timing:
+    return Timing(seconds, (seconds, seconds, seconds), 1)

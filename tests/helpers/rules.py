@@ -1,0 +1,109 @@
+"""Rules to test with: all of them, in several sizes, with weights and states that are not at rest."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from helpers.reference import (
+    Array,
+    LSTML2LReference,
+    MLPReference,
+    ScaleFreeLSTMReference,
+    ScheduleFreeLSTMReference,
+)
+from learned_optim.rules import (
+    LSTML2L,
+    MLP,
+    RuleState,
+    ScaleFreeLSTM,
+    ScheduleFreeLSTM,
+    UpdateRule,
+)
+
+Build = Callable[[], UpdateRule]
+
+
+Reference = LSTML2LReference | ScaleFreeLSTMReference | ScheduleFreeLSTMReference | MLPReference
+
+
+RULES: dict[str, Build] = {
+    "lstm-l2l": LSTML2L,
+    "scale-free-lstm": ScaleFreeLSTM,
+    "schedule-free-lstm": ScheduleFreeLSTM,
+    "mlp": MLP,
+}
+
+
+VARIANTS: dict[str, Build] = {
+    "lstm-l2l-three-layers": partial(LSTML2L, hidden_size=3, layers=3, p=5.0, output_scale=0.7),
+    "scale-free-lstm-decay-zero": partial(ScaleFreeLSTM, 4, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
+    "schedule-free-lstm-one-unit": partial(ScheduleFreeLSTM, 1, rate=1.0),
+    "mlp-large-magnitudes": partial(MLP, 5, rate=0.1, magnitude_rate=1.0),
+}
+
+
+def each(builds: Mapping[str, Build]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("build", list(builds.values()), ids=list(builds))
+
+
+# Few examples, the same in every run: a broken law fails on almost any input. No deadline: machines are shared.
+few_examples = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def randomised(rule: UpdateRule, seed: int = 0, deviation: float = 0.3) -> UpdateRule:
+    """The rule in float64 with normal meta-parameters, so that no term is absent because its weight starts at zero.
+
+    Deviation 0.3 moves the gates well away from their middle and saturates few of them.
+    """
+    rule.double()
+    with torch.no_grad():
+        for index, parameter in enumerate(rule.parameters()):
+            parameter.copy_(deviation * normal(*parameter.shape, seed=1000 * seed + index))
+    return rule
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -> Reference:
+    """The oracle with the rule's meta-parameters, or with ``weights`` under the same names."""
+    if weights is None:
+        weights = {name: value.double().numpy() for name, value in rule.state_dict().items()}
+    if isinstance(rule, LSTML2L):
+        cells = [(weights[f"cells.{layer}.weight"], weights[f"cells.{layer}.bias"]) for layer in range(rule.layers)]
+        return LSTML2LReference(cells, weights["output_weight"], weights["output_bias"], rule.p, rule.output_scale)
+    if isinstance(rule, MLP):
+        return MLPReference(
+            weights["hidden_weight"],
+            weights["step_weight"],
+            weights["hidden_bias"],
+            weights["output_weight"],
+            weights["output_bias"],
+            rule.rate,
+            rule.magnitude_rate,
+        )
+    layer = (
+        weights["cell.weight"],
+        weights["cell.bias"],
+        weights["step_weight"],
+        weights["output_weight"],
+        weights["output_bias"],
+    )
+    if isinstance(rule, ScheduleFreeLSTM):
+        return ScheduleFreeLSTMReference(*layer, rule.rate)
+    assert isinstance(rule, ScaleFreeLSTM)
+    return ScaleFreeLSTMReference(*layer, rule.momentum_decays, rule.rate)
+
+
+def random_state(rule: UpdateRule, *coordinates: int) -> RuleState:
+    """A state as after some steps: nothing is zero, second moments are positive."""
+    zeros = rule.init_state(coordinates, dtype=torch.float64)
+    state = {entry: 0.5 * normal(*value.shape, seed=index) for index, (entry, value) in enumerate(zeros.items())}
+    if "second_moment" in state:
+        state["second_moment"] = state["second_moment"].square() + 0.1
+    return state

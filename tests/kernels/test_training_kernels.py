@@ -1,0 +1,454 @@
+"""The training kernels: values, gradients and whole windows of meta-training, in Triton's interpreter and on a GPU."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from helpers.rounding import OF_KERNELS, assert_only_rounded, spread
+from helpers.rules import Build, as_reference, each, normal, random_state, randomised
+from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
+from learned_optim import fused
+from learned_optim.kernels import training
+from learned_optim.kernels.sources import module_of
+from learned_optim.meta_train.estimators import PES, Estimator, Reparameterization, TruncatedBPTT
+from learned_optim.meta_train.inner import fused as dispatch
+from learned_optim.meta_train.inner.fused import FusedRule, fused_equivalent
+from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.inner.unroll import start, unroll
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
+from learned_optim.meta_train.tasks.quadratic import QuadraticTask
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
+
+RULES: dict[str, Build] = {
+    "scale-free-lstm": functools.partial(ScaleFreeLSTM, rate=0.1),
+    "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
+    "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 9, momentum_decays=(0.5, 0.9), rate=0.1),
+    "schedule-free-lstm": functools.partial(ScheduleFreeLSTM, rate=0.1),
+    "schedule-free-lstm-looped": functools.partial(ScheduleFreeLSTM, 9, rate=0.1),
+    "lstm-l2l": functools.partial(LSTML2L, 4, output_scale=1.0),
+    "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),
+    "lstm-l2l-three-layers": functools.partial(LSTML2L, 3, layers=3),
+    "mlp": functools.partial(MLP, 5, rate=0.1, magnitude_rate=0.1),
+}
+SMALL: dict[str, Build] = {
+    "scale-free-lstm": functools.partial(ScaleFreeLSTM, 2, momentum_decays=(0.5, 0.9), rate=0.1),
+    "schedule-free-lstm": functools.partial(ScheduleFreeLSTM, 2, rate=0.1),
+    "lstm-l2l": functools.partial(LSTML2L, 2, output_scale=1.0),
+}
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=needs_cuda)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "cuda":
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        return "cuda"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return "cpu"
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Case(NamedTuple):
+    """Arguments of a step of P particles in float64, and random gradients of its results."""
+
+    rule: UpdateRule
+    meta_parameters: Tensor
+    """``(P, M)``"""
+    grad: Tensor
+    """``(P, C)``"""
+    state: RuleState
+    """``(P, features, C)``"""
+    step: Tensor
+    weights_of_results: list[Tensor]
+
+
+Results = dict[str, Tensor]
+"""Update, new state, and gradients of meta-parameters, gradient and state, by name."""
+
+
+def case_of(rule: UpdateRule, particles: int, coordinates: int, step: float = 7.0) -> Case:
+    """Gradients of all kinds, also below the threshold of ``lstm-l2l``; every number is a float32."""
+    rule = randomised(rule).float().double()
+    weights = flat_meta_parameters(rule)
+    weights = weights + 0.1 * normal(particles, len(weights), seed=1)
+    magnitudes = 10 ** normal(particles, coordinates, seed=2).clamp(-6, 3)
+    grad = normal(particles, coordinates, seed=3) * magnitudes
+    state = {entry: tensor.movedim(1, 0) for entry, tensor in random_state(rule, particles, coordinates).items()}
+    results = [grad, *state.values()]
+    rounded = [tensor.float().double() for tensor in (weights, *results)]
+    return Case(
+        rule,
+        rounded[0],
+        rounded[1],
+        dict(zip(state, rounded[2:], strict=True)),
+        torch.tensor(step),
+        [normal(*tensor.shape, seed=20 + index) for index, tensor in enumerate(results)],
+    )
+
+
+def collect(case: Case, leaves: list[Tensor], update: Tensor, state: RuleState) -> Results:
+    values = {"update": update, **state}
+    total = torch.zeros((), dtype=update.dtype, device=update.device)
+    for value, weight in zip(values.values(), case.weights_of_results, strict=True):
+        total = total + (value * weight.to(value)).sum()
+    found = torch.autograd.grad(total, leaves)
+    names = ["d_meta_parameters", "d_grad", *(f"d_{entry}" for entry in case.state)]
+    results = {**values, **dict(zip(names, found, strict=True))}
+    return {name: tensor.detach().double().cpu() for name, tensor in results.items()}
+
+
+def leaves_of(case: Case, dtype: torch.dtype, device: str) -> list[Tensor]:
+    tensors = [case.meta_parameters, case.grad, *case.state.values()]
+    return [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+
+
+def by_kernels(case: Case, device: str) -> Results:
+    weights, grad, *state = leaves_of(case, torch.float32, device)
+    rule = FusedRule(case.rule, weights)
+    update, new_state = rule(grad, dict(zip(case.state, state, strict=True)), case.step.to(device))
+    return collect(case, [weights, grad, *state], update, new_state)
+
+
+def plain(case: Case, dtype: torch.dtype) -> Results:
+    """The rule itself, one particle after the other, by autograd."""
+    rule = case.rule.to(dtype)
+    weights, grad, *state = leaves_of(case, dtype, "cpu")
+    updates, states = [], []
+    for particle, vector in enumerate(weights):
+        parts = vector.split([parameter.numel() for parameter in rule.parameters()])
+        named = {
+            name: part.view(parameter.shape)
+            for (name, parameter), part in zip(rule.named_parameters(), parts, strict=True)
+        }
+        entries = {entry: tensor[particle] for entry, tensor in zip(case.state, state, strict=True)}
+        update, new_state = functional_call(rule, named, (grad[particle], entries, case.step))
+        updates.append(update)
+        states.append(new_state)
+    stacked = {entry: torch.stack([new_state[entry] for new_state in states]) for entry in case.state}
+    return collect(case, [weights, grad, *state], torch.stack(updates), stacked)
+
+
+@torch.no_grad()
+def oracle(case: Case) -> Results:
+    """Update and new state by the oracle that was written from the papers."""
+    found: list[dict[str, Tensor]] = []
+    for particle, vector in enumerate(case.meta_parameters):
+        torch.nn.utils.vector_to_parameters(vector, case.rule.double().parameters())
+        reference = as_reference(case.rule)
+        for entry, tensor in case.state.items():
+            setattr(reference, entry, tensor[particle].numpy())
+        reference.steps_taken = int(case.step) - 1
+        update = torch.from_numpy(reference.step(case.grad[particle].numpy()))
+        found.append({"update": update, **{e: torch.from_numpy(getattr(reference, e)) for e in case.state}})
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
+def assert_step_is_only_rounded(
+    case: Case, device: str, unit: Callable[[Results], Results] = lambda results: results
+) -> None:
+    """Held to the plain path in float64, which is held to the oracle; the plain path in float32 is the control."""
+    truth = plain(case, torch.float64)
+    if case.grad.numel():
+        for name, value in oracle(case).items():
+            torch.testing.assert_close(truth[name], value, rtol=1e-9, atol=1e-12)
+    truth = unit(truth)
+    spreads = spread(lambda: unit(plain(case, torch.float64)))
+    assert_only_rounded(unit(plain(case, torch.float32)), truth, spreads)
+    assert_only_rounded(unit(by_kernels(case, device)), truth, spreads, roundings=OF_KERNELS)
+
+
+@pytest.mark.slow
+@each(RULES)
+@pytest.mark.parametrize(("particles", "coordinates"), [(1, 65), (2, 64)])
+@pytest.mark.usefixtures("poisoned")
+def test_step_and_gradients_are_not_further_from_the_truth_than_roundings_explain(
+    build: Build, particles: int, coordinates: int, device: str
+) -> None:
+    assert_step_is_only_rounded(case_of(build(), particles, coordinates), device)
+
+
+@each(SMALL)
+@pytest.mark.parametrize(
+    ("particles", "coordinates"),
+    [
+        (1, 0),
+        (1, 63),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.slow)
+            for sizes in [(2, 1), (1, 1023), (1, 2 * training.INTERPRETED_BLOCK + 1)]
+        ),
+    ],
+)
+@pytest.mark.usefixtures("poisoned")
+def test_no_coordinate_is_left_out_or_counted_twice(
+    build: Build, particles: int, coordinates: int, device: str
+) -> None:
+    assert_step_is_only_rounded(case_of(build(), particles, coordinates), device)
+
+
+@pytest.mark.slow
+@each(
+    {
+        "scale-free-lstm": functools.partial(ScaleFreeLSTM, 32),
+        "schedule-free-lstm": functools.partial(ScheduleFreeLSTM, 32),
+        "lstm-l2l": LSTML2L,
+    }
+)
+def test_large_networks_are_not_further_from_the_truth(build: Build, device: str) -> None:
+    assert_step_is_only_rounded(case_of(build(), 1, 300), device)
+
+
+@pytest.mark.slow
+def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
+    # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
+    case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
+    state = {**case.state, "second_moment": 0.01 * case.state["second_moment"]}
+    near = schedule_free_lstm.BOUND - 0.1 * case.state["log_rate"].abs()
+    state["log_rate"] = near.copysign(case.state["log_rate"])
+    case = case._replace(
+        grad=case.grad.sign() * (0.1 + normal(2, 64, seed=4).square()),
+        state={entry: tensor.float().double() for entry, tensor in state.items()},
+    )
+    case = case._replace(grad=case.grad.float().double())
+    assert_step_is_only_rounded(case, device)
+    found = by_kernels(case, device)
+    direction = case.grad / (0.1 * case.grad.square() + 0.9 * case.state["second_moment"][:, 0]).sqrt()
+    assert 0.2 < (direction.abs() > schedule_free_lstm.LARGEST_DIRECTION).double().mean() < 0.8
+    cut = (found["log_rate"] == schedule_free_lstm.HIGHEST) | (found["log_rate"] == -schedule_free_lstm.BOUND)
+    assert 0.2 < cut.double().mean() < 0.8
+
+
+def test_log_rate_at_its_bound_is_not_held_there(device: str) -> None:
+    # What torch.clamp does: at the bound itself the gradient passes. Without weights and gradient nothing moves it.
+    case = case_of(ScheduleFreeLSTM(2), 1, 4)
+    case = case._replace(
+        meta_parameters=torch.zeros_like(case.meta_parameters),
+        grad=torch.zeros_like(case.grad),
+        state={**case.state, "log_rate": torch.full_like(case.state["log_rate"], schedule_free_lstm.HIGHEST)},
+    )
+    truth, found = plain(case, torch.float64), by_kernels(case, device)
+    assert (found["d_log_rate"] != 0).all()
+    torch.testing.assert_close(found["d_log_rate"], truth["d_log_rate"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@each({"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM})
+@pytest.mark.usefixtures("poisoned")
+def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
+    build: Callable[..., UpdateRule], device: str
+) -> None:
+    # Several particles: inputs are signs in this step, so that all coordinates of one see but two different ones.
+    case = case_of(build(rate=0.1), 4, 20, step=1.0)
+    case = case._replace(state={entry: torch.zeros_like(tensor) for entry, tensor in case.state.items()})
+
+    def in_units_of_the_gradient(results: Results) -> Results:
+        """Averages are then 1 in all coordinates, and gradients with respect to them of one magnitude."""
+        powers = {"momentum": 1, "second_moment": 2, "d_grad": -1, "d_momentum": -1, "d_second_moment": -2}
+        return {
+            name: value / case.grad.abs().view(len(case.grad), *[1] * (value.dim() - 2), -1) ** powers[name]
+            if name in powers
+            else value
+            for name, value in results.items()
+        }
+
+    assert_step_is_only_rounded(case, device, in_units_of_the_gradient)
+
+
+@each(SMALL)
+def test_gradient_beyond_the_bounds_of_the_inputs_is_not_differentiated_wrongly(build: Build, device: str) -> None:
+    case = case_of(build(), 1, 6)
+    extremes = torch.tensor([[0.0, -0.0, 1e-30, -1e30, 1e29, 1e-5]])
+    case = case._replace(grad=extremes.double())
+    truth, found = plain(case, torch.float32), by_kernels(case, device)
+    torch.testing.assert_close(found["d_grad"], truth["d_grad"], rtol=1e-3, atol=1e-30, equal_nan=True)
+    torch.testing.assert_close(found["update"], truth["update"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@each(SMALL)
+def test_memory_that_is_not_contiguous_is_not_read_wrongly(build: Build, device: str) -> None:
+    case = case_of(build(), 3, 17)
+    expected = by_kernels(case, device)
+    strided = [
+        torch.stack([t, t], -1)[..., 0].transpose(0, 1).contiguous().transpose(0, 1) for t in case.state.values()
+    ]
+    assert not strided[0].is_contiguous()
+    weights = case.meta_parameters.t().contiguous().t()
+    other = case._replace(
+        meta_parameters=weights,
+        grad=case.grad.t().contiguous().t(),
+        state=dict(zip(case.state, strided, strict=True)),
+    )
+    found = by_kernels(other, device)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@each(SMALL)
+def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, device: str) -> None:
+    case = case_of(build(), 1, 5)
+    ones = case._replace(weights_of_results=[torch.ones_like(tensor) for tensor in case.weights_of_results])
+    weights, grad, *state = leaves_of(case, torch.float32, device)
+    update, new_state = FusedRule(case.rule, weights)(
+        grad, dict(zip(case.state, state, strict=True)), case.step.to(device)
+    )
+    total = update.sum() + sum(tensor.sum() for tensor in new_state.values())
+    (found,) = torch.autograd.grad(total, weights)
+    assert torch.equal(found.double().cpu(), by_kernels(ones, device)["d_meta_parameters"])
+
+
+@pytest.mark.slow
+@each(SMALL)
+def test_second_run_is_not_different_in_any_bit(build: Build, device: str) -> None:
+    case = case_of(build(), 2, training.INTERPRETED_BLOCK + 9)
+    first, second = by_kernels(case, device), by_kernels(case, device)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@each(SMALL)
+def test_results_of_a_step_without_gradients_are_the_same(build: Build, device: str) -> None:
+    case = case_of(build(), 2, 9)
+    weights, grad, *state = leaves_of(case, torch.float32, device)
+    with torch.no_grad():
+        update, _ = FusedRule(case.rule, weights)(grad, dict(zip(case.state, state, strict=True)), case.step.to(device))
+    assert not update.requires_grad
+    assert torch.equal(update.double().cpu(), by_kernels(case, device)["update"])
+
+
+def test_differentiating_twice_is_refused(device: str) -> None:
+    case = case_of(SMALL["lstm-l2l"](), 1, 3)
+    weights, grad, *state = leaves_of(case, torch.float32, device)
+    update, _ = FusedRule(case.rule, weights)(grad, dict(zip(case.state, state, strict=True)), case.step.to(device))
+    (d_grad,) = torch.autograd.grad(update.square().sum(), grad, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        d_grad.sum().backward()
+
+
+ESTIMATORS: dict[str, Callable[[], Estimator]] = {
+    "truncated-bptt": TruncatedBPTT,
+    "replay-coordinates": functools.partial(TruncatedBPTT, replay_coordinates=4),
+    "second-derivatives": functools.partial(TruncatedBPTT, second_derivatives=True),
+    "reparameterization": functools.partial(Reparameterization, 0.1, 2, 2),
+    "reparameterization-second-derivatives": functools.partial(Reparameterization, 0.1, 1, 1, second_derivatives=True),
+    "pes": functools.partial(PES, 0.1, 1, 2),
+}
+
+
+@pytest.mark.slow
+@each(SMALL)
+@pytest.mark.parametrize("estimator", list(ESTIMATORS.values()), ids=list(ESTIMATORS))
+def test_window_of_meta_training_is_the_plain_one(
+    build: Build, estimator: Callable[[], Estimator], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = count_launches(monkeypatch)
+
+    def window(use_kernels: bool) -> list[Tensor]:
+        monkeypatch.setattr(dispatch, "wanted", lambda device: use_kernels)
+        rule = randomised(build()).float().to(device)
+        task = VectorizedTask(QuadraticTask(3, None, 0.1, 1.0), 2, seed=0, device=torch.device(device))
+        generator = torch.Generator().manual_seed(1)
+        chosen = estimator()
+        state = chosen.start(rule, task, start(rule, task, generator), generator)
+        found = chosen.window(rule, task, state, 3, generator)
+        assert bool(launches) == use_kernels
+        return [*found.grads, found.meta_loss, found.losses, found.state.inner.parameters]
+
+    for by_plain, by_kernel in zip(window(False), window(True), strict=True):
+        # Roundings of three steps, which lie below 1e-5 in both; differences of losses over 2 sigma ** 2 in PES.
+        torch.testing.assert_close(by_kernel, by_plain, rtol=1e-3, atol=3e-5 * max(1.0, float(by_plain.abs().max())))
+
+
+def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+    original = training.Pass._launch
+
+    def noting(half: training.Pass, *arguments: Any) -> None:
+        names.append("backward" if "d_update" in half.program.features else "forward")
+        original(half, *arguments)
+
+    monkeypatch.setattr(training.Pass, "_launch", noting)
+    return names
+
+
+@each(SMALL)
+def test_evaluation_without_gradients_is_the_plain_one(
+    build: Build, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = count_launches(monkeypatch)
+    rule = randomised(build()).float().to(device)
+    task = VectorizedTask(QuadraticTask(3, None, 0.1, 1.0), 2, seed=0, device=torch.device(device))
+    losses = []
+    for use_kernels in (False, True):
+        monkeypatch.setattr(dispatch, "wanted", lambda device, choice=use_kernels: choice)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            losses.append(unroll(rule, task, start(rule, task, generator), 3, generator).losses)
+    assert launches == ["forward"] * 3
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+
+
+class TestDispatch:
+    def test_cpu_goes_on_as_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert fused_equivalent(ScaleFreeLSTM(), torch.zeros(1)) is None
+
+    def test_what_has_no_kernel_keeps_its_own_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Centred(ScaleFreeLSTM):
+            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+                return super().forward(grad - grad.mean(), state, step)
+
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr(dispatch, "wanted", lambda device: True)
+        like = torch.zeros(1)
+        rule = ScaleFreeLSTM()
+        assert fused_equivalent(rule, like) is not None
+        assert fused_equivalent(ParticleRule(rule, torch.zeros(2, len(flat_meta_parameters(rule)))), like) is not None
+        assert fused_equivalent(Centred(), like) is None
+        assert fused_equivalent(LSTML2L(50), like) is None
+        assert fused_equivalent(ScaleFreeLSTM().double(), like) is None
+        assert fused_equivalent(lambda grad, state, step: (grad, state), like) is None
+
+
+@pytest.mark.slow
+@each(ONE_UNIT)
+def test_arguments_of_launches_are_those_that_the_compiler_takes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
+    from triton.runtime import driver
+
+    compiled: list[Any] = []
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+    class Compiling:
+        def __init__(self, module: Any) -> None:
+            self.module = module
+
+        def __getattr__(self, name: str) -> Any:
+            kernel = getattr(self.module, name)
+
+            class Launched:
+                def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                    return lambda **arguments: compiled.append(kernel.warmup(grid=grid, **arguments))
+
+            return Launched()
+
+    monkeypatch.setattr(training, "module_of", lambda *which: Compiling(module_of(*which)))
+    monkeypatch.setattr(driver, "_active", StandInDriver())
+    case = case_of(build(), 2, 5)
+    by_kernels(case, "cpu")
+    step = fused.training_step(case.rule)
+    assert len(compiled) == len(step.forward.segments) + len(step.backward.segments)
+    assert all("cubin" in kernel.asm for kernel in compiled)

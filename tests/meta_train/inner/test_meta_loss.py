@@ -1,0 +1,77 @@
+"""Meta-losses: their formulas, and what a loss counts as beyond its bound."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learned_optim.meta_train.inner.meta_loss import BOUND, FLOOR, MetaLoss, final_loss, log_loss, mean_loss
+from learned_optim.meta_train.inner.vectorize import VectorizedTask
+from learned_optim.meta_train.tasks import Task
+from learned_optim.meta_train.tasks.mlp import MLPTask
+from learned_optim.meta_train.tasks.quadratic import QuadraticTask
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def quadratics() -> VectorizedTask:
+    return VectorizedTask(QuadraticTask(3, None, 0.0, 1.0), 2, seed=0)
+
+
+def classifiers(classes: int) -> VectorizedTask:
+    images = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    task: Task = MLPTask((images, torch.arange(30) % classes), 6, [], "tanh", "torch", 1.0, layer_norm=False)
+    return VectorizedTask(task, 2, seed=0)
+
+
+def test_reductions_are_their_formulas() -> None:
+    losses = torch.tensor([[2.0, 0.5], [1.0, 8.0]])
+    initial = torch.tensor([4.0, 2.0])
+    assert float(mean_loss(losses, initial)) == pytest.approx(11.5 / 4)
+    assert float(final_loss(losses, initial)) == pytest.approx(4.5)
+    expected = np.log(np.array([0.5, 0.25, 0.25, 4.0]) + FLOOR).mean()
+    assert float(log_loss(losses, initial)) == pytest.approx(expected, rel=1e-12)
+    assert float(log_loss(torch.zeros(2, 2), initial)) == pytest.approx(np.log(FLOOR))
+
+
+@pytest.mark.parametrize("wrong", [9.0, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("meta_loss", "task", "bounds"),
+    [
+        (MetaLoss(clamp=5.0), quadratics(), (5.0, 5.0)),
+        (MetaLoss(bounded=True), quadratics(), (BOUND * 4.0, BOUND * 2.0)),
+        (MetaLoss(bounded=True), classifiers(3), (1.5 * math.log(3),) * 2),
+        (MetaLoss(bounded=True, clamp=4.0), quadratics(), (4.0, BOUND * 2.0)),
+    ],
+    ids=["clamped", "relative", "classes", "both"],
+)
+def test_bound_takes_the_place_of_what_is_above_it_or_no_number(
+    meta_loss: MetaLoss, task: VectorizedTask, bounds: tuple[float, float], wrong: float
+) -> None:
+    losses = torch.tensor([[1.0, wrong], [wrong, 1.5]], requires_grad=True)
+    value = meta_loss.reduction(task)(losses, torch.tensor([4.0, 2.0]))
+    assert float(value.detach()) == pytest.approx((1.0 + bounds[1] + bounds[0] + 1.5) / 4)
+    (grad,) = torch.autograd.grad(value, losses)
+    assert grad.tolist() == [[0.25, 0.0], [0.0, 0.25]]
+
+
+def test_without_a_bound_nothing_is_hidden() -> None:
+    def value(wrong: float) -> Tensor:
+        return MetaLoss().reduction(quadratics())(torch.tensor([[1.0, wrong]]), torch.ones(2))
+
+    assert float(value(100.0)) == 50.5
+    assert not bool(value(math.nan).isfinite())
+
+
+def test_names_stand_for_the_plain_meta_loss() -> None:
+    assert MetaLoss.of("log") == MetaLoss("log")
+    assert MetaLoss.of(MetaLoss("log", clamp=3.0)) == MetaLoss("log", clamp=3.0)
+
+
+def test_speed_ups_take_no_bound_and_have_no_gradient() -> None:
+    with pytest.raises(ValueError, match="needs no bound; leave out bounded and clamp"):
+        MetaLoss("speedup", bounded=True)
+    with pytest.raises(ValueError, match="take the estimator 'es'"):
+        MetaLoss("speedup").reduction(quadratics())

@@ -1,0 +1,60 @@
+"""Figures of benchmarks: every problem, every optimizer, and no curve covered."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image as matplotlib_image
+
+from helpers.benchmarks import RESULTS, result, timing
+from helpers.pictures import number_of_colours
+from learned_optim.meta_train.reports.plots import (
+    comparison_figure,
+    plot_all,
+    profile_figure,
+    speeds_of,
+    speedup_figure,
+)
+
+
+class TestFigures:
+    @pytest.mark.parametrize("problems", [1, 2, 3, 4, 5])
+    def test_have_no_empty_panel(self, problems: int) -> None:
+        names = [f"problem {number}" for number in range(problems)]
+        figure = comparison_figure({name: [result("Adam", rate=0.1, problem=name)] for name in names})
+        titles = [panel.get_title() for panel in figure.axes if panel.get_visible()]
+        assert titles == [f"{name}, 20 steps" for name in names]
+
+    def test_name_every_optimizer_once_and_its_rates(self) -> None:
+        untuned = result("Adam@0.001", rate=0.001, tuning={})
+        group = [result("Adam", rate=0.1), untuned, result("NAG", rate=0.03), result("mine")]
+        figure = comparison_figure({"p": group, "q": group})
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["Adam", "Adam@0.001", "NAG", "mine"]
+        for panel in figure.axes:
+            assert panel.get_legend() is None
+            assert [text.get_text() for text in panel.texts] == ["lr: Adam 0.1, NAG 0.03"]
+
+    def test_show_every_optimizer_once(self) -> None:
+        labels = {line.get_label() for line in profile_figure(speeds_of(RESULTS)).axes[0].lines}
+        assert labels == {"Adam", "SGD", "NAG", "mine"}
+        figure = speedup_figure(speeds_of(RESULTS))
+        shown = [line.get_label() for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
+        assert sorted(map(str, shown)) == ["NAG", "SGD", "mine"]
+        assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["p, 20 steps", "q, 20 steps"]
+
+    def test_profile_falls_from_all_to_none(self) -> None:
+        for line in profile_figure(speeds_of(RESULTS)).axes[0].lines:
+            shares = np.asarray(line.get_ydata())
+            assert bool((np.diff(shares) <= 0).all())
+            assert (shares[0], shares[-1]) == (1.0, 0.0)
+
+    @pytest.mark.slow
+    def test_are_drawn_where_everything_diverged(self, tmp_path: Path) -> None:
+        groups = {"p": [result("Adam", rate=0.01), result("broken")]}
+        for found in groups["p"]:
+            found.losses[1:] = np.inf
+        timings = {("p", "Adam"): timing(0.1), ("p", "broken"): timing(0.2)}
+        for path in plot_all(groups, tmp_path, timings):
+            assert min(matplotlib_image.imread(path).shape[:2]) >= 150
+            assert number_of_colours(path) > 50  # something is drawn
