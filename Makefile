@@ -30,7 +30,7 @@ test-processors: $(VENV)/.installed-dev ## run the numerical tests as other proc
 	CC=clang $(subst OMP_NUM_THREADS=1,OMP_NUM_THREADS=2,$(PYTEST)) -m "not slow" $(NUMERICAL)
 
 gpu-check: $(VENV)/.installed-dev ## on a machine with a GPU: kernels, optimizer and step time, in eight minutes
-	$(BIN)/python -m benchmarks.gpu_check
+	$(BIN)/python -m benchmarks.speed.gpu_check
 
 lint: $(VENV)/.installed-dev ## check style, format and types
 	$(BIN)/ruff check

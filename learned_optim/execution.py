@@ -13,7 +13,7 @@ from learned_optim.rules import Conditions, RuleState, UpdateRule
 
 CPU_BLOCK_BYTES = 16 << 20
 """Activations of one block on a CPU: larger blocks leave the caches, smaller ones spend their time between operations
-(chosen with benchmarks/step_time.py)."""
+(chosen with benchmarks/speed/step_time.py)."""
 GPU_BLOCK_BYTES = 1 << 30
 """Activations of one block on a GPU: bounds the memory that a step borrows."""
 LANES = 64

@@ -26,12 +26,15 @@ COLOURS = {
     "SGD": "#b8b8b8",
     "Momentum": "#55a868",
     "NAG": "#64b5cd",
+    "default": "#c44e52",
+    "lstm-l2l": "#dd8452",
 }
+"""Contender -> its colour in every figure; learned rules have the warm ones."""
 OTHER_COLOUR = "#333333"  # of a baseline at a given rate
 TITLE_WIDTH, RATES_WIDTH = 38, 64  # letters that fit over a panel
 RATES_HEIGHT = 9  # points of a line of rates
 LEGEND_WIDTH = 1.4  # inches of an entry
-LEARNED_COLOURS = ("#c44e52", "#dd8452", "#937860")
+LEARNED_COLOURS = ("#937860", "#da8bc3", "#8c564b")  # of rules that have none of their own, in turn
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -156,6 +159,8 @@ def speedup_figure(speeds: Speeds) -> Figure:
             panel.plot([speed.low, speed.high], [place, place], color=colour, alpha=0.5)
             panel.plot(speed.factor, place, "o" if speed.is_rule else ".", color=colour, label=label, zorder=3)
     panel.axvline(1, color=COLOURS[REFERENCE], linewidth=1)
+    name = panel.annotate(f"tuned {REFERENCE}", (1, 1), (0, 2), ("data", "axes fraction"), "offset points")
+    name.set(ha="center", va="bottom", fontsize=7.5, color=COLOURS[REFERENCE])
     panel.set_yticks(range(len(speeds)), list(speeds))
     panel.set_ylim(len(speeds) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
@@ -198,11 +203,18 @@ def _speed_axis(panel: Axes, label: str = "speed-up over tuned Adam (steps)") ->
     panel.minorticks_off()
 
 
+def colour_of(optimizer: str) -> str | None:
+    """The colour that an optimizer has in every figure; None if it has none of its own."""
+    family = "lstm-l2l" if optimizer.startswith("lstm-l2l") else optimizer
+    return COLOURS.get(family)
+
+
 def _colours(results: Iterable[Result] | Iterable[Speed]) -> dict[str, str]:
     """Optimizer -> colour, in the order of the results."""
     learned = itertools.cycle(LEARNED_COLOURS)
     colours: dict[str, str] = {}
     for result in results:
-        if result.optimizer not in colours:
-            colours[result.optimizer] = next(learned) if result.is_rule else COLOURS.get(result.optimizer, OTHER_COLOUR)
+        name = result.optimizer
+        if name not in colours:
+            colours[name] = colour_of(name) or (next(learned) if result.is_rule else OTHER_COLOUR)
     return colours

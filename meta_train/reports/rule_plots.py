@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from learned_optim.files import write_atomically
-from learned_optim.meta_train.reports.plots import COLOURS, LEARNED_COLOURS, STYLE
+from learned_optim.meta_train.reports.plots import COLOURS, STYLE
 from learned_optim.meta_train.reports.responses import (
     ADAM_RATE,
     MAGNITUDES,
@@ -29,7 +29,7 @@ from learned_optim.rules import UpdateRule
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 4
 BINS = 60  # of a logarithmic axis of steps
-RULE, ADAM = LEARNED_COLOURS[0], COLOURS["Adam"]
+RULE, ADAM = COLOURS["default"], COLOURS["Adam"]
 
 
 class Panel(NamedTuple):

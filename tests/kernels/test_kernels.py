@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import kernel_resources
+from benchmarks.speed import kernel_resources
 from helpers.rounding import OF_KERNELS, Results, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
@@ -686,4 +686,4 @@ def test_machine_code_does_not_spill_nor_change_unnoticed(
         assert row["spill_stores"] == row["spill_loads"] == "0", row
         before = recorded[row["kernel"], str(capability)]
         if before["triton"] == row["triton"]:  # another version brings another assembler
-            assert row == before, "run: python -m benchmarks.kernel_resources"
+            assert row == before, "run: python -m benchmarks.speed.kernel_resources"

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.toy_problems import FirstUnit, InfluenceBalancing, RateSchedule, RuggedPlane
+from benchmarks.estimators.toy_problems import FirstUnit, InfluenceBalancing, RateSchedule, RuggedPlane
 from helpers.reference import Array, gaussian_gradient
 from learned_optim.meta_train.common.seeds import fixed_global_state
 from learned_optim.meta_train.estimators import (

@@ -1,0 +1,113 @@
+"""Running a rule again replaces its rows and no others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from benchmarks.results import SuiteResults, read, read_suite, with_result, write_suite
+from benchmarks.suites import figures
+from benchmarks.suites.rerun import rerun
+from learned_optim.meta_train.benchmark.cache import Cache
+from learned_optim.meta_train.benchmark.contenders import baselines
+from learned_optim.meta_train.benchmark.harness import Harness
+from learned_optim.meta_train.benchmark.progress import Bar
+from learned_optim.meta_train.benchmark.report import save_results
+from learned_optim.meta_train.benchmark.scores import Result
+from learned_optim.meta_train.benchmark.suites import load_suite
+from learned_optim.meta_train.reports.plots import Speeds
+
+pytestmark = pytest.mark.slow
+SUITE = """
+seeds = 3
+tuning_seeds = 2
+rates = [0.1, 0.01]
+steps = 30
+
+[[problems]]
+name = "small"
+family = "quadratic"
+
+[[problems]]
+name = "wide"
+family = "quadratic"
+dimensions = [20, 20]
+"""
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> tuple[Path, list[Result]]:
+    """A folder with results of Adam and two rules, and those of the rules."""
+    (tmp_path / "suite.toml").write_text(SUITE, encoding="utf-8")
+    names = ["default", "lstm-l2l-quadratic"]
+    harness = Harness(load_suite(tmp_path / "suite.toml"), baselines(["Adam"]), names, cache=Cache(None))
+    with Bar(harness.planned_steps()) as bar:
+        results = {group[0].problem.name: group for group in harness.results(bar)}
+    save_results(results, tmp_path, {})
+    write_suite(tmp_path, read_suite(tmp_path))
+    return tmp_path, [result for group in results.values() for result in group if result.is_rule]
+
+
+def tables(folder: Path) -> dict[str, list[Any]]:
+    return {name: list(read(folder / f"{name}.csv")) for name in ("summary", "curves")}
+
+
+def test_the_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]]) -> None:
+    folder, _ = committed
+    before = tables(folder)
+    rerun(folder, str(folder / "suite.toml"), "default", [], Cache(None))
+    assert tables(folder) == before
+    assert "default" in (folder / "provenance.json").read_text(encoding="utf-8")
+
+
+def test_speedups_that_are_drawn_are_those_of_the_rows(
+    committed: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = committed
+    (folder / "speedup.png").touch()
+    drawn: list[Speeds] = []
+
+    def figure(speeds: Speeds) -> Figure:
+        drawn.append(speeds)
+        return Figure()
+
+    monkeypatch.setattr(figures, "speedup_figure", figure)
+    figures.redraw(folder, load_suite(folder / "suite.toml"))
+    (speeds,) = drawn
+    shown = [(label.partition(",")[0], speed.optimizer, speed.factor) for label in speeds for speed in speeds[label]]
+    rows = read_suite(folder).summary
+    assert shown == [(row["problem"], row["optimizer"], float(str(row["speedup"]))) for row in rows]
+    assert (folder / "speedup.png").stat().st_size > 0
+    assert not (folder / "profile.png").exists()
+
+
+def test_a_speed_up_lies_within_its_bar(committed: tuple[Path, list[Result]]) -> None:
+    folder, _ = committed
+    results = read_suite(folder)
+    for group in figures.drawn(results, load_suite(folder / "suite.toml")).values():
+        for each in group:
+            speed = figures.speed(results, each)
+            assert speed.low <= speed.factor <= speed.high
+
+
+def test_other_rules_and_problems_stay(committed: tuple[Path, list[Result]]) -> None:
+    folder, rules = committed
+    before = read_suite(folder)
+    changed = next(result for result in rules if result.optimizer == "default" and result.problem.name == "small")
+    after = with_result(before, Result(changed.problem, "default", changed.losses / 2, is_rule=True))
+    own = [(row["problem"], row["optimizer"]) == ("small", "default") for row in before.summary]
+    assert [old == new for old, new in zip(before.summary, after.summary, strict=True)] == [not each for each in own]
+    assert after.tuning == before.tuning
+    for problem, curves in before.curves.items():
+        for optimizer, points in curves.items():
+            same = (after.curves[problem][optimizer] == points).all()
+            assert same == ((problem, optimizer) != ("small", "default"))
+
+
+def test_a_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> None:
+    folder, rules = committed
+    results = read_suite(folder)
+    others = [row for row in results.summary if row["optimizer"] != "default"]
+    with pytest.raises(ValueError, match="no rows of default on small"):
+        with_result(SuiteResults(others, results.tuning, results.curves), rules[0])
