@@ -100,8 +100,9 @@ def save_part(
 
 def save_provenance(path: Path, part: str, details: Mapping[str, Any]) -> None:
     """Write when, where and with what a part of the experiment of a CSV file was measured."""
+    own = json.loads(json.dumps({**provenance(), **details}))  # as the others were read: plain types, to be compared
     parts = read_parts(path.with_suffix(".json"))
-    write_parts(path.with_suffix(".json"), {**parts, part: {**provenance(), **details}})
+    write_parts(path.with_suffix(".json"), {**parts, part: own})
 
 
 def read_parts(path: Path) -> dict[str, Any]:

@@ -273,9 +273,12 @@ class ParticleStep:
         tensors = [self.weights, step, parameters, grad, *[state[entry] for entry in self.entries]]
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         apart = np.array([tensor.stride(0) * tensor.element_size() if tensor.dim() else 0 for tensor in tensors])
-        table = np.empty((len(grad), 5 + len(tensors)), np.int64)
+        unused = (
+            0 if self.entries else 1
+        )  # C knows no array of length 0: a rule without state has a column that is not read
+        table = np.zeros((len(grad), 5 + len(tensors) + unused), np.int64)
         table[:, :2] = grad[0].numel()
         table[:, 2:5] = cpu.ONE, given.data_ptr(), int(given.dim() > 0)
-        table[:, 5:] = addresses + np.arange(len(grad))[:, None] * apart
+        table[:, 5 : 5 + len(tensors)] = addresses + np.arange(len(grad))[:, None] * apart
         told = [float(number) for number in conditions[1:]]
         self.kernel(table, cpu.Settings(0.0, *told, 1.0, 0.0, 1.0, False, False))

@@ -36,6 +36,7 @@ RESULTS = ALL_RESULTS / "estimators"
 REFERENCE = "reference"
 """Part of unrolls.json: the gradient that is held to be the true one."""
 HORIZON = 1000
+TOY_META_STEPS = 3000
 UNROLLS = (1, 3, 10, 30, 100, 300, 1000)
 SIGMA = 0.1
 GRADIENT_PAIRS, LOSS_PAIRS, REFERENCE_PAIRS = 64, 2048, 40_960  # what a core does in minutes
@@ -85,7 +86,7 @@ def influence() -> None:
 
 def toy() -> None:
     """Adam 0.01 on the schedule; horizon 100, windows of 10, all particles reset together."""
-    meta_steps, window, pairs = 3000, 10, 50
+    window, pairs = 10, 50
     estimators: dict[str, Estimator] = {
         "TBPTT": TruncatedBPTT(second_derivatives=True),
         "ES": ES(sigma=1.0, pairs=pairs),
@@ -98,7 +99,7 @@ def toy() -> None:
         rule, random = RateSchedule(), generator(0)
         adam = torch.optim.Adam(rule.parameters(), lr=0.01, betas=(0.99, 0.999))
         path = []
-        for meta_step in range(meta_steps + 1):
+        for meta_step in range(TOY_META_STEPS + 1):
             if meta_step % (rule.horizon // window) == 0:
                 state = estimator.start(rule, task, start(rule, task, random), random)
             if meta_step % 20 == 0:

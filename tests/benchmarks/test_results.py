@@ -1,5 +1,6 @@
 """Rows and their provenance are written, read, replaced, and kept small."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_a_part_replaces_its_rows_and_its_provenance_alone(tmp_path: Path) -> No
     parts = read_parts(path.with_suffix(".json"))
     assert {name: part["lr"] for name, part in parts.items()} == {"a, b, 5": 2, "c, 5": 1}
     assert all({"date", "commit", "processor", "torch"} <= set(part) for part in parts.values())
+    assert "torch" in json.loads(path.with_suffix(".json").read_text())["shared"]
 
 
 @pytest.mark.parametrize(

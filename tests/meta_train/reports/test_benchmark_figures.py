@@ -41,6 +41,7 @@ class TestFigures:
         figure = speedup_figure(speeds_of(RESULTS))
         shown = [line.get_label() for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
         assert sorted(map(str, shown)) == ["NAG", "SGD", "mine"]
+        assert [text.get_text() for text in figure.axes[0].texts] == ["tuned Adam"]  # the line of what is compared with
         assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["p, 20 steps", "q, 20 steps"]
 
     def test_profile_falls_from_all_to_none(self) -> None:

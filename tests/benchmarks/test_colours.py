@@ -1,0 +1,33 @@
+"""A contender has one colour in all figures."""
+
+import pytest
+
+from benchmarks import colours
+from benchmarks.estimators.meta_training import META_RATES
+from benchmarks.few_shot.trainings import SINUSOID
+from helpers.benchmarks import result
+from learned_optim.meta_train.benchmark.evaluation import BASELINES
+from learned_optim.meta_train.reports.plots import COLOURS, comparison_figure
+
+
+@pytest.mark.parametrize("order", [("default", "mine"), ("mine", "default"), ("other", "mine", "default")])
+def test_the_default_rule_has_its_colour_beside_whatever_it_stands(order: tuple[str, ...]) -> None:
+    figure = comparison_figure({"p": [result("Adam", rate=0.1), *map(result, order)]})
+    drawn = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+    assert drawn["default"] == COLOURS["default"] == colours.colour("default")
+    assert drawn["Adam"] == colours.colour("Adam")
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_every_baseline_and_kind_of_rule_has_one_of_its_own() -> None:
+    names = [*BASELINES, "default", "lstm-l2l-mnist"]
+    assert len({colours.colour(name) for name in names}) == len(names)
+    assert colours.colour("lstm-l2l-mnist") == colours.colour("lstm-l2l-cifar")
+
+
+def test_estimators_and_algorithms_have_one_each() -> None:
+    assert [colours.colour(name) for name in META_RATES] == [
+        colours.ESTIMATORS[name] for name in ("TBPTT", "combined", "PES")
+    ]
+    assert colours.colour("TBPTT, 10 steps") == colours.ESTIMATORS["TBPTT"]
+    assert len({colours.colour(name) for name in SINUSOID}) == len(SINUSOID)
