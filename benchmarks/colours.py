@@ -12,7 +12,7 @@ ESTIMATORS = {
     "ES-Single": "#8172b3",
 }
 ESTIMATOR_NAMES = {"truncated-bptt": "TBPTT", "pes": "PES"}
-"""As configurations write them -> as figures do."""
+"""Name in a configuration -> name in figures."""
 FEW_SHOT = {
     "maml": "#c44e52",
     "fomaml": "#dd8452",

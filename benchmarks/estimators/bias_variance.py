@@ -44,7 +44,7 @@ GRADIENT_PAIRS, LOSS_PAIRS, REFERENCE_PAIRS = 64, 2048, 40_960  # what a core do
 Row = tuple[str | int | float, ...]
 ERRORS = ("variance_of_a_pair", "relative_bias", "relative_standard_error")
 ES_WEIGHTS = ("es_weight_mean", "es_weight_low", "es_weight_high")
-"""Of combinations: the weight of ES, its mean over meta-parameters and the quantiles of 10 and 90%."""
+"""Columns for combinations: mean of the weight of ES over meta-parameters, and the quantiles of 10 and 90%."""
 UNROLL_COLUMNS: Row = ("estimator", "unroll", "pairs", *ERRORS, *ES_WEIGHTS)
 
 
@@ -200,7 +200,7 @@ def es_samples(rule: UpdateRule, task: VectorizedTask, inner: InnerState, seed: 
 def loss_samples(
     estimator: PerturbationEstimator, rule: UpdateRule, task: VectorizedTask, inner: InnerState, length: int, seed: int
 ) -> Tensor:
-    """Of ES, PES and ES-Single: what each pair contributes to the mean over windows, ``(pairs, M)``."""
+    """What each pair of ES, PES or ES-Single contributes to the mean over windows, ``(pairs, M)``."""
     random = generator(seed)
     seen: dict[str, Tensor] = {}
     slopes, perturbations = estimator.slopes, estimator.perturbations

@@ -119,7 +119,7 @@ def figure() -> None:
 
 
 def main() -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["pilots", "run", "adam", "figure"])
     parser.add_argument("--estimators", nargs="+", choices=[*ESTIMATORS], default=[*ESTIMATORS])

@@ -53,7 +53,7 @@ class InfluenceBalancing(UpdateRule):
         nn.init.constant_(self.weight, self.start)
 
     def expected_first_unit(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Of the first unit after 1, ..., ``steps``: the part without the weight, and the derivative by the weight."""
+        """The first unit after 1, ..., ``steps``: its part without the weight, and its derivative by the weight."""
         system = torch.ones(self.units, dtype=torch.float64)
         signs = torch.ones(self.units, dtype=torch.float64)
         signs[self.positive :] = -1.0

@@ -24,7 +24,7 @@ FLOAT64 = 8
 
 
 def window_seconds(estimator: str) -> float:
-    """Of one worker with rule schedule-free-lstm, measured."""
+    """Seconds of a window of one worker with rule schedule-free-lstm, as measured."""
     rates = {
         (row["estimator"], row["network"]): float(row["inner_steps_per_second"])
         for row in read(RESULTS / "throughput.csv")
@@ -33,7 +33,7 @@ def window_seconds(estimator: str) -> float:
 
 
 def all_reduce_seconds(content: int, workers: int) -> float:
-    """Of a ring: every worker sends and receives twice the content, in ``2 (workers - 1)`` messages."""
+    """Seconds of a ring: every worker sends and receives twice the content, in ``2 (workers - 1)`` messages."""
     return 2 * (workers - 1) * (content / workers / BANDWIDTH + LATENCY)
 
 

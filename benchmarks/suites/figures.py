@@ -100,7 +100,7 @@ def timings(results: SuiteResults) -> dict[tuple[str, str], Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help=f"below benchmarks/results, or {README}")
     parser.add_argument("--suite", help="the suite that was run; by default the one that the folder is known to hold")

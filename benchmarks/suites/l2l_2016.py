@@ -107,7 +107,7 @@ def draw(panel: Axes, experiment: Experiment, curves: Mapping[str, np.ndarray]) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["run", "figure"])
     parser.add_argument("--problems", default="", help="comma-separated; all by default")

@@ -38,7 +38,7 @@ class ResNetFamily(TaskFamily):
 
 
 class ResNetTask(ClassificationTask):
-    """See :class:`ResNetFamily`."""
+    """The task of :class:`ResNetFamily`."""
 
     def __init__(self, data: tuple[Tensor, Tensor], blocks: int, width: int, batch_size: int) -> None:
         super().__init__(data, batch_size)
@@ -68,7 +68,7 @@ class Block(nn.Module):
         self.short_cut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, signal: Tensor) -> Tensor:
-        """Of ``(images, inputs, size, size)``."""
+        """Map ``(images, inputs, size, size)`` to ``(images, outputs, size / stride, size / stride)``."""
         hidden = F.relu(self.norms[0](self.first(signal)))
         return F.relu(self.short_cut(signal) + self.norms[1](self.second(hidden)))
 

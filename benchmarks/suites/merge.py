@@ -18,7 +18,7 @@ from learned_optim.meta_train.benchmark.suites import load_suite
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder that learned-optim benchmark has written")
     parser.add_argument("target", help="below benchmarks/results")

@@ -56,7 +56,7 @@ BASELINES: dict[str, Callable[[Iterable[Tensor], float, int], Optimizer]] = {
     "momentum": TORCH_OPTIMIZERS["Momentum"],
 }
 NAMES = {"momentum": "Momentum"}
-"""As it is called elsewhere, for its colour."""
+"""Name here -> name elsewhere, by which a contender has its colour."""
 MEASURES = ("training", "test")
 TIMES = ("milliseconds_per_step", "of_which_optimizer")
 
@@ -322,7 +322,7 @@ def draw(panel: Axes, measure: str, milliseconds: Mapping[str, float] | None) ->
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("train", "evaluate", "time", "plot"))
     parser.add_argument("--only", choices=tuple(CONFIGS), help="meta-train this one alone")

@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     score: float | None = None
     """The program's own measure: PSNR in decibels, return of an episode, Frechet distance."""
     entropy: float | None = None
-    """Of the classes of what was generated, in nats."""
+    """Entropy of the classes of what was generated, in nats."""
 
 
 def pictures(name: str, split: Split, count: int | None = None, size: int | None = None) -> Data:

@@ -75,7 +75,7 @@ class Residual(nn.Module):
         self.short_cut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, signal: Tensor) -> Tensor:
-        """Of ``(images, inputs, size, size)``."""
+        """Map ``(images, inputs, size, size)`` to ``(images, outputs, size / stride, size / stride)``."""
         return F.relu(self.inner(signal) + self.short_cut(signal))
 
 

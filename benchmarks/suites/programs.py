@@ -150,13 +150,13 @@ def choice(program: str, column: str) -> Callable[[Iterable[float]], float]:
 
 
 def mean(rows: Sequence[Row]) -> dict[str, float]:
-    """Of each column that the program has."""
+    """The mean of each column that the program has."""
     columns = [column for column in Outcome._fields if rows[0][column]]
     return {column: fmean(float(row[column]) for row in rows) for column in columns}
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
-    """Of positive numbers; NaN of none."""
+    """The geometric mean of positive numbers; NaN of none."""
     return math.exp(fmean(map(math.log, ratios))) if ratios else math.nan
 
 
@@ -203,7 +203,7 @@ def summary(rows: Sequence[Row], optimizer: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("baselines", "learned", "summary"))
     parser.add_argument("--programs", default=",".join(PROGRAMS), help="comma-separated; all by default")

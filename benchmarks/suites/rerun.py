@@ -36,7 +36,7 @@ def rerun(folder: Path, suite_name: str, rule: str, problems: Iterable[str], cac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="below benchmarks/results")
     parser.add_argument("rule", help="name of a shipped rule, as it stands in the tables")

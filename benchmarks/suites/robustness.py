@@ -31,7 +31,7 @@ RATES = (0.1, 0.03, 0.01, 0.003, 0.001)
 DIVERGED = 2.0  # initial losses
 
 Change = Callable[[Tensor, int, torch.Generator], Tensor]
-"""Of the gradient ``(seeds, N)`` at a step (from 0)."""
+"""What is done to the gradient ``(seeds, N)`` at a step (from 0)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Condition:
     batch_size: int = 64
     loss_factor: float = 1.0
     parameter_scale: float = 1.0
-    """Of the stored parameters: the network sees ``parameters / parameter_scale``."""
+    """How much larger the stored parameters are: the network sees ``parameters / parameter_scale``."""
     gradient: Change | None = None
     rate_factor: Callable[[float], float] | None = None
     """Factor on the rate (the rule's ``lr`` is 1) against the share of the steps that are done."""
@@ -168,7 +168,7 @@ def table(root: Path = RESULTS) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", default="default", help="comma-separated names or files (%(default)s)")
     parser.add_argument("--conditions", default="", help="comma-separated beginnings of names; all by default")

@@ -185,7 +185,7 @@ def strict_speedup(result: Result, reference: Result) -> float:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Of those that are numbers, each between 1 / 10 and 10."""
+    """The geometric mean of the values that are numbers, each taken as at least 1 / 10 and at most 10."""
     logs = [math.log(min(max(value, 1 / LARGEST_RATIO), LARGEST_RATIO)) for value in values if not math.isnan(value)]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
@@ -205,7 +205,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("seconds", lambda row: f"{row.seconds:.1f}"),
     ("diverged", lambda row: str(row.diverged)),
 )
-"""Of the table of problems."""
+"""Columns of the table of problems: name, and text of a row."""
 
 MEANS: tuple[tuple[str, Callable[[Row], float]], ...] = (
     ("speed-up", lambda row: row.speedup),
@@ -215,7 +215,7 @@ MEANS: tuple[tuple[str, Callable[[Row], float]], ...] = (
     ("held out, end", lambda row: row.held_out_end),
     ("best", lambda row: row.held_out_best),
 )
-"""Of which geometric means are taken."""
+"""Columns of which geometric means are taken: name, and value of a row."""
 
 
 def summary(found: Sequence[Row]) -> list[list[str]]:
@@ -278,7 +278,7 @@ def parsed(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rules", nargs="?", default="", help="names or paths, comma-separated; none: baselines alone")
     parser.add_argument("--half", choices=("first", "second"), default="first", help="of the problems (%(default)s)")
