@@ -19,7 +19,7 @@ from learned_optim.meta_train.benchmark.report import ratio_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- {} table, written by benchmarks/readme_tables.py -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- {} table, written by benchmarks/tables.py -->", "<!-- end of the table -->"
 
 EDGE_MARK = r"\*"  # an asterisk of its own in Markdown
 FOLDERS = ("unseen", "paper", "generalization", "horizon", "larger", "width")
@@ -229,20 +229,17 @@ def ratio_cell(results: Results, problem: str, rule: str) -> str:
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
-    "README.md": {
+    "docs/results.md": {
         "claim": lambda _: wide_tables.claim(),
         "wide": lambda _: wide_tables.table(),
         "generalization": lambda results: speedup_table(results, GENERALIZATION),
         "width": lambda results: speedup_table(results, WIDTH),
         "horizon": lambda results: speedup_table(results, HORIZON),
         "held-out": held_out_table,
-        "paper": paper_table,
-    },
-    "docs/results.md": {
         "larger": lambda results: speedup_table(results, LARGER),
         "robustness": lambda _: robustness_table(),
     },
-    "docs/reproduction.md": {"reproduction": reproduction_table},
+    "docs/reproduction.md": {"paper": paper_table, "reproduction": reproduction_table},
 }
 """By document, and by the name that stands in the marker before the table."""
 
