@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import wide_tables
+from benchmarks import cookbook_tables, wide_tables
 from benchmarks.l2l_2016 import EXPERIMENTS
 from learned_optim.meta_train.benchmark.evaluation import BASELINES, RATES
 from learned_optim.meta_train.benchmark.report import ratio_text
@@ -229,6 +229,12 @@ def ratio_cell(results: Results, problem: str, rule: str) -> str:
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
+    "README.md": {"waveforms-claim": lambda _: cookbook_tables.waveforms_claim()},
+    "docs/cookbook.md": {"programs": lambda _: cookbook_tables.table()},
+    "docs/meta-training.md": {
+        "waveforms-claim": lambda _: cookbook_tables.waveforms_claim(),
+        "waveforms": lambda _: cookbook_tables.waveforms_table(),
+    },
     "docs/results.md": {
         "claim": lambda _: wide_tables.claim(),
         "wide": lambda _: wide_tables.table(),
