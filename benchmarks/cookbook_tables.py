@@ -29,11 +29,11 @@ TITLES = {
     "adversarial": "GAN on digits (score: distance, less is better)",
 }
 """Program -> title, in the order of the table."""
-MOVING_TARGETS, NO_AVERAGING = ("policy-gradient", "adversarial"), "no-averaging"
-"""Programs that have a second row with ``averaging=False``, and the name of the optimizer in it."""
+RULE, TOLD, NO_AVERAGING = "default", "default, total_steps", "no-averaging"
+"""Names of the optimizers in the rows: nothing set, the number of steps told, ``averaging=False`` (games alone)."""
 HEADER = (
-    *("program", "steps", "lowest held-out loss", "Adam, 0.001", "Adam, best rate", "held-out loss at the end"),
-    *("Adam, 0.001", "accuracy or score", "Adam, 0.001", "Adam, best rate"),
+    *("program", "lowest held-out loss", "with `total_steps`", "Adam, 0.001", "Adam, best rate"),
+    *("held-out loss at the end", "Adam, 0.001", "accuracy or score", "Adam, 0.001", "Adam, best rate"),
 )
 WAVEFORMS = Path(__file__).parent / "results" / "waveforms.csv"
 """The tutorial's rule on its test problem; beside it a JSON file that says what meta-training took."""
@@ -42,45 +42,55 @@ SHOWN = {
     "default": "default rule",
     "Adam": "Adam",
     "AdamW-cosine": "AdamW, cosine",
+    "NAG": "SGD with Nesterov momentum",
 }
-SHOWN |= {"NAG": "SGD with Nesterov momentum"}
 """Optimizer -> title, in the order of the tutorial's table."""
 
 
 def table(folder: Path = RESULTS) -> str:
-    """A row for each program: the default rule with nothing set, beside Adam at 0.001 and at its best rate."""
+    """A row for each program: the default rule beside Adam at 0.001 and at its best rate."""
     rows = read(folder)
-    steps = {row["program"]: row["steps"] for row in rows}
-    found = {one.program: one for one in compared(rows, "default")}
-    without = {one.program: one for one in compared(rows, NO_AVERAGING)}
-    lines = [HEADER, ["---"] * len(HEADER)]
+    found, told, without = (
+        {one.program: one for one in compared(rows, optimizer)} for optimizer in (RULE, TOLD, NO_AVERAGING)
+    )
+    lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]
     for program, title in TITLES.items():
         if program in found:
-            lines.append([title, f"{int(steps[program]):,}", *cells(found[program])])
-        if program in MOVING_TARGETS and program in without:
-            lines.append(["the same with `averaging=False`", f"{int(steps[program]):,}", *cells(without[program])])
+            lines.append([title, *cells(found[program], told.get(program))])
+        if program in without:
+            lines.append(["the same with `averaging=False`", *cells(without[program], None)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cells(comparison: Comparison) -> Sequence[str]:
-    """Losses and scores; bold where the rule's is better than that of Adam at 0.001."""
-    texts: list[str] = []
-    for column, best, form in (("best_held_out_loss", True, "#.3g"), ("held_out_loss", False, "#.3g")):
-        texts += numbers(comparison, column, best, form, 1)
-    column = "accuracy" if "accuracy" in comparison.learned else "score"
-    sign = 1 if comparison.program == "adversarial" else -1
-    return [*texts, *numbers(comparison, column, True, ".1%" if column == "accuracy" else "#.3g", sign)]
+def cells(own: Comparison, told: Comparison | None) -> Sequence[str]:
+    """Losses and scores; bold where the rule's is better than that of Adam at 0.001.
+
+    Args:
+        own: the rule with nothing set.
+        told: the rule that knows the number of steps, if that was run.
+    """
+    lowest, end = "best_held_out_loss", "held_out_loss"
+    score = "accuracy" if "accuracy" in own.learned else "score"
+    form, sign = ".1%" if score == "accuracy" else "#.3g", 1 if own.program == "adversarial" else -1
+    return [
+        figure(own, lowest),
+        figure(told, lowest) if told else "",
+        *(plain(source, lowest) for source in (own.untuned, own.best)),
+        *(figure(own, end), plain(own.untuned, end)),
+        figure(own, score, form, sign),
+        *(plain(source, score, form) for source in (own.untuned, own.best)),
+    ]
 
 
-def numbers(comparison: Comparison, column: str, best: bool, form: str, sign: int) -> Sequence[str]:
-    """The rule's figure, Adam's at 0.001 and, if asked for, Adam's best; empty where the program has no such column."""
-    sources = [comparison.learned, comparison.untuned, *([comparison.best] if best else [])]
-    if column not in comparison.learned:
-        return [""] * len(sources)
-    texts = [f"{source[column]:{form}}".rstrip(".") for source in sources]
-    if sign * comparison.learned[column] < sign * comparison.untuned[column]:
-        texts[0] = f"**{texts[0]}**"
-    return texts
+def figure(one: Comparison, column: str, form: str = "#.3g", sign: int = 1) -> str:
+    """The rule's figure, bold if it is better than untuned Adam's; ``sign`` is 1 where less is better, else -1."""
+    text = plain(one.learned, column, form)
+    return f"**{text}**" if text and sign * one.learned[column] < sign * one.untuned[column] else text
+
+
+def plain(source: Mapping[str, float], column: str, form: str = "#.3g") -> str:
+    """A figure; empty where the program has no such column."""
+    return f"{source[column]:{form}}".removesuffix(".") if column in source else ""
 
 
 def waveforms(path: Path = WAVEFORMS) -> Mapping[str, Mapping[str, str]]:
@@ -106,8 +116,9 @@ def waveforms_claim(path: Path = WAVEFORMS) -> str:
     rows = waveforms(path)
     took = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["meta_training"]["waveforms"]
     own, default, adam = (rows[name] for name in ("waveforms", "default", "Adam"))
-    text = f"""Meta-training took {took["processor_seconds"]} seconds of one core. On waveforms that it has not seen, the rule
-    is {float(own["speedup"]):.1f} times as fast as tuned Adam, and the default rule {float(default["speedup"]):.1f} times. Its
-    final loss is {float(own["final_loss"]):.3f}, that of the default rule {float(default["final_loss"]):.3f}, that of tuned
-    Adam {float(adam["final_loss"]):.3f} ({own["seeds"]} seeds)."""
+    speedups, losses = ([float(row[key]) for row in (own, default, adam)] for key in ("speedup", "final_loss"))
+    text = f"""Meta-training took {took["processor_seconds"]} seconds of one core. On waveforms that it has not seen,
+    the rule is {speedups[0]:.1f} times as fast as tuned Adam, and the default rule {speedups[1]:.1f} times. Its final
+    loss is {losses[0]:.3f}, that of the default rule {losses[1]:.3f}, that of tuned Adam {losses[2]:.3f}
+    ({own["seeds"]} seeds)."""
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False)
