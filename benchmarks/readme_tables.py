@@ -231,10 +231,7 @@ def ratio_cell(results: Results, problem: str, rule: str) -> str:
 TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
     "README.md": {"waveforms-claim": lambda _: cookbook_tables.waveforms_claim()},
     "docs/cookbook.md": {"programs": lambda _: cookbook_tables.table()},
-    "docs/meta-training.md": {
-        "waveforms-claim": lambda _: cookbook_tables.waveforms_claim(),
-        "waveforms": lambda _: cookbook_tables.waveforms_table(),
-    },
+    "docs/meta-training.md": {"waveforms": lambda _: cookbook_tables.waveforms_table()},
     "docs/results.md": {
         "claim": lambda _: wide_tables.claim(),
         "wide": lambda _: wide_tables.table(),
