@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.few_shot import tables as few_shot
 from benchmarks.results import RESULTS, ROOT, read, read_parts
 from benchmarks.speed import scale
-from benchmarks.suites import metz_2019, robustness, summary_tables, wide_tables
+from benchmarks.suites import cookbook_tables, metz_2019, robustness, summary_tables, wide_tables
 from benchmarks.suites.summary_tables import Results, read_results, speedup_table
 from learned_optim.files import write_atomically
 
@@ -40,6 +40,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "paper": partial(of_suites, summary_tables.paper_table),
     "reproduction": partial(of_suites, summary_tables.reproduction_table),
     "metz-2019": metz_2019.table,
+    "programs": cookbook_tables.table,
+    "waveforms": cookbook_tables.waveforms_table,
+    "waveforms-claim": cookbook_tables.waveforms_claim,
     "robustness": robustness.table,
     "sine-waves": lambda: few_shot.sinusoid_table(read(FEW_SHOT / "sinusoid.csv")),
     "omniglot": lambda: few_shot.omniglot_table(

@@ -62,7 +62,7 @@ def claim(root: Path = RESULTS) -> str:
     steps to Adam's final loss; lower in the end on {lower(rows, RULE, "Adam")}). Its lowest loss on data held out is
     {mean_ratio(rows, RULE, UNTUNED, BEST):.2f} of that of Adam at its default rate. Told how many steps there will be,
     it ends lower than AdamW with the cosine on {lower(rows, TOLD, SCHEDULED)}, and on data held out at
-    {mean_ratio(rows, TOLD, SCHEDULED, HELD_OUT):.2f} of its loss ([results](#results))."""
+    {mean_ratio(rows, TOLD, SCHEDULED, HELD_OUT):.2f} of its loss."""
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False)
 
 

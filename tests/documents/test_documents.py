@@ -19,8 +19,8 @@ from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
 
 FOLDER = ROOT / "docs"
-META_TRAINING, NEURAL_ART, FEW_SHOT = (
-    (FOLDER / name).read_text() for name in ("meta-training.md", "neural-art.md", "few-shot.md")
+META_TRAINING, CONFIGURATION, NEURAL_ART, FEW_SHOT = (
+    (FOLDER / name).read_text() for name in ("meta-training.md", "configuration.md", "neural-art.md", "few-shot.md")
 )
 
 
@@ -30,8 +30,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 @pytest.mark.slow
 def test_page_on_a_task_of_ones_own_is_not_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (module,) = blocks(META_TRAINING, "python")
-    _, configuration = blocks(META_TRAINING, "toml")
+    module, _ = blocks(META_TRAINING, "python")
+    (configuration,) = blocks(META_TRAINING, "toml")
     (tmp_path / "waveforms.py").write_text(module)
     (tmp_path / "waveforms.toml").write_text(configuration)
     monkeypatch.chdir(tmp_path)
@@ -46,7 +46,7 @@ def test_page_on_a_task_of_ones_own_is_not_out_of_date(tmp_path: Path, monkeypat
 
 
 def test_augmented_entry_is_a_configuration() -> None:
-    (task,) = config_from_tables({"steps": 1, **_toml(blocks(META_TRAINING, "toml")[0])}).tasks
+    (task,) = config_from_tables({"steps": 1, **_toml(blocks(CONFIGURATION, "toml")[0])}).tasks
     assert task.augment.batch_size == (1, 32)
 
 
@@ -58,7 +58,7 @@ def _toml(text: str) -> dict[str, object]:
 
 def test_table_of_families_is_complete() -> None:
     pattern = r"^\| `([\w-]+)` \|.*\| \[`(\w+)`\]\(\.\./meta_train/tasks/(\w+)\.py\) \|$"
-    rows = re.findall(pattern, META_TRAINING, re.MULTILINE)
+    rows = re.findall(pattern, CONFIGURATION, re.MULTILINE)
     listed = {name: (cls, module) for name, cls, module in rows}
     assert listed == {name: (cls.__name__, cls.__module__.rpartition(".")[2]) for name, cls in FAMILIES.items()}
 
@@ -92,14 +92,25 @@ def test_conversion_of_torchvisions_weights_gives_a_network(tmp_path: Path, monk
     assert FeatureNetwork("squeezenet", tmp_path).activations(torch.rand(3, 32, 32))["fire5"].shape[0] == 256
 
 
-@pytest.mark.parametrize("text", [META_TRAINING, NEURAL_ART, FEW_SHOT], ids=["meta-training", "neural-art", "few-shot"])
-def test_links_are_not_broken(text: str) -> None:
-    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (FOLDER / target).exists(), target
-    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
-    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-        assert anchor in headings
+@pytest.mark.parametrize("page", sorted(FOLDER.glob("*.md")), ids=lambda page: page.stem)
+def test_links_are_not_broken(page: Path) -> None:
+    for target, anchor in links(page):
+        assert target.exists(), target
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{target.name}#{anchor}"
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Files that a page links to, and the headings there."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", text)
+    return [((page.parent / target).resolve() if target else page, anchor) for target, anchor in found]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a code host makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_few_shot_page_names_all_algorithms_and_tasks() -> None:
@@ -113,11 +124,11 @@ def test_few_shot_page_names_all_algorithms_and_tasks() -> None:
 
 
 def test_few_shot_page_adapts_a_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = {"family": "omniglot", "network": "mlp"}
-    model = FewShotModel.of(few_shot_config({"task": task, "steps": 1, "algorithm": {"name": "maml"}}))
-    model.save(tmp_path / "runs" / "maml" / "best.safetensors")
+    for folder, task in {"maml": {"family": "omniglot", "network": "mlp"}, "sine": {"family": "sinusoid"}}.items():
+        model = FewShotModel.of(few_shot_config({"task": task, "steps": 1, "algorithm": {"name": "maml"}}))
+        model.save(tmp_path / "runs" / folder / "best.safetensors")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(FEW_SHOT, "python")
     names = {"images": torch.rand(5, 1, 28, 28), "labels": torch.arange(5), "more_images": torch.rand(3, 1, 28, 28)}
-    exec(compile(code, "docs/few-shot.md", "exec"), names)
+    for code in blocks(FEW_SHOT, "python"):
+        exec(compile(code, "docs/few-shot.md", "exec"), names)
     assert names["logits"].shape == (3, 5)

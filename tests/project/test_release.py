@@ -42,8 +42,8 @@ def test_oldest_versions_are_not_stated_differently() -> None:
     assert f"Python {python} or newer is needed" in (ROOT / "Makefile").read_text()
 
 
-def test_readme_does_not_miss_an_extra() -> None:
-    rows = re.findall(r"^\| (`[\w`(), -]+) \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+def test_page_on_using_does_not_miss_an_extra() -> None:
+    rows = re.findall(r"^\| (`[\w`(), -]+) \|", (ROOT / "docs" / "using.md").read_text(), flags=re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} >= set(EXTRAS)
 
 

@@ -217,7 +217,7 @@ def test_wrong_value_is_refused_with_its_place(override: str, message: str, tmp_
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_option_is_documented_with_its_default(heading: str, settings: Any) -> None:
-    text = (ROOT / "docs" / "meta-training.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     section = re.split(r"^##", text.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in section.splitlines() if line.startswith("| `")]
     documented = {name.strip("`"): default.strip("`") for name, default in rows}

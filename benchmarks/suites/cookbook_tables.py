@@ -1,0 +1,125 @@
+"""What the committed rows of the training programs and of the tutorial's rule say: tables for the documents."""
+
+import csv
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.results import RESULTS as ALL_RESULTS
+from benchmarks.suites.programs import RESULTS, Comparison, compared, read
+
+TITLES = {
+    "conv-net": "convolutional net, CIFAR-10",
+    "residual": "residual net with batch norm, CIFAR-10 16x16",
+    "vision-transformer": "vision transformer, MNIST",
+    "fashion": "perceptron 784-128-10, Fashion-MNIST",
+    "digits": "perceptron 784-128-10, MNIST",
+    "narrow": "perceptron 784-32-32-10, MNIST",
+    "batches-of-2048": "perceptron, MNIST, batches of 2,048",
+    "batches-of-2": "perceptron, MNIST, batches of 2",
+    "variational-autoencoder": "variational autoencoder, MNIST",
+    "character-lstm": "character LSTM, Python's own source",
+    "picture": "sine network that fits a picture (score: decibels)",
+    "friedman": "table with noise, Friedman's function",
+    "diabetes": "small table, diabetes",
+    "cancer": "small table, breast cancer",
+    "fashion-500": "500 images of Fashion-MNIST",
+    "fine-tuning": "fine-tuning on 250 photographs",
+    "policy-gradient": "policy gradient (score: return)",
+    "adversarial": "GAN on digits (score: distance, less is better)",
+}
+"""Program -> title, in the order of the table."""
+RULE, TOLD, NO_AVERAGING = "default", "default, total_steps", "no-averaging"
+"""Names of the optimizers in the rows: nothing set, the number of steps told, ``averaging=False`` (games alone)."""
+HEADER = (
+    *("program", "lowest held-out loss", "with `total_steps`", "Adam, 0.001", "Adam, best rate"),
+    *("held-out loss at the end", "Adam, 0.001", "accuracy or score", "Adam, 0.001", "Adam, best rate"),
+)
+WAVEFORMS = ALL_RESULTS / "waveforms.csv"
+"""The tutorial's rule on its test problem; beside it a JSON file that says what meta-training took."""
+SHOWN = {
+    "waveforms": "rule of the tutorial",
+    "default": "default rule",
+    "Adam": "Adam",
+    "AdamW-cosine": "AdamW, cosine",
+    "NAG": "SGD with Nesterov momentum",
+}
+"""Optimizer -> title, in the order of the tutorial's table."""
+
+
+def table(folder: Path = RESULTS) -> str:
+    """A row for each program: the default rule beside Adam at 0.001 and at its best rate."""
+    rows = read(folder)
+    found, told, without = (
+        {one.program: one for one in compared(rows, optimizer)} for optimizer in (RULE, TOLD, NO_AVERAGING)
+    )
+    lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]
+    for program, title in TITLES.items():
+        if program in found:
+            lines.append([title, *cells(found[program], told.get(program))])
+        if program in without:
+            lines.append(["the same with `averaging=False`", *cells(without[program], None)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cells(own: Comparison, told: Comparison | None) -> Sequence[str]:
+    """Losses and scores; bold where the rule's is better than that of Adam at 0.001.
+
+    Args:
+        own: the rule with nothing set.
+        told: the rule that knows the number of steps, if that was run.
+    """
+    lowest, end = "best_held_out_loss", "held_out_loss"
+    score = "accuracy" if "accuracy" in own.learned else "score"
+    form, sign = ".1%" if score == "accuracy" else "#.3g", 1 if own.program == "adversarial" else -1
+    return [
+        figure(own, lowest),
+        figure(told, lowest) if told else "",
+        *(plain(source, lowest) for source in (own.untuned, own.best)),
+        *(figure(own, end), plain(own.untuned, end)),
+        figure(own, score, form, sign),
+        *(plain(source, score, form) for source in (own.untuned, own.best)),
+    ]
+
+
+def figure(one: Comparison, column: str, form: str = "#.3g", sign: int = 1) -> str:
+    """The rule's figure, bold if it is better than untuned Adam's; ``sign`` is 1 where less is better, else -1."""
+    text = plain(one.learned, column, form)
+    return f"**{text}**" if text and sign * one.learned[column] < sign * one.untuned[column] else text
+
+
+def plain(source: Mapping[str, float], column: str, form: str = "#.3g") -> str:
+    """A figure; empty where the program has no such column."""
+    return f"{source[column]:{form}}".removesuffix(".") if column in source else ""
+
+
+def waveforms(path: Path = WAVEFORMS) -> Mapping[str, Mapping[str, str]]:
+    """Optimizer -> its row."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["optimizer"]: row for row in csv.DictReader(file)}
+
+
+def waveforms_table(path: Path = WAVEFORMS) -> str:
+    """Final losses and speed-ups on the tutorial's problem."""
+    rows = waveforms(path)
+    lines = [["optimizer", "best rate", "final loss", "95% band", "speed-up over tuned Adam"], ["---"] * 5]
+    for name, title in SHOWN.items():
+        row = rows[name]
+        loss, low, high, speedup = (float(row[key]) for key in ("final_loss", "band_low", "band_high", "speedup"))
+        rate = row["rate"] or "none to tune"
+        lines.append([title, rate, f"{loss:.3f}", f"{low:.3f} to {high:.3f}", f"{speedup:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def waveforms_claim(path: Path = WAVEFORMS) -> str:
+    """What the tutorial's meta-training took and brought."""
+    rows = waveforms(path)
+    took = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["meta_training"]["waveforms"]
+    own, default, adam = (rows[name] for name in ("waveforms", "default", "Adam"))
+    speedups, losses = ([float(row[key]) for row in (own, default, adam)] for key in ("speedup", "final_loss"))
+    text = f"""Meta-training took {took["processor_seconds"]} seconds of one core. On waveforms that it has not seen,
+    the rule is {speedups[0]:.1f} times as fast as tuned Adam, and the default rule {speedups[1]:.1f} times. Its final
+    loss is {losses[0]:.3f}, that of the default rule {losses[1]:.3f}, that of tuned Adam {losses[2]:.3f}
+    ({own["seeds"]} seeds)."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False)
