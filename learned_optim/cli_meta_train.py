@@ -82,7 +82,7 @@ def _run_in(world: Any, options: argparse.Namespace) -> None:
     tell: Callable[..., None] = say if world.leads else _nothing
     folder, trainer = _trainer(world, options)
     if trainer.meta_step > 0 or options.resume is not None:
-        tell(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.run_config.steps}")
+        tell(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
     try:
         run_with_progress(trainer)
     except KeyboardInterrupt:
@@ -121,7 +121,7 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
         folder = _run_to_resume(options)
     given = None if options.config is None else load_any_config(options.config, options.set, resuming=True)
     trainer = go_on(folder, world)
-    if given is not None and (different := differences(trainer.run_config, given)):
+    if given is not None and (different := differences(trainer.config, given)):
         raise CommandError(
             f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
             f"continue that as it began with --resume {folder}, or start a new run with --output"

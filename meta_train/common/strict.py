@@ -5,9 +5,15 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 Checked = TypeVar("Checked")
 LONGEST = 200  # letters of a wrong value that a message shows
@@ -23,8 +29,14 @@ class Strict:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic reads it from the class
 
 
-def checked(cls: type[Checked], values: Mapping[str, Any], source: str) -> Checked:
-    """An instance of the dataclass ``cls``; ``source`` says in messages where the values come from.
+def checked(cls: type[Checked], values: Mapping[str, Any], source: str, table: str = "") -> Checked:
+    """An instance of the dataclass ``cls``.
+
+    Args:
+        cls: the dataclass.
+        values: its fields by name.
+        source: where the values come from, in messages.
+        table: the table within the source that the values stand in, in messages; empty: the source itself.
 
     Raises:
         ConfigError: unknown or missing key, wrong type, or a value out of range.
@@ -32,7 +44,8 @@ def checked(cls: type[Checked], values: Mapping[str, Any], source: str) -> Check
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{source}: {_explain(item, cls)}" for item in error.errors())) from error
+        reasons = (_explain(item, cls, table) for item in error.errors())
+        raise ConfigError("; ".join(f"{source}: {reason}" for reason in reasons)) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -63,8 +76,8 @@ def refuse_changed(settings: Any, options: Sequence[str], owner: str) -> None:
             raise ValueError(f"{owner} has no option {field.name!r}; it has {', '.join(options)}")
 
 
-def _explain(item: Any, cls: type) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+def _explain(item: Any, cls: type, table: str = "") -> str:
+    place = ".".join(str(part) for part in (*([table] if table else []), *item["loc"]))
     if item["type"] == "unexpected_keyword_argument":
         *parents, last = item["loc"]
         return f"unknown key {place!r}{_suggestion(str(last), _keys(cls, parents))}"

@@ -10,6 +10,7 @@ from typing import Any
 from learned_optim.meta_train.common.module_search import search_in
 from learned_optim.meta_train.common.strict import ConfigError, checked, read_toml
 from learned_optim.meta_train.config.settings import Config, TaskConfig
+from learned_optim.meta_train.estimators.lookup import build_estimator
 from learned_optim.meta_train.tasks.lookup import gather_options
 from learned_optim.meta_train.trainer.record import Recorded
 
@@ -73,17 +74,21 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     """
     tables = dict(tables)
     _gather_all(tables, "tasks")
+    if isinstance(tables.get("unroll"), Mapping):
+        tables["unroll"] = _whole_trainings_by_name(tables["unroll"])
     if isinstance(validation := tables.get("validation"), Mapping) and isinstance(validation.get("suites"), list):
         suites = [dict(suite) if isinstance(suite, Mapping) else suite for suite in validation["suites"]]
         for suite in suites:
             _gather_all(suite, "families")
         tables["validation"] = {**validation, "suites": suites}
+    if "estimator" in tables:
+        tables["estimator"] = build_estimator(tables["estimator"], source)
     config = checked(Config, tables, source)
     for family in config.families:  # before the rule: the file of a user's family may enter an architecture
         family.build()
     rule = config.rule.fresh(config.seed) if resuming else config.rule.build(config.seed)
     try:
-        config.estimator.build().check(rule)
+        config.estimator.check(rule)
     except ValueError as error:
         raise ConfigError(f"{source}: estimator: {error}") from error
     try:
@@ -141,6 +146,16 @@ def _locate(source: str | Path) -> Path:
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}; shipped ones: {', '.join(shipped)}")
     return path
+
+
+def _whole_trainings_by_name(unroll: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``[unroll]`` in the words of this version: earlier ones named the longest horizon twice for whole trainings."""
+    truncation, horizon = unroll.get("truncation"), unroll.get("horizon")
+    if not isinstance(truncation, int) or unroll.get("truncation_up_to") != truncation:
+        return unroll
+    if not isinstance(horizon, list) or not isinstance(horizon[-1], int) or truncation < horizon[-1]:
+        return unroll
+    return {**unroll, "truncation": "whole", "truncation_up_to": None}
 
 
 def _gather_all(tables: Any, key: str) -> None:

@@ -10,31 +10,32 @@ with a variance that does not grow with the number of windows. But the gradients
 direction, so that a meta-optimizer which steps at every window sees correlated noise.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
+from learned_optim.meta_train.estimators.base import Directions
+from learned_optim.meta_train.estimators.evolution import EvolutionStrategy
 from learned_optim.rules import UpdateRule
 
 PERTURBATION = "perturbation"
 
 
+@dataclass(frozen=True)
 class ESSingle(EvolutionStrategy):
-    """Evolution strategies with one perturbation a particle and inner training.
-
-    Args: see :class:`EvolutionStrategy`.
-    """
+    """Evolution strategies with one perturbation a particle and inner training."""
 
     name = "es-single"
     persistent = True
 
     def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :meth:`Estimator.memory`: the perturbations ``(K, M)`` to keep."""
+        """The perturbations ``(K, M)`` of the whole inner training."""
         return {PERTURBATION: self.perturbations(rule, pieces, generator)}
 
     def directions(
-        self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
     ) -> Directions:
-        """See :meth:`EvolutionStrategy.directions`: those of the start."""
+        """The perturbations that were drawn at the start."""
         noise = memory[PERTURBATION]
         return Directions(noise, noise, memory)

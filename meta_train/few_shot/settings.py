@@ -10,8 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from learned_optim.meta_train.common.strict import ConfigError, Strict, checked, refuse_changed, unknown
-from learned_optim.meta_train.config.settings import Count, Decay, MetaOptimizerConfig, Positive, RuleConfig
+from learned_optim.meta_train.common.strict import (
+    ConfigError,
+    Count,
+    Decay,
+    Positive,
+    Strict,
+    checked,
+    refuse_changed,
+    unknown,
+)
+from learned_optim.meta_train.config.settings import MetaOptimizerConfig, RuleConfig
 from learned_optim.meta_train.few_shot.algorithms import (
     FOMAML,
     MAML,

@@ -23,7 +23,7 @@ class Progress:
     skipped: int
     """Meta-steps skipped so far."""
     validation: float | None
-    """Validation score, where there was a validation: see :meth:`Suite.score`."""
+    """Validation score, where there was a validation: see :meth:`ValidationSuite.score`."""
     best_validation: float
     seconds: float
     """Time spent on meta-training so far, resumed parts included."""

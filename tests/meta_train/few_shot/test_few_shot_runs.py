@@ -102,10 +102,10 @@ def test_no_algorithm_fails_for_few_or_many_rows_and_units(name: str, steps: int
 @pytest.mark.parametrize(("train_rule", "moves"), [(True, True), (False, False)])
 def test_rule_is_trained_only_if_asked(train_rule: bool, moves: bool) -> None:
     trainer = FewShotTrainer(config({"name": "maml", "steps": 2, **RULE, "train_rule": train_rule}))
-    before = {name: value.clone() for name, value in trainer.algorithm.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.module.state_dict().items()}
     for _ in trainer.run():
         pass
-    changed = {name for name, value in trainer.algorithm.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {name for name, value in trainer.module.state_dict().items() if not torch.equal(value, before[name])}
     assert "initial" in changed
     assert any(name.startswith("inner.") for name in changed) == moves
 
@@ -123,7 +123,7 @@ def test_maml_learns_waves() -> None:
 def test_step_whose_loss_is_not_a_number_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = FewShotTrainer(config())
     with torch.no_grad():
-        trainer.algorithm.get_parameter("initial").fill_(torch.inf)
+        trainer.module.get_parameter("initial").fill_(torch.inf)
     progress = next(trainer.run())
     assert progress.skipped == 1
 

@@ -114,8 +114,9 @@ class TestReading:
         runs = find_runs([folder])
         assert different_settings(runs) == {
             "estimator.name": ["truncated-bptt", "pes"],
-            "estimator.pairs": [1, 2],
+            "estimator.pairs": [None, 2],  # a setting that only one of the estimators has
             "estimator.replay_coordinates": [3, None],
+            "estimator.sigma": [None, 0.01],
             "seed": [0, 3],
         }
         del runs[0].config["unroll"]["stagger"]  # as in a run of a version that did not know it
