@@ -48,6 +48,49 @@ def checked(cls: type[Checked], values: Mapping[str, Any], source: str, table: s
         raise ConfigError("; ".join(f"{source}: {reason}" for reason in reasons)) from error
 
 
+def checked_by_name(
+    kinds: Mapping[str, type[Checked]],
+    table: Any,
+    source: str,
+    place: str,
+    default: str,
+    former_defaults: Mapping[str, Any],
+) -> Checked:
+    """An instance of the dataclass that a table names, with the other entries of the table as its fields.
+
+    Args:
+        kinds: the dataclasses by the value of ``name`` in the table.
+        table: as TOML gives it.
+        source: where it comes from, in messages.
+        place: its key in the source, which is also what messages call the dataclasses.
+        default: the name, if the table has none.
+        former_defaults: entries that files of earlier versions have whatever the name; at these values they are left
+            out for a dataclass that has no such field.
+
+    Raises:
+        ConfigError: no such name, no such field, wrong type, or a value out of range.
+    """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source}: {place}: a table is needed, got {table!r}")
+    name = table.get("name", default)
+    if not isinstance(name, str) or name not in kinds:
+        raise ConfigError(f"{source}: {place}.name: {unknown(str(name), kinds)}, got {name!r}")
+    own = _field_names(kinds[name])
+    values = {}
+    for key, value in table.items():
+        if key == "name" or (key not in own and key in former_defaults and value == former_defaults[key]):
+            continue
+        if key not in own and any(key in _field_names(kind) for kind in kinds.values()):
+            raise ConfigError(f"{source}: {place}: {place} {name!r} has no option {key!r}; it has {', '.join(own)}")
+        values[key] = value
+    return checked(kinds[name], values, source, place)
+
+
+def _field_names(cls: Any) -> list[str]:
+    """Names of the fields of a dataclass, those that are options of every kind (keywords alone) last."""
+    return [field.name for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)]
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The nested tables of a TOML file, with or without the byte order mark that Windows' editors write.
 

@@ -20,7 +20,7 @@ The output gradient of a task that is an *anchor* counts as zero: there the rule
 import copy
 import itertools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -77,7 +77,7 @@ class OutputES(Estimator):
     sigma: Positive = 0.1
     pairs: Count = 8
     caution: Positive = 8.0
-    meta_loss: Literal["speedup"] = "speedup"
+    meta_loss: Literal["speedup"] = field(default="speedup", kw_only=True)
 
     name = "output-es"
     reports: ClassVar[tuple[str, ...]] = ("predicted_log_speedup", "outputs")

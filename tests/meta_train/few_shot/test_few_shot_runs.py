@@ -149,7 +149,7 @@ def test_shipped_configuration_loads_and_says_what_it_is(name: str) -> None:
         ({"algorithm": {"name": "meta-sgd", "optimizer": "adam"}}, "algorithm 'meta-sgd' has no option 'optimizer'"),
         ({"algorithm": {"name": "maml", "combination": [1.0]}}, "algorithm 'maml' has no option 'combination'"),
         ({"algorithm": {"name": "maml", "optimizer": "rule"}}, "belong together"),
-        ({"algorithm": {"name": "leap", **RULE, "train_rule": True}}, "train_rule needs algorithm maml or fomaml"),
+        ({"algorithm": {"name": "leap", **RULE, "train_rule": True}}, "algorithm 'leap' has no option 'train_rule'"),
         ({"algorithm": {"name": "reptile", "steps": 2, "combination": [1.0]}}, "a factor for each of 2 inner steps"),
         ({"algorithm": {"name": "prototypical"}}, "'prototypical' classifies; the task is a regression"),
         ({"algorithm": {"name": "maml"}, "stepps": 3}, r"unknown key 'stepps' \(did you mean 'steps'\?\)"),
