@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +17,7 @@ from learned_optim.meta_train.common.strict import (
     checked,
     unknown,
 )
+from learned_optim.meta_train.config.load import toml_files
 from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.few_shot.episodes import FewShotTask
 from learned_optim.meta_train.few_shot.mini_imagenet import MiniImageNet
@@ -84,6 +86,11 @@ class FewShotConfig(Strict):
     def validation_steps(self) -> int:
         """Inner steps of a validation."""
         return self.algorithm.adaptation_steps if self.validation.steps is None else self.validation.steps
+
+
+def shipped_few_shot_configs() -> dict[str, Path]:
+    """Configurations of few-shot runs that come with the package, by name."""
+    return toml_files(Path(__file__).parent / "configs")
 
 
 def is_few_shot(tables: Mapping[str, Any]) -> bool:

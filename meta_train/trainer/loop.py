@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from learned_optim import __version__
 from learned_optim.meta_train.common.seeds import cpu_by_default
+from learned_optim.meta_train.config.load import Recorded
 from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.inner.distributed import World, recorded
 from learned_optim.meta_train.trainer.checkpoint import RunCheckpoint, below, finite_or_none, write_checkpoint
 from learned_optim.meta_train.trainer.log import Progress, RunLog
 from learned_optim.meta_train.trainer.meta_optimizer import MetaOptimizer, norm_of
-from learned_optim.meta_train.trainer.record import Recorded, record_session
+from learned_optim.meta_train.trainer.record import record_session
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
 

@@ -13,13 +13,13 @@ from helpers.small_few_shot import write_omniglot
 from helpers.small_runs import contents, metrics, plain
 from learned_optim import cli
 from learned_optim.meta_train.common.strict import ConfigError
-from learned_optim.meta_train.config.load import load_tables, shipped_few_shot_configs
+from learned_optim.meta_train.config.load import load_tables
 from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
 from learned_optim.meta_train.few_shot.images import ImageClasses
 from learned_optim.meta_train.few_shot.model import FewShotModel
 from learned_optim.meta_train.few_shot.omniglot import TRAINING, Omniglot
-from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
+from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, shipped_few_shot_configs
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.trainer.meta_optimizer import MetaOptimizer
@@ -83,7 +83,8 @@ def test_no_algorithm_fails_on_the_task_of_a_shipped_configuration(
         pytest.skip("these classify")
     images, classes = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8), torch.zeros(TRAINING, dtype=torch.int64)
     monkeypatch.setattr(Omniglot, "classes", lambda *_: ImageClasses(images, classes, classes + 20))  # all the same
-    tables = load_tables(shipped, ["steps=1", "episodes=1", "validation.episodes=2", "validation.steps=1"])
+    changes = ["steps=1", "episodes=1", "validation.episodes=2", "validation.steps=1"]
+    tables = load_tables(shipped, changes, shipped_few_shot_configs())
     progress = next(FewShotTrainer(few_shot_config({**tables, "algorithm": {"name": name}})).run())
     assert progress.skipped == 0
 
@@ -136,7 +137,7 @@ def test_rate_of_a_linear_schedule() -> None:
 
 @pytest.mark.parametrize("name", shipped_few_shot_configs())
 def test_shipped_configuration_loads_and_says_what_it_is(name: str) -> None:
-    loaded = few_shot_config(load_tables(name), name)
+    loaded = few_shot_config(load_tables(name, shipped=shipped_few_shot_configs()), name)
     assert loaded.description
     assert few_shot_config(json.loads(loaded.to_json())) == loaded
 

@@ -27,7 +27,8 @@ from learned_optim.meta_train.reports.run_plots import (
     short_names,
 )
 from learned_optim.meta_train.reports.runs import different_settings, find_runs, read_run
-from learned_optim.meta_train.run_settings import settings_of
+from learned_optim.meta_train.reports.settings import settings_of
+from learned_optim.meta_train.trainer.kind import RULE
 from learned_optim.meta_train.trainer.log import read_metrics
 from learned_optim.meta_train.trainer.record import read_record
 from learned_optim.meta_train.trainer.trainer import Trainer
@@ -211,7 +212,7 @@ def test_settings_are_beside_the_defaults_of_their_own_class() -> None:
         "validation": {"suites": [{"name": "mixture"}, {"name": "other", "families": [{"family": "mlp"}], "tasks": 3}]},
         "unknown": {"to": "us"},
     }
-    changed = {setting.name: setting.value for setting in settings_of(config) if setting.value != setting.default}
+    changed = {setting.name: setting.value for setting in settings_of(config, RULE) if setting.value != setting.default}
     assert changed == {
         "steps": 5,
         "rule.architecture": "lstm-l2l",
