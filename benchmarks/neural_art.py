@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from learned_optim.meta_train.benchmark import save_rows
-from learned_optim.meta_train.neural_art.command import Painting, paint
-from learned_optim.meta_train.neural_art.style import find_file
 from learned_optim.meta_train.reports.plots import STYLE, save_figure
+from learned_optim.meta_train.style_transfer.command import Painting, paint
+from learned_optim.meta_train.style_transfer.style import find_file
 from learned_optim.meta_train.tasks import NeuralArtFamily
 
 RESULTS = Path(__file__).parent / "results" / "neural_art"

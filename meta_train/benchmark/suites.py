@@ -106,7 +106,7 @@ class Suite(Strict):
 
 DEFAULTS = {"seeds", "tuning_seeds", "instances", "rules", "steps", "split", "held_out"}
 """Keys of a problem that may stand above all of them instead."""
-OWN = {f.name for f in dataclasses.fields(SuiteProblem)}
+PROBLEM_KEYS = {f.name for f in dataclasses.fields(SuiteProblem)}
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -198,7 +198,7 @@ def titles(problems: Sequence[SuiteProblem]) -> dict[str, str]:
 
 def _expanded(entry: Any, defaults: Mapping[str, Any]) -> list[Any]:
     """An entry with the suite's defaults; one with several ``steps`` as several, ``NAME-STEPS``."""
-    entry = gather_options(entry, OWN)
+    entry = gather_options(entry, PROBLEM_KEYS)
     if not isinstance(entry, Mapping):
         return [entry]
     entry = {**defaults, **entry}

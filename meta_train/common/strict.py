@@ -140,7 +140,7 @@ def _keys(cls: Any, parents: Sequence[Any]) -> list[str]:
 
 
 def dataclass_of(cls: Any, name: str) -> Any:
-    """What the tables in a field of a dataclass are read into; None: they are not tables, or there is no such field."""
+    """The dataclass that the tables in a field of ``cls`` are read into; None: there is none, or no such field."""
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     annotation = next((f.type for f in fields if f.name == name), None)
     within = (annotation, *get_args(annotation))  # as in "Table | None" and "tuple[Table, ...]"
@@ -148,7 +148,7 @@ def dataclass_of(cls: Any, name: str) -> Any:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not among the known ones."""
+    """The message for a name that is not among the known ones."""
     return f"unknown name {name!r}{_suggestion(name, list(known))}; known: {', '.join(known)}"
 
 

@@ -111,7 +111,7 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
 
 
 def differences(first: Recorded, second: Recorded) -> list[str]:
-    """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count.
+    """The settings in which two configurations differ, one ``key: value, not value`` each; descriptions do not count.
 
     ``first`` has the value that stands first, ``second`` the other.
     """

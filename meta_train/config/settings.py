@@ -1,4 +1,4 @@
-"""What a configuration of a meta-training run can say: frozen dataclasses, nothing unknown accepted."""
+"""The configuration of a meta-training run: frozen dataclasses, nothing unknown accepted."""
 
 import dataclasses
 import itertools
@@ -164,22 +164,22 @@ class UnrollConfig(Strict):
 
 @dataclass(frozen=True)
 class MetaOptimizerConfig(Strict):
-    """What steps the meta-parameters; options that the named optimizer does not have are refused."""
+    """The optimizer that steps the meta-parameters; options that the named one does not have are refused."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Of Adam and AdamW."""
+    """Decays of the means, for Adam and AdamW."""
     weight_decay: NotNegative = 0.0
-    """Of AdamW and SGD."""
+    """Weight decay, for AdamW and SGD."""
     momentum: Decay = 0.0
-    """Of SGD."""
+    """Momentum, for SGD."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
-    """Of the rate, after the warm-up and up to the last meta-step."""
+    """Course of the rate, after the warm-up and up to the last meta-step."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Meta-steps over which the rate rises linearly to ``lr``."""
     final_fraction: Probability = 0.0
-    """Where the decay ends, relative to ``lr``."""
+    """The rate at the end of the decay, relative to ``lr``."""
     clip_value: Positive | None = None
     """Upper bound of each entry of the meta-gradient, in absolute value (Metz et al. 2019: 0.1)."""
     clip_norm: Positive | None = None
@@ -225,7 +225,7 @@ class ValidationConfig(Strict):
     instances: Count = 16
     """Copies of each task."""
     suites: tuple[SuiteConfig, ...] = (SuiteConfig("mixture"),)
-    """What is validated on."""
+    """Suites of validation tasks."""
     select: str | None = None
     """Name of the suite whose score chooses the best weights; None: the first."""
 
@@ -273,7 +273,7 @@ class Config(Strict):
     description: str = ""
     """Goes into the weights file."""
     rule: RuleConfig = RuleConfig()
-    """What is meta-trained, and from which weights."""
+    """The rule that is meta-trained, and the weights it starts from."""
     unroll: UnrollConfig = UnrollConfig()
     """Inner training: windows, horizons, how many at a time."""
     estimator: InstanceOf[Estimator] = field(default_factory=TruncatedBPTT)

@@ -30,7 +30,7 @@ class Trajectory(NamedTuple):
     inner: InnerState
     """State of the B instances or, with an estimator of persistent particles, of these."""
     memory: dict[str, Tensor]
-    """What else the estimator remembers of this inner training, by name; ends with it."""
+    """All else that the estimator remembers of this inner training, by name; ends with it."""
 
     @property
     def step(self) -> Tensor:
@@ -81,7 +81,7 @@ class WindowShare(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a process's share of a window yields. ``sums`` and ``meta_loss`` are to be added up over the shares."""
+    """The outcome of a process's share of a window. ``sums`` and ``meta_loss`` are to be added up over the shares."""
 
     sums: Tensor
     """The numbers that :meth:`Estimator.combine` makes the window's meta-gradient from, flat and in float64."""

@@ -1,6 +1,6 @@
 r"""ES-Single (Vicol 2023): one perturbation for a whole inner training, estimated window by window.
 
-As in PES every particle goes on from where it stands, but its perturbation is drawn once, at the start of the inner
+As in PES every particle continues from its own state, but its perturbation is drawn once, at the start of the inner
 training. With :math:`L^\pm_k` the meta-loss over one window,
 
 .. math:: g = \frac 1 K \sum_k \frac{L^+_k - L^-_k}{2 \sigma^2}\, \varepsilon_k .

@@ -1,4 +1,4 @@
-r"""What the estimators of the *smoothed* meta-loss share: antithetic pairs of particles on the same batches.
+r"""Common parts of the estimators of the *smoothed* meta-loss: antithetic pairs of particles on the same batches.
 
 They estimate the gradient of :math:`\mathrm E_\varepsilon\, L(w + \varepsilon)` with :math:`\varepsilon \sim
 N(0, \sigma^2 I)`, from pairs of particles that train the same instances on the same batches with the meta-parameters
@@ -131,7 +131,7 @@ def as_particles(state: InnerState, groups: int, copies: int) -> InnerState:
 
 
 def first_copy(window: Unroll, groups: int) -> tuple[InnerState, Tensor]:
-    """Of the B instances under the first particle of each group: state after the window, and losses ``(steps, B)``.
+    """State after the window, and losses ``(steps, B)``, of the B instances under the first particle of each group.
 
     The counterpart of :func:`as_particles`.
     """

@@ -1,6 +1,6 @@
 r"""Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021): ES over windows, without truncation bias.
 
-Every particle goes on from where *it* stands, and is credited with all perturbations since the start of its inner
+Every particle continues from its own state, and is credited with all perturbations since the start of its inner
 training, :math:`\xi_k \leftarrow \xi_k + \varepsilon_k`:
 
 .. math:: g = \frac 1 K \sum_k \frac{L^+_k - L^-_k}{2 \sigma^2}\, \xi_k ,

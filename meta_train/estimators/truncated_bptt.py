@@ -23,8 +23,8 @@ from torch import Tensor
 from learned_optim.meta_train.common.strict import Count
 from learned_optim.meta_train.estimators.base import Directions, Estimator, Part, WindowShare, flat_sums
 from learned_optim.meta_train.inner.distributed import World
-from learned_optim.meta_train.inner.fused import fused_equivalent
 from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName, Reduction
+from learned_optim.meta_train.inner.training_kernels import fused_equivalent
 from learned_optim.meta_train.inner.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, UpdateRule
@@ -178,9 +178,9 @@ def _by_replay(
     with torch.enable_grad():
         rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
-            told = conditions_of(rule, Conditions(values * decays))
-            update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *told)
-            if told:  # later updates depend on the values that this one leads to
+            given = conditions_of(rule, Conditions(values * decays))
+            update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *given)
+            if given:  # later updates depend on the values that this one leads to
                 values = values + update
                 surrogate = surrogate + (values * own_grads[index]).sum()
             else:
@@ -268,7 +268,7 @@ def _through_the_unroll(
 
 
 def detached(state: InnerState) -> InnerState:
-    """The same state without its graph."""
+    """A state without its graph."""
     rule_state = {entry: tensor.detach() for entry, tensor in state.rule_state.items()}
     return state._replace(parameters=state.parameters.detach(), grad=state.grad.detach(), rule_state=rule_state)
 

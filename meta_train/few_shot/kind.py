@@ -90,7 +90,7 @@ class FewShotKind(RunKind):
         return f"{steps:,} steps of {tables['task']['family']}"
 
     def meta_loss(self, tables: Tables) -> str:
-        """The same for all few-shot runs."""
+        """A name that all few-shot runs share."""
         return "few-shot"
 
 

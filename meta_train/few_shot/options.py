@@ -100,7 +100,7 @@ class SteppedOptions(AlgorithmOptions):
 
     @property
     def adaptation_steps(self) -> int:
-        """As many inner steps as in meta-training."""
+        """The inner steps of meta-training."""
         return self.steps
 
 
@@ -109,7 +109,7 @@ class OptimizerOptions(SteppedOptions):
     """Base of the algorithms whose inner steps are those of an optimizer."""
 
     optimizer: Literal["sgd", "adam", "rule"] = "sgd"
-    """What takes the inner steps."""
+    """The optimizer that takes the inner steps."""
     lr: Positive = 0.01
     """Learning rate of SGD and Adam."""
     betas: tuple[Decay, Decay] = (0.0, 0.999)
@@ -220,7 +220,7 @@ class MetaSGDOptions(SteppedOptions):
     batch_size: Count | None = None
     """Support examples of an inner step; None: all."""
     lr: Positive = 0.01
-    """Where all learning rates start."""
+    """The value that all learning rates start at."""
 
     name = "meta-sgd"
 

@@ -1,4 +1,4 @@
-"""What a configuration of a few-shot run can say."""
+"""The configuration of a few-shot run."""
 
 import dataclasses
 import json

@@ -107,7 +107,7 @@ class FewShotTrainer(MetaTraining[FewShotConfig, Algorithm]):
 
     @property
     def detail_names(self) -> list[str]:
-        """See :class:`MetaTraining`."""
+        """All names that a :attr:`Progress.details` may have."""
         accuracy = [] if self.learner.few_shot.ways is None else ["validation/accuracy"]
         return ["meta_optimizer/lr", "validation/loss", *accuracy]
 
@@ -115,7 +115,7 @@ class FewShotTrainer(MetaTraining[FewShotConfig, Algorithm]):
         return {}, {}
 
     def save_weights(self, module: Algorithm, path: Path, meta_step: int) -> None:
-        """See :meth:`MetaTraining.save_weights`."""
+        """Write a version of the algorithm, with the configuration of its learner, for use."""
         save_few_shot(module, self.config, path, self.provenance(meta_step))
 
     @classmethod

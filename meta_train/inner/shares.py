@@ -22,7 +22,7 @@ class Share:
     first: int
     end: int
     pieces: int
-    """Of the whole window."""
+    """Number of pieces of the whole window."""
     team: World = field(default_factory=World)
     """The processes that share the window."""
 
@@ -42,7 +42,7 @@ class Share:
         return self.count / self.pieces
 
     def rows(self, instances: int) -> slice:
-        """Its instances, of those of the whole window."""
+        """The slice of the share's instances among those of the whole window."""
         size = instances // self.pieces
         return slice(self.first * size, self.end * size)
 
@@ -100,7 +100,7 @@ class Division:
         return range(first, max(first + 1, (window + 1) * self.processes // self.windows))
 
     def share(self, team: World) -> Share:
-        """What this process takes of its team's windows."""
+        """The share of this process in its team's windows."""
         first, end = (rank * self.pieces // team.size for rank in (team.rank, team.rank + 1))
         return Share(first, end, self.pieces, team)
 

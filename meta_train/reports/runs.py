@@ -25,7 +25,7 @@ class Run:
     progress: dict[str, Any]
     """Counters and scores of the latest checkpoint."""
     sessions: list[dict[str, Any]]
-    """Its start, and each time that it was resumed: see :func:`record_session`."""
+    """The start of the run, and each time that it was resumed: see :func:`record_session`."""
 
     @property
     def finished(self) -> bool:

@@ -65,7 +65,7 @@ class RunKind(ABC):
 
     @abstractmethod
     def summary(self, tables: Tables) -> dict[str, Any]:
-        """What is trained on what, and how: ``rule``, ``families`` with their counts, and ``estimator``."""
+        """Entries of a table of runs: ``rule``, ``families`` with their counts, and ``estimator``."""
 
     @abstractmethod
     def validated_on(self, tables: Tables) -> str:

@@ -34,7 +34,7 @@ Configuration = TypeVar("Configuration", bound="RunConfig")
 
 
 class RunConfig(Recorded, Protocol):
-    """What the loop needs to know of a configuration."""
+    """The part of a configuration that the loop reads."""
 
     @property
     def steps(self) -> int:
@@ -43,7 +43,7 @@ class RunConfig(Recorded, Protocol):
 
     @property
     def meta_optimizer(self) -> MetaOptimizerConfig:
-        """What steps the meta-parameters."""
+        """The settings of the meta-optimizer."""
         ...
 
 
@@ -61,7 +61,7 @@ class MetaTraining(ABC, Generic[Configuration, Trained]):
     """
 
     module_name: ClassVar[str]
-    """What the module is called in checkpoints."""
+    """The name of the module in checkpoints."""
 
     def __init__(
         self, config: Configuration, folder: Path | None, device: torch.device, module: Trained, world: World
@@ -168,7 +168,7 @@ class MetaTraining(ABC, Generic[Configuration, Trained]):
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Tensor]]]:
-        """What is kept beside the weights: counters and scores for JSON; tensors by part and name."""
+        """All that is kept beside the weights: counters and scores for JSON; tensors by part and name."""
 
     @abstractmethod
     def save_weights(self, module: Trained, path: Path, meta_step: int) -> None:

@@ -44,7 +44,7 @@ class InnerTraining:
     """Numbers the tasks of a run; with the seed it determines the task."""
     horizon: int
     memory: dict[str, Tensor]
-    """What the estimator remembers; it follows from seeds, so that it need not travel."""
+    """The memory of the estimator; it follows from seeds, so that it need not travel."""
     trained: TrainedShare | None
     """The share that this process trains, if any."""
     step: int = 0

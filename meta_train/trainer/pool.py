@@ -25,7 +25,7 @@ from learned_optim.rules import UpdateRule
 
 
 class Header(NamedTuple):
-    """What the shares of a window report about it beside :attr:`Part.sums`, to be added up."""
+    """The figures that the shares of a window report beside :attr:`Part.sums`, to be added up."""
 
     step: float
     """Inner steps taken before the window; the first share alone counts, here and below."""
@@ -39,7 +39,7 @@ class Header(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the windows of a meta-step yield together: means over them."""
+    """The outcome of a meta-step: means over its windows."""
 
     grads: list[Tensor]
     """One tensor for each of the rule's parameters, in their order."""
@@ -84,7 +84,7 @@ class Pool:
         self.team = self.world.team([self.division.team(window) for window in range(windows)])
         self.members: list[InnerTraining | None] = [None] * config.unroll.pool
         self.learned: dict[str, Tensor] = {}
-        """What the estimator has learned over all windows so far; the same on all processes."""
+        """Tensors that the estimator has learned over all windows so far; the same on all processes."""
 
     def places(self, meta_step: int) -> list[int]:
         """The members whose turn it is at the meta-step ``meta_step`` (from 0)."""
@@ -264,7 +264,7 @@ class Pool:
     # Checkpoints
 
     def state(self) -> tuple[list[dict[str, Any] | None], dict[str, Tensor]]:
-        """What JSON can hold of each member, and tensors by dotted names; on all processes but the leader, nothing."""
+        """Entries of each member for JSON, and tensors by dotted names; on all processes but the leader, nothing."""
         own = {
             f"{place}.{name}": tensor
             for place, member in enumerate(self.members)

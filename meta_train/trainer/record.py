@@ -53,7 +53,7 @@ def record_session(folder: Path, config: Recorded, meta_step: int, device: torch
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What :func:`record_session` has written; empty for a run of an older version.
+    """The record that :func:`record_session` has written; empty for a run of an older version.
 
     Raises:
         ValueError: the file is damaged.

@@ -130,7 +130,7 @@ class Trainer(MetaTraining[Config, UpdateRule]):
         return {"pool": members, "curriculum": curriculum}, parts
 
     def save_weights(self, module: UpdateRule, path: Path, meta_step: int) -> None:
-        """See :meth:`MetaTraining.save_weights`."""
+        """Write a version of the rule, as it was after ``meta_step``, for use."""
         save_rule(module, path, self.provenance(meta_step))
 
     @classmethod

@@ -14,7 +14,7 @@ from learned_optim.meta_train.config.load import TaskConfig, config_from_tables
 from learned_optim.meta_train.few_shot import FewShotModel
 from learned_optim.meta_train.few_shot.options import ALGORITHMS, MAMLOptions
 from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, few_shot_config
-from learned_optim.meta_train.neural_art.style import NETWORKS, FeatureNetwork
+from learned_optim.meta_train.style_transfer.style import NETWORKS, FeatureNetwork
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
 

@@ -23,7 +23,7 @@ META_TRAIN = FOLDERS["meta_train"]
 ROOMS = (
     "common",
     "data",
-    "neural_art",
+    "style_transfer",
     "tasks",
     "inner",
     "estimators",

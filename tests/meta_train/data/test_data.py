@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_train.data import datasets as data
+from learned_optim.meta_train.data import readers
 from learned_optim.meta_train.data.fetch import fetch
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -203,7 +204,7 @@ def test_digits_are_scikit_learns_in_a_fixed_order() -> None:
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    data._digits.cache_clear()
+    readers.digits.cache_clear()
     with pytest.raises(ImportError, match=r"pip install learned-optim\[demo\]"):
         data.load("digits", "train")
 
