@@ -77,13 +77,23 @@ def checked_by_name(
         raise ConfigError(f"{source}: {place}.name: {unknown(str(name), kinds)}, got {name!r}")
     own = _field_names(kinds[name])
     values = {}
-    for key, value in table.items():
-        if key == "name" or (key not in own and key in former_defaults and value == former_defaults[key]):
+    for key, value in without_former(kinds[name], table, former_defaults).items():
+        if key == "name":
             continue
         if key not in own and any(key in _field_names(kind) for kind in kinds.values()):
             raise ConfigError(f"{source}: {place}: {place} {name!r} has no option {key!r}; it has {', '.join(own)}")
         values[key] = value
     return checked(kinds[name], values, source, place)
+
+
+def without_former(cls: type, table: Mapping[str, Any], former_defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without the entries that earlier versions wrote, at these values, though the dataclass has no such field."""
+    own = _field_names(cls)
+    return {
+        key: value
+        for key, value in table.items()
+        if key in own or key not in former_defaults or value != former_defaults[key]
+    }
 
 
 def _field_names(cls: Any) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from learned_optim.meta_train.common.strict import Count
-from learned_optim.meta_train.few_shot.options import ALGORITHMS
+from learned_optim.meta_train.common.strict import Count, without_former
+from learned_optim.meta_train.few_shot.options import ALGORITHMS, FORMER_DEFAULTS
 from learned_optim.meta_train.few_shot.settings import (
     FEW_SHOT_TASKS,
     FewShotConfig,
@@ -78,6 +78,13 @@ class FewShotKind(RunKind):
         if key == "settings":
             return ARCHITECTURES.get(str(table.get("architecture")))
         return FEW_SHOT_TASKS.get(str(table.get("family"))) if key == "options" else None
+
+    def without_former_options(self, tables: Tables) -> dict[str, Any]:
+        """The tables without options of other algorithms."""
+        table = tables["algorithm"]
+        options = ALGORITHMS.get(table["name"])
+        table = table if options is None else without_former(options, table, FORMER_DEFAULTS)
+        return {**tables, "algorithm": table}
 
     def summary(self, tables: Tables) -> dict[str, Any]:
         """The algorithm, which is the estimator as well, and the task."""

@@ -97,7 +97,8 @@ def read_run(folder: Path, kinds: Iterable[RunKind] = (RULE,)) -> Run:
     checkpoint = read_checkpoint(folder, with_tensors=False)
     kind = kind_of(checkpoint.config, kinds)
     check_shape(kind.shape, checkpoint.config, str(folder / FILE))
-    return Run(folder, kind, checkpoint.config, checkpoint.progress, read_record(folder).get("sessions", []))
+    config = kind.without_former_options(checkpoint.config)
+    return Run(folder, kind, config, checkpoint.progress, read_record(folder).get("sessions", []))
 
 
 def find_runs(folders: Iterable[Path], kinds: Sequence[RunKind] = (RULE,)) -> list[Run]:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from learned_optim.meta_train.common.strict import Count
+from learned_optim.meta_train.common.strict import Count, without_former
 from learned_optim.meta_train.config.load import config_from_tables, load_tables, shipped_configs
 from learned_optim.meta_train.config.settings import Config, ValidationConfig
 from learned_optim.meta_train.estimators import ESTIMATORS
+from learned_optim.meta_train.estimators.lookup import FORMER_DEFAULTS
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.trainer.checkpoint import read_checkpoint
@@ -62,6 +63,10 @@ class RunKind(ABC):
     @abstractmethod
     def options_class(self, key: str, table: Tables) -> Any:
         """The class whose options the entry ``key`` of ``table`` holds, where the table names it; None elsewhere."""
+
+    @abstractmethod
+    def without_former_options(self, tables: Tables) -> dict[str, Any]:
+        """The tables without options that earlier versions recorded although the run does not have them."""
 
     @abstractmethod
     def summary(self, tables: Tables) -> dict[str, Any]:
@@ -145,6 +150,13 @@ class RuleKind(RunKind):
         if key == "settings":
             return ARCHITECTURES.get(str(table.get("architecture")))
         return FAMILIES.get(str(table.get("family"))) if key == "options" else None
+
+    def without_former_options(self, tables: Tables) -> dict[str, Any]:
+        """The tables without options of other estimators."""
+        table = tables["estimator"]
+        estimator = ESTIMATORS.get(table["name"])
+        table = table if estimator is None else without_former(estimator, table, FORMER_DEFAULTS)
+        return {**tables, "estimator": table}
 
     def summary(self, tables: Tables) -> dict[str, Any]:
         """Architecture, families and estimator."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -250,6 +251,29 @@ def test_option_of_another_estimator_is_refused(tmp_path: Path) -> None:
     assert "estimator: estimator 'pes' has no option 'replay_coordinates'; it has sigma, pairs" in refusal(
         text, tmp_path
     )
+
+
+FORMER = {"sigma": 0.01, "pairs": 1, "groups": None, "perturbed": None, "caution": 8.0, "covariance": True}
+"""Options that earlier versions recorded with every estimator."""
+
+
+def test_configuration_that_an_earlier_version_recorded_is_understood() -> None:
+    tables = json.loads(load_config("default").to_json())
+    tables["unroll"] |= {"truncation": 2000, "truncation_up_to": 2000}
+    tables["estimator"] |= {**FORMER, "pairs": 8, "sigma": 0.1, "replay_coordinates": None, "second_derivatives": False}
+    assert config_from_tables(tables) == load_config("default")
+    tables["estimator"]["covariance"] = False
+    with pytest.raises(ConfigError, match="estimator 'output-es' has no option 'covariance'; it has sigma, pairs"):
+        config_from_tables(tables)
+
+
+def test_window_is_a_number_of_steps_or_the_whole_training(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, SMALLEST), ["unroll.truncation=whole"])
+    assert config.unroll.window(0, 73, np.random.default_rng(0)) == 73
+    for override in ("unroll.truncation_up_to=30", "unroll.truncation_growth={to=30,over=5}"):
+        message = refusal(SMALLEST, tmp_path, ["unroll.truncation=whole", override])
+        assert 'truncation = "whole" leaves nothing to truncation_up_to and truncation_growth' in message
+    assert "unroll.truncation: " in refusal(SMALLEST, tmp_path, ["unroll.truncation=half"])
 
 
 @pytest.mark.parametrize(

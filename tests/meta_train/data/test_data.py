@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_idx_file_is_refused(mnist: Path, file: str, conten
 @pytest.fixture
 def cifar10(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with the binary version of CIFAR-10, ten images a file instead of 10,000."""
-    monkeypatch.setattr(data, "_CIFAR10_IMAGES", 10)
+    monkeypatch.setattr(readers, "_CIFAR10_IMAGES", 10)
     folder = nowhere / "synthetic" / "cifar10" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     for number, name in enumerate(CIFAR10_FILES):

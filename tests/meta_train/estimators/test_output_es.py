@@ -32,6 +32,7 @@ from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
+from learned_optim.meta_train.trainer.checkpoint import read_checkpoint, write_checkpoint
 from learned_optim.meta_train.trainer.trainer import Trainer
 from learned_optim.rules import ScheduleFreeLSTM
 
@@ -259,6 +260,20 @@ def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
     anchors = [bool(experience.anchor) for experience in experiences(resumed.pool.learned)]
     assert len(anchors) == 6
     assert set(anchors) == {True, False}
+
+
+def test_experience_of_an_earlier_version_is_read_under_its_former_name(tmp_path: Path) -> None:
+    trainer = Trainer(output_es_config(), tmp_path)
+    for progress in trainer.run():
+        if progress.meta_step == 2:
+            break
+    checkpoint = read_checkpoint(tmp_path)
+    tensors = {name.replace("output_gradient", "asked"): tensor for name, tensor in checkpoint.tensors.items()}
+    assert tensors.keys() != checkpoint.tensors.keys()
+    write_checkpoint(tmp_path, checkpoint._replace(tensors=tensors))
+    learned = Trainer.resume(tmp_path).pool.learned
+    assert learned.keys() == trainer.pool.learned.keys()
+    assert all(tensor.equal(trainer.pool.learned[name]) for name, tensor in learned.items())
 
 
 class TestRefused:

@@ -228,6 +228,17 @@ def test_settings_are_beside_the_defaults_of_their_own_class() -> None:
     }
 
 
+def test_options_that_an_earlier_version_recorded_for_every_estimator_are_no_settings(
+    folder: Path, tmp_path: Path
+) -> None:
+    with safe_open(folder / "b" / "checkpoint.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+    config["estimator"] |= {"covariance": True, "caution": 8.0, "second_derivatives": False}
+    save_file({}, tmp_path / "checkpoint.safetensors", {**metadata, "config": json.dumps(config)})
+    assert read_run(tmp_path).settings() == read_run(folder / "b").settings()
+
+
 def test_names_are_drawn_letter_by_letter(folder: Path, tmp_path: Path) -> None:
     for name in ("_hidden", "a$b_{", "\x1b[2J"):  # left out of legends, no formula, a control character
         shutil.copytree(folder / "b", tmp_path / name)
