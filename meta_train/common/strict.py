@@ -87,7 +87,7 @@ def checked_by_name(
 
 
 def without_former(cls: type, table: Mapping[str, Any], former_defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A table without the entries that earlier versions wrote, at these values, though the dataclass has no such field."""
+    """A table without the entries, at these values, that earlier versions wrote although ``cls`` has no such field."""
     own = _field_names(cls)
     return {
         key: value
