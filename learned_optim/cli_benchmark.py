@@ -49,8 +49,8 @@ def run_benchmark(options: argparse.Namespace) -> None:
     """Run the sub-command."""
     need("bench", "pydantic", "sklearn", "matplotlib", "tqdm")
     from learned_optim.meta_train.benchmark.cache import Cache, default_folder
-    from learned_optim.meta_train.benchmark.command import chosen_suite, compare, listing
-    from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
+    from learned_optim.meta_train.benchmark.suites import chosen_suite, listing, load_suite, shipped_suites
+    from learned_optim.meta_train.reports.comparison import compare
 
     if options.list:
         if options.json:

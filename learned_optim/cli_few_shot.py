@@ -36,7 +36,7 @@ def _few_shot(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.config.load import load_tables
     from learned_optim.meta_train.few_shot.evaluation import evaluate
     from learned_optim.meta_train.few_shot.model import FewShotModel
-    from learned_optim.meta_train.few_shot.settings import few_shot_config
+    from learned_optim.meta_train.few_shot.settings import few_shot_config, shipped_few_shot_configs
 
     usable_device(options.device)
     path = Path(options.source)
@@ -44,7 +44,8 @@ def _few_shot(options: argparse.Namespace) -> None:
     if path.suffix == ".safetensors":
         model = FewShotModel.load(path)
     else:
-        model = FewShotModel.of(few_shot_config(load_tables(options.source), options.source))
+        tables = load_tables(options.source, shipped=shipped_few_shot_configs())
+        model = FewShotModel.of(few_shot_config(tables, options.source))
     model.to(options.device)
     steps = model.config.validation_steps if options.steps is None else options.steps
     evaluation = evaluate(

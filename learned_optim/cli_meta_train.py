@@ -68,9 +68,9 @@ def _meta_train(options: argparse.Namespace) -> None:
 def _list() -> None:
     import tomllib
 
-    from learned_optim.meta_train.config.load import shipped_configs, shipped_few_shot_configs
+    from learned_optim.meta_train.kinds import KINDS
 
-    paths = shipped_configs() | shipped_few_shot_configs()
+    paths = {name: path for kind in KINDS for name, path in kind.shipped().items()}
     configs = {name: tomllib.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
     print_table([[name, config.get("description", "")] for name, config in configs.items()])
 
@@ -82,7 +82,7 @@ def _run_in(world: Any, options: argparse.Namespace) -> None:
     tell: Callable[..., None] = say if world.leads else _nothing
     folder, trainer = _trainer(world, options)
     if trainer.meta_step > 0 or options.resume is not None:
-        tell(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.run_config.steps}")
+        tell(f"continuing {folder} at meta-step {trainer.meta_step} of {trainer.config.steps}")
     try:
         run_with_progress(trainer)
     except KeyboardInterrupt:
@@ -106,7 +106,8 @@ def _nothing(*values: object, **options: object) -> None:
 def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
     """The run's folder, and its trainer at the start or, to be resumed, at the checkpoint."""
     from learned_optim.meta_train.config.load import differences
-    from learned_optim.meta_train.sessions import begin, go_on, load_any_config
+    from learned_optim.meta_train.kinds import KINDS
+    from learned_optim.meta_train.trainer.kind import begin_run, load_run_config, resume_run
 
     if options.resume is None:
         if options.config is None:
@@ -116,12 +117,14 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
         if exists and not world.restarted:
             raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")
         if not exists:
-            return folder, begin(load_any_config(options.config, options.set), folder, world)
+            return folder, begin_run(load_run_config(options.config, KINDS, options.set), folder, KINDS, world)
     else:
         folder = _run_to_resume(options)
-    given = None if options.config is None else load_any_config(options.config, options.set, resuming=True)
-    trainer = go_on(folder, world)
-    if given is not None and (different := differences(trainer.run_config, given)):
+    given = None
+    if options.config is not None:
+        given = load_run_config(options.config, KINDS, options.set, resuming=True)
+    trainer = resume_run(folder, KINDS, world)
+    if given is not None and (different := differences(trainer.config, given)):
         raise CommandError(
             f"{options.config} is not the configuration of the run in {folder}: {'; '.join(different)}; "
             f"continue that as it began with --resume {folder}, or start a new run with --output"

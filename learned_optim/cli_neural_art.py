@@ -37,7 +37,7 @@ def _neural_art(options: argparse.Namespace) -> None:
     need("art", "PIL", "tqdm")
     import dataclasses
 
-    from learned_optim.meta_train.neural_art.command import Painting, paint
+    from learned_optim.meta_train.style_transfer.command import Painting, paint
 
     usable_device(options.device)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}

@@ -62,10 +62,11 @@ def add_runs(commands: Commands) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     need("train", "pydantic")
+    from learned_optim.meta_train.kinds import KINDS
     from learned_optim.meta_train.reports.runs import find_runs
 
     none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
-    summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder)]
+    summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder, KINDS)]
     if none_yet and not options.json:
         say(f"no runs yet in {DEFAULT}; learned-optim meta-train CONFIG begins one")
         return
@@ -87,9 +88,10 @@ def _row(summary: Mapping[str, Any]) -> list[str]:
 
 def _show(options: argparse.Namespace) -> None:
     need("train", "pydantic")
+    from learned_optim.meta_train.kinds import KINDS
     from learned_optim.meta_train.reports.runs import read_run
 
-    run = read_run(options.folder)
+    run = read_run(options.folder, KINDS)
     summary, settings = run.summary(), run.changed_settings()
     metrics = {name: values[-1] for name, values in run.metrics().items() if values}
     latest = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -107,6 +109,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _plot(options: argparse.Namespace) -> None:
     need("demo", "pydantic", "matplotlib")
+    from learned_optim.meta_train.kinds import KINDS
     from learned_optim.meta_train.reports.run_plots import plot_run
     from learned_optim.meta_train.reports.run_report import write_report
     from learned_optim.meta_train.reports.runs import find_runs
@@ -115,7 +118,7 @@ def _plot(options: argparse.Namespace) -> None:
         raise CommandError(f"--output must end in .html or .png, got {options.output}")
     if options.png and options.output is not None and options.output.suffix != ".png":
         raise CommandError(f"--png writes a .png, --output is {options.output}")
-    runs = find_runs(options.folder)
+    runs = find_runs(options.folder, KINDS)
     if options.output is not None and len(runs) > 1:
         raise CommandError(f"--output takes a single run, got {len(runs)}; see also: learned-optim runs compare")
     for run in runs:
@@ -127,10 +130,11 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     need("demo", "pydantic", "matplotlib")
+    from learned_optim.meta_train.kinds import KINDS
     from learned_optim.meta_train.reports.run_plots import plot_comparison_of_runs, short_names
     from learned_optim.meta_train.reports.runs import different_settings, find_runs
 
-    runs = find_runs(options.folder)
+    runs = find_runs(options.folder, KINDS)
     if len(runs) < 2:
         raise CommandError("name two runs or more, or a folder that holds them")
     settings = different_settings(runs)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from learned_optim.checkpoint import save_rule
 from learned_optim.meta_train.benchmark.cache import Cache
-from learned_optim.meta_train.benchmark.command import compare
 from learned_optim.meta_train.benchmark.report import best_baseline, ratio_text
 from learned_optim.meta_train.benchmark.suites import load_suite
 from learned_optim.meta_train.config.load import load_config
+from learned_optim.meta_train.reports.comparison import compare
 from learned_optim.meta_train.trainer.progress import run_with_progress
 from learned_optim.meta_train.trainer.trainer import Trainer
 

@@ -23,10 +23,21 @@ from benchmarks.estimators import figures
 from benchmarks.estimators.toy_problems import FirstUnit, InfluenceBalancing, RateSchedule, RuggedPlane
 from benchmarks.results import RESULTS as ALL_RESULTS
 from benchmarks.results import read_parts, save_part, save_provenance, save_rows, write
-from learned_optim.meta_train.estimators import ES, PES, Combined, ESSingle, Estimator, Trajectory, TruncatedBPTT
+from learned_optim.meta_train.estimators import (
+    ES,
+    PES,
+    Combined,
+    ESSingle,
+    Estimator,
+    Trajectory,
+    TruncatedBPTT,
+    WindowShare,
+)
+from learned_optim.meta_train.estimators.combined import PairMoments
 from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator, first_copy
 from learned_optim.meta_train.estimators.pes import PERTURBATION_SUM
 from learned_optim.meta_train.inner.particles import ParticleRule
+from learned_optim.meta_train.inner.shares import Share
 from learned_optim.meta_train.inner.unroll import InnerState, start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
@@ -213,8 +224,8 @@ def loss_samples(
         seen["noise"] = perturbations(*arguments)
         return seen["noise"]
 
-    estimator.slopes = recorded_slopes  # type: ignore[method-assign]
-    estimator.perturbations = recorded_perturbations  # type: ignore[assignment,method-assign]
+    object.__setattr__(estimator, "slopes", recorded_slopes)  # its options are frozen
+    object.__setattr__(estimator, "perturbations", recorded_perturbations)
     state = estimator.start(rule, task, inner, random)
     total: Tensor = torch.zeros(())
     for steps in windows_of(length):
@@ -251,13 +262,17 @@ def all_samples(
     sums = {name: torch.zeros(()) for name in ("RP", "combined", "combined, paper's weights")}
     weights = []
     for steps in windows_of(length):
-        pairs = combined.pair_gradients(rule, task, state, steps, random)
-        es, rp = combined.slopes(pairs.meta_losses)[:, None] * pairs.noise, pairs.grads
-        weight, paper_weight = combined._es_weight(es, rp), paper._es_weight(es, rp)
+        share = Share.whole(combined.pieces(task.instances))
+        directions = combined.directions(rule, share.pieces, state.memory, random)
+        window = WindowShare(task, state.inner, steps, random, share)
+        pairs = combined.pair_gradients(rule, window, directions)
+        es, rp = combined.slopes(pairs.meta_losses)[:, None] * directions.noise, pairs.grads
+        moments = PairMoments.of(es, rp)
+        weight, paper_weight = combined.es_weight(moments, {}), paper.es_weight(moments, {})
         parts = (rp, *(torch.where(w == 1, es, w * es + (1 - w) * rp) for w in (weight, paper_weight)))
         sums = {name: sums[name] + steps / HORIZON * part.double() for name, part in zip(sums, parts, strict=True)}
         weights.append(torch.stack([weight, paper_weight]))
-        state = Trajectory(first_copy(pairs.window, 1)[0], {})
+        state = Trajectory(first_copy(pairs.unrolled, 1)[0], {})
     results |= sums
     for name, values in zip(("combined", "combined, paper's weights"), torch.stack(weights).mean(0), strict=True):
         quantiles = values.quantile(torch.tensor([0.1, 0.9])).tolist()

@@ -34,6 +34,7 @@ from learned_optim.meta_train.common.seeds import torch_generator
 from learned_optim.meta_train.few_shot.algorithms import NearestNeighbour
 from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
 from learned_optim.meta_train.few_shot.model import FewShotModel
+from learned_optim.meta_train.few_shot.options import build_algorithm_options
 from learned_optim.meta_train.few_shot.settings import few_shot_config
 
 RESULTS = ALL_RESULTS / "few_shot"
@@ -104,7 +105,8 @@ def tuned(model: FewShotModel) -> FewShotModel:
 
 
 def with_rate(model: FewShotModel, lr: float) -> FewShotModel:
-    algorithm = dataclasses.replace(model.config.algorithm, lr=lr)
+    table = {**model.config.algorithm.to_table(), "lr": lr}
+    algorithm = build_algorithm_options(table, "benchmarks/few_shot.py")
     changed = FewShotModel.of(dataclasses.replace(model.config, algorithm=algorithm))
     changed.algorithm.load_state_dict(model.algorithm.state_dict())
     changed.provenance = model.provenance

@@ -8,7 +8,7 @@ from typing import Any
 
 from learned_optim.meta_train.config.load import load_tables
 from learned_optim.meta_train.few_shot.model import FewShotModel
-from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
+from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, shipped_few_shot_configs
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.trainer.progress import run_with_progress
 
@@ -89,7 +89,9 @@ OMNIGLOT: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def omniglot_config(name: str, ways: int, shots: int) -> FewShotConfig:
     source, changes = OMNIGLOT[name]
-    tables: Mapping[str, Any] = load_tables(source, [*changes, f"task.ways={ways}", f"task.shots={shots}"])
+    tables: Mapping[str, Any] = load_tables(
+        source, [*changes, f"task.ways={ways}", f"task.shots={shots}"], shipped_few_shot_configs()
+    )
     return few_shot_config(tables, source)
 
 

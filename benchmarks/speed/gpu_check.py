@@ -39,7 +39,7 @@ from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark import provenance
 from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import truncated_bptt
-from learned_optim.meta_train.inner import fused
+from learned_optim.meta_train.inner import training_kernels
 from learned_optim.meta_train.inner.unroll import start
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import QuadraticFamily
@@ -258,7 +258,7 @@ class Check:
             together = VectorizedTask(task, count, seed=0, device=self.device)
             state = start(rule, together, generator)
             call = functools.partial(truncated_bptt, rule, together, state, steps, generator)
-            with mock.patch.object(fused, "wanted", lambda _, execution=execution: execution == "fused"):
+            with mock.patch.object(training_kernels, "wanted", lambda _, execution=execution: execution == "fused"):
                 timing = self.timed(call, seconds=3.0, most=10)
             windows = 1e3 / timing.median
             rates = f"{windows:.1f}", f"{windows * count * steps:.0f}"

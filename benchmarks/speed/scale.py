@@ -9,7 +9,7 @@ import math
 from benchmarks.results import RESULTS, read
 from learned_optim.meta_train.estimators import ESTIMATORS
 from learned_optim.meta_train.inner.distributed import AGREEMENT_ENTRIES
-from learned_optim.meta_train.trainer.divided_pool import Header
+from learned_optim.meta_train.trainer.pool import Header
 from learned_optim.rules import ARCHITECTURES
 
 BANDWIDTH = 1.25e9  # bytes a second: 10 Gbit Ethernet
@@ -41,8 +41,8 @@ def prediction(estimator: str, meta_parameters: int, workers: int) -> tuple[int,
     """Bytes that a worker hands to the two sums of a meta-step, their seconds, seconds to draw all perturbations."""
     if workers == 1:
         return 0, 0.0, 0.0
-    gradient, sums = ESTIMATORS[estimator]().lengths(meta_parameters, INSTANCES)
-    content, agreement = FLOAT64 * (gradient + workers * (len(Header._fields) + sums)), FLOAT64 * AGREEMENT_ENTRIES
+    sums = ESTIMATORS[estimator]().sums_length(meta_parameters, INSTANCES)
+    content, agreement = FLOAT64 * workers * (len(Header._fields) + sums), FLOAT64 * AGREEMENT_ENTRIES
     exchange = all_reduce_seconds(content, workers) + all_reduce_seconds(agreement, workers)
     perturbed = 0 if estimator == "truncated-bptt" else workers * INSTANCES * meta_parameters
     return content + agreement, exchange, perturbed / NORMALS

@@ -18,9 +18,9 @@ from PIL import Image
 
 from benchmarks.results import RESULTS as ALL_RESULTS
 from benchmarks.results import save_rows
-from learned_optim.meta_train.neural_art.command import Painting, paint
-from learned_optim.meta_train.neural_art.style import find_file
 from learned_optim.meta_train.reports.plots import STYLE, save_figure
+from learned_optim.meta_train.style_transfer.command import Painting, paint
+from learned_optim.meta_train.style_transfer.style import find_file
 from learned_optim.meta_train.tasks import NeuralArtFamily
 
 RESULTS = ALL_RESULTS / "neural_art"

@@ -23,7 +23,7 @@ from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.rules import UpdateRule
 
 VERSION = 1
-"""Of the results: raise it when a change of training or tuning makes the stored ones wrong."""
+"""Version of the stored results: raise it when a change of training or tuning makes the stored ones wrong."""
 
 Key = Mapping[str, Any]
 """Everything that determines a result; plain values."""
@@ -58,7 +58,7 @@ class Cache:
         return arrays
 
     def path(self, key: Key) -> Path:
-        """Where the result of ``key`` lies, or would."""
+        """The file with the result of ``key``, whether it is there or not."""
         if self.folder is None:
             raise ValueError("this cache has no folder")
         name = hashlib.sha256(_canonical(key).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is compared: hand-designed optimizers, tuned or at a given rate, and learned rules."""
+"""The contenders of a benchmark: hand-designed optimizers, tuned or at a given rate, and learned rules."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Contender:
     identity: dict[str, Any]
     """Everything about it that determines a training, but the rate."""
     rate: float | None = None
-    """Of a baseline that is not tuned."""
+    """The learning rate of a baseline that is not tuned."""
     is_rule: bool = False
 
     @property
@@ -83,7 +83,7 @@ def _rule(source: str, name: str) -> Contender:
 
 
 def _rule_names(sources: Sequence[str]) -> dict[str, str]:
-    """A file is called by its stem; where two would share a name, with as much of the path as tells them apart."""
+    """A file is called by its stem; where two would share a name, with as much of the path as distinguishes them."""
 
     def name(source: str, parts: int) -> str:
         if source in available_rules():

@@ -19,7 +19,7 @@ from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Split, Task, TaskFamily
 
 Look = Callable[[int, Tensor], None]
-"""What is shown the number of steps done and the parameters ``(instances, N)``, before each step and after the last."""
+"""A function of the steps done and the parameters ``(instances, N)``, called before each step and after all."""
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 """Parameters -> optimizer: what a user writes, ``lambda parameters: torch.optim.Adam(parameters, lr=1e-3)``."""
@@ -115,7 +115,7 @@ def train(
         steps: number of updates.
         generator: where batches are drawn from.
         tick: called after each step.
-        by_tensor: give the optimizer the tensors of every instance, in their shapes: a learned rule may heed these. If
+        by_tensor: give the optimizer the tensors of every instance, in their shapes: a learned rule may use these. If
             not, one tensor of all coordinates, which is faster.
         look: called with the number of steps done and the parameters, as long as the training goes on.
 
@@ -208,7 +208,7 @@ class Problem:
             return train(self.task, make_optimizer, self.steps, self.generator(), tick, by_tensor=by_tensor, look=look)
 
     def generator(self) -> torch.Generator:
-        """Where the batches are drawn from, at its start."""
+        """The generator of the batches, at its start."""
         return torch_generator(self.seed, "comparison batches", self.block)
 
 

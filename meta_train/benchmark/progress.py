@@ -42,7 +42,7 @@ class Bar:
             self.bar.refresh()
 
     def say(self, line: str) -> None:
-        """What is done now."""
+        """Say what is done now."""
         if self.live:
             self.bar.set_description_str(printable(line))
         else:

@@ -18,7 +18,7 @@ RESAMPLES = 200  # a band of speed-ups to some percent; each takes two passes ov
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What one optimizer did on one problem."""
+    """The losses of one optimizer on one problem."""
 
     problem: SuiteProblem
     optimizer: str
@@ -79,7 +79,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Score:
-    """What one optimizer did over all problems that it ran on."""
+    """The outcome of one optimizer over all problems that it ran on."""
 
     optimizer: str
     problems: int

@@ -106,7 +106,7 @@ class Suite(Strict):
 
 DEFAULTS = {"seeds", "tuning_seeds", "instances", "rules", "steps", "split", "held_out"}
 """Keys of a problem that may stand above all of them instead."""
-OWN = {f.name for f in dataclasses.fields(SuiteProblem)}
+PROBLEM_KEYS = {f.name for f in dataclasses.fields(SuiteProblem)}
 
 
 def shipped_suites() -> dict[str, Path]:
@@ -153,6 +153,44 @@ def suite_of_model(model: str, steps: int | None = None) -> Suite:
     return suite_from_tables({"name": name, "problems": [problem]}, f"--model {model}")
 
 
+def chosen_suite(
+    source: str | None,
+    model: str | None = None,
+    *,
+    problems: Sequence[str] = (),
+    seeds: int | None = None,
+    steps: int | None = None,
+) -> Suite:
+    """The suite, or that of a user's own model, cut to some problems and with another number of seeds.
+
+    Raises:
+        ValueError: neither or both, ``steps`` for a suite, or what the suite does not have.
+    """
+    if (source is None) == (model is None):
+        raise ValueError(
+            f"name a suite ({', '.join(shipped_suites())}, or a TOML file), or your own --model FILE.py:CLASS"
+        )
+    if source is not None:
+        if steps is not None:
+            raise ValueError("--steps goes with --model; a suite says itself how long its problems are")
+        suite = load_suite(source)
+    else:
+        suite = suite_of_model(str(model), steps)
+    if problems:
+        suite = suite.only(problems)
+    return suite if seeds is None else suite.with_seeds(seeds)
+
+
+def listing() -> str:
+    """The shipped suites and their problems."""
+    lines = []
+    for name in shipped_suites():
+        suite = load_suite(name)
+        lines.append(f"{name:20}{suite.title}")
+        lines += [f"  {problem.name:30}{problem.label}" for problem in suite.problems]
+    return "\n".join(lines)
+
+
 def titles(problems: Sequence[SuiteProblem]) -> dict[str, str]:
     """Problem -> label."""
     return {problem.name: problem.label for problem in problems}
@@ -160,7 +198,7 @@ def titles(problems: Sequence[SuiteProblem]) -> dict[str, str]:
 
 def _expanded(entry: Any, defaults: Mapping[str, Any]) -> list[Any]:
     """An entry with the suite's defaults; one with several ``steps`` as several, ``NAME-STEPS``."""
-    entry = gather_options(entry, OWN)
+    entry = gather_options(entry, PROBLEM_KEYS)
     if not isinstance(entry, Mapping):
         return [entry]
     entry = {**defaults, **entry}

@@ -1,1 +1,1 @@
-"""What every room of meta-training uses: seeds, checks of settings, a user's modules, provenance."""
+"""Common ground of all rooms of meta-training: seeds, checks of settings, a user's modules, provenance."""

@@ -1,4 +1,4 @@
-"""Where modules with task families of a user's own are looked for: beside the configuration, then as Python does."""
+"""The search for modules with task families of a user's own: beside the configuration, then as Python does."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where and with what a figure was measured, and rows that say so."""
+"""Provenance of figures: where and with what they were measured, beside their rows."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def save_rows(folder: Path, name: str, rows: Iterable[Sequence[object]], details
 
 
 def provenance() -> dict[str, Any]:
-    """Where and with what a figure was measured."""
+    """Date, versions, commit and machine with which a figure is measured."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "learned_optim": learned_optim.__version__,

@@ -5,13 +5,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from learned_optim.meta_train.common.module_search import search_in
 from learned_optim.meta_train.common.strict import ConfigError, checked, read_toml
 from learned_optim.meta_train.config.settings import Config, TaskConfig
+from learned_optim.meta_train.estimators.lookup import build_estimator
 from learned_optim.meta_train.tasks.lookup import gather_options
-from learned_optim.meta_train.trainer.record import Recorded
 
 __all__ = [
     "Config",
@@ -23,8 +23,16 @@ __all__ = [
     "load_config",
     "load_tables",
     "shipped_configs",
-    "shipped_few_shot_configs",
+    "toml_files",
 ]
+
+
+class Recorded(Protocol):
+    """A configuration that can be written down."""
+
+    def to_json(self) -> str:
+        """All of it."""
+        ...
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: bool = False) -> Config:
@@ -41,17 +49,22 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
     return config_from_tables(load_tables(source, overrides), str(source), resuming=resuming)
 
 
-def load_tables(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_tables(
+    source: str | Path, overrides: Sequence[str] = (), shipped: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
     """The nested tables of a configuration of whatever kind, with ``overrides`` applied, not yet checked.
 
     Modules with task families of the user's own are looked for beside the file from then on.
 
-    ``source`` and ``overrides`` are as of :func:`load_config`.
+    Args:
+        source: path of the file, or a name among the ``shipped``.
+        overrides: each sets one value, such as ``unroll.pool=8``.
+        shipped: the files of configurations that come with the package, by name; None: :func:`shipped_configs`.
 
     Raises:
         ConfigError: file missing or not TOML, or an override that names no place.
     """
-    path = _locate(source)
+    path = _locate(source, shipped_configs() if shipped is None else shipped)
     if str(source) != path.stem:  # not a shipped one
         search_in(path.parent)
     tables = read_toml(path)
@@ -73,17 +86,21 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     """
     tables = dict(tables)
     _gather_all(tables, "tasks")
+    if isinstance(tables.get("unroll"), Mapping):
+        tables["unroll"] = _whole_trainings_by_name(tables["unroll"])
     if isinstance(validation := tables.get("validation"), Mapping) and isinstance(validation.get("suites"), list):
         suites = [dict(suite) if isinstance(suite, Mapping) else suite for suite in validation["suites"]]
         for suite in suites:
             _gather_all(suite, "families")
         tables["validation"] = {**validation, "suites": suites}
+    if "estimator" in tables:
+        tables["estimator"] = build_estimator(tables["estimator"], source)
     config = checked(Config, tables, source)
     for family in config.families:  # before the rule: the file of a user's family may enter an architecture
         family.build()
     rule = config.rule.fresh(config.seed) if resuming else config.rule.build(config.seed)
     try:
-        config.estimator.build().check(rule)
+        config.estimator.check(rule)
     except ValueError as error:
         raise ConfigError(f"{source}: estimator: {error}") from error
     try:
@@ -94,7 +111,7 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
 
 
 def differences(first: Recorded, second: Recorded) -> list[str]:
-    """Where two configurations differ, one ``key: value, not value`` each; descriptions do not count.
+    """The settings in which two configurations differ, one ``key: value, not value`` each; descriptions do not count.
 
     ``first`` has the value that stands first, ``second`` the other.
     """
@@ -121,26 +138,31 @@ def flat(table: Any, place: str = "") -> dict[str, Any]:
 
 def shipped_configs() -> dict[str, Path]:
     """Configurations that come with the package, by name."""
-    return _by_name(Path(__file__).parents[1] / "configs")
+    return toml_files(Path(__file__).parents[1] / "configs")
 
 
-def shipped_few_shot_configs() -> dict[str, Path]:
-    """Those of few-shot runs."""
-    return _by_name(Path(__file__).parents[1] / "few_shot" / "configs")
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
+def toml_files(folder: Path) -> dict[str, Path]:
+    """The TOML files in a ``folder``, by name."""
     return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 
-def _locate(source: str | Path) -> Path:
-    shipped = shipped_configs() | shipped_few_shot_configs()
+def _locate(source: str | Path, shipped: Mapping[str, Path]) -> Path:
     if str(source) in shipped:
         return shipped[str(source)]
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}; shipped ones: {', '.join(shipped)}")
     return path
+
+
+def _whole_trainings_by_name(unroll: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``[unroll]`` in the words of this version: earlier ones named the longest horizon twice for whole trainings."""
+    truncation, horizon = unroll.get("truncation"), unroll.get("horizon")
+    if not isinstance(truncation, int) or unroll.get("truncation_up_to") != truncation:
+        return unroll
+    if not isinstance(horizon, list) or not isinstance(horizon[-1], int) or truncation < horizon[-1]:
+        return unroll
+    return {**unroll, "truncation": "whole", "truncation_up_to": None}
 
 
 def _gather_all(tables: Any, key: str) -> None:

@@ -1,29 +1,32 @@
-"""What a configuration of a meta-training run can say: frozen dataclasses, nothing unknown accepted."""
+"""The configuration of a meta-training run: frozen dataclasses, nothing unknown accepted."""
 
 import dataclasses
-import inspect
 import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, InstanceOf, PlainValidator
 
 from learned_optim.checkpoint import load_rule
-from learned_optim.meta_train.common.strict import ConfigError, Strict, refuse_changed, unknown
-from learned_optim.meta_train.estimators import ESTIMATORS, Estimator
-from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.common.strict import (
+    ConfigError,
+    Count,
+    Decay,
+    NotNegative,
+    Positive,
+    Probability,
+    Strict,
+    refuse_changed,
+    unknown,
+)
+from learned_optim.meta_train.estimators import Combined, Estimator, OutputES, TruncatedBPTT
+from learned_optim.meta_train.estimators.perturbation import PerturbationEstimator
 from learned_optim.meta_train.tasks import Augmentation, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family
 from learned_optim.meta_train.tasks.sampling import check_range, log_uniform_integer
 from learned_optim.rules import ARCHITECTURES, UpdateRule
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,19 @@ class TruncationGrowth(Strict):
         return max(1, round(mean * rng.uniform(1 - self.jitter, 1 + self.jitter)))
 
 
+def _window_length(value: Any) -> Any:
+    """A value for ``unroll.truncation``; anything else is a ``ValueError``."""
+    if value == "whole" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f'a window has a whole number of steps from 1 on, or is "whole", got {value!r}')
+
+
 @dataclass(frozen=True)
 class UnrollConfig(Strict):
     """How tasks are trained while the rule learns."""
 
-    truncation: Count = 20
-    """Inner steps of a window: the reach of the meta-gradient."""
+    truncation: Annotated[int | Literal["whole"], PlainValidator(_window_length)] = 20
+    """Inner steps of a window: the reach of the meta-gradient. ``"whole"``: every window is a whole inner training."""
     truncation_growth: TruncationGrowth | None = None
     """How it grows during the run; None: it does not."""
     truncation_up_to: Count | None = None
@@ -130,7 +140,10 @@ class UnrollConfig(Strict):
 
     def __post_init__(self) -> None:
         check_range("horizon", self.horizon, 1)
-        if self.truncation_up_to is not None:
+        if self.truncation == "whole":
+            if self.truncation_up_to is not None or self.truncation_growth is not None:
+                raise ValueError('truncation = "whole" leaves nothing to truncation_up_to and truncation_growth')
+        elif self.truncation_up_to is not None:
             check_range("truncation and truncation_up_to", (self.truncation, self.truncation_up_to), 1)
             if self.truncation_growth is not None:
                 raise ValueError("truncation_growth and truncation_up_to exclude each other; leave one out")
@@ -139,7 +152,9 @@ class UnrollConfig(Strict):
             raise ValueError(f"windows_per_step cannot exceed pool, got {self.windows_per_step} and {self.pool}")
 
     def window(self, meta_step: int, to_horizon: int, rng: np.random.Generator) -> int:
-        """Steps of a window that begins ``to_horizon`` before its horizon; ``rng`` is asked only if that is random."""
+        """Steps of a window that begins ``to_horizon`` before its horizon; ``rng`` is used only if they are random."""
+        if self.truncation == "whole":
+            return to_horizon
         if self.truncation_growth is not None:
             return min(self.truncation_growth.window(self.truncation, meta_step, rng), to_horizon)
         if self.truncation_up_to is not None:
@@ -147,78 +162,24 @@ class UnrollConfig(Strict):
         return self.truncation
 
 
-OF_META_LOSS = ("bounded", "clamp", "outer_batches", "outer_split")  # options of every estimator
-
-
-@dataclass(frozen=True)
-class EstimatorConfig(Strict):
-    """How the meta-gradient is estimated; options that the named estimator does not have are refused."""
-
-    name: Literal["truncated-bptt", "reparameterization", "es", "combined", "pes", "es-single", "output-es"] = (
-        "truncated-bptt"
-    )
-    meta_loss: MetaLossName = "mean"
-    """How the losses of a window become one number: their mean, the last one, the mean logarithm; or, with "es" and
-    "output-es", the logarithm of how much faster a particle is than the median of those that train beside it."""
-    bounded: bool = False
-    """Whether no loss counts as more than the task's bound (1.5 ln C for C classes; else 1.5 initial losses)."""
-    clamp: Positive | None = None
-    """No loss counts as more than this."""
-    outer_batches: Annotated[int, Field(ge=0)] = 0
-    """Fresh batches after each inner step that the meta-loss is taken on; 0: the batch of the next inner gradient."""
-    outer_split: Literal["train", "validation"] = "train"
-    """Where these come from: "train", the data of inner training, or "validation", which holds a part of them out."""
-    second_derivatives: bool = False
-    replay_coordinates: Count | None = None
-    """Coordinates that the meta-gradient is taken through; None: all."""
-    sigma: Positive = 0.01
-    """Standard deviation of the perturbations of the meta-parameters."""
-    pairs: Count = 1
-    """Antithetic pairs of perturbations that each instance is trained with."""
-    groups: Count | None = None
-    """Groups of instances with perturbations of their own; None: every instance."""
-    perturbed: tuple[str, ...] | None = None
-    """Parameters of the rule that are meta-trained, the others stay as they are; None: all."""
-    caution: Positive = 8.0
-    """Weight of the squared outputs, which keeps these small; of ``"output-es"``."""
-    covariance: bool = True
-    """Whether the weights of the combination heed the covariance of its parts."""
-    variance_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the running variances that weight the combination; 0: those of each window."""
-
-    def __post_init__(self) -> None:
-        if self.outer_split == "validation" and self.outer_batches == 0:
-            raise ValueError('outer_split = "validation" needs outer_batches = 1 or more')
-        self.build()
-
-    def build(self) -> Estimator:
-        """The estimator."""
-        accepted = inspect.signature(ESTIMATORS[self.name]).parameters
-        refuse_changed(self, (*accepted, *OF_META_LOSS), f"estimator {self.name!r}")
-        meta_loss = MetaLoss(self.meta_loss, self.bounded, self.clamp, self.outer_batches)
-        given = {name: getattr(self, name) for name in accepted} | {"meta_loss": meta_loss}
-        estimator: Estimator = ESTIMATORS[self.name](**given)
-        return estimator
-
-
 @dataclass(frozen=True)
 class MetaOptimizerConfig(Strict):
-    """What steps the meta-parameters; options that the named optimizer does not have are refused."""
+    """The optimizer that steps the meta-parameters; options that the named one does not have are refused."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Of Adam and AdamW."""
+    """Decays of the means, for Adam and AdamW."""
     weight_decay: NotNegative = 0.0
-    """Of AdamW and SGD."""
+    """Weight decay, for AdamW and SGD."""
     momentum: Decay = 0.0
-    """Of SGD."""
+    """Momentum, for SGD."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
-    """Of the rate, after the warm-up and up to the last meta-step."""
+    """Course of the rate, after the warm-up and up to the last meta-step."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Meta-steps over which the rate rises linearly to ``lr``."""
     final_fraction: Probability = 0.0
-    """Where the decay ends, relative to ``lr``."""
+    """The rate at the end of the decay, relative to ``lr``."""
     clip_value: Positive | None = None
     """Upper bound of each entry of the meta-gradient, in absolute value (Metz et al. 2019: 0.1)."""
     clip_norm: Positive | None = None
@@ -264,7 +225,7 @@ class ValidationConfig(Strict):
     instances: Count = 16
     """Copies of each task."""
     suites: tuple[SuiteConfig, ...] = (SuiteConfig("mixture"),)
-    """What is validated on."""
+    """Suites of validation tasks."""
     select: str | None = None
     """Name of the suite whose score chooses the best weights; None: the first."""
 
@@ -312,10 +273,10 @@ class Config(Strict):
     description: str = ""
     """Goes into the weights file."""
     rule: RuleConfig = RuleConfig()
-    """What is meta-trained, and from which weights."""
+    """The rule that is meta-trained, and the weights it starts from."""
     unroll: UnrollConfig = UnrollConfig()
     """Inner training: windows, horizons, how many at a time."""
-    estimator: EstimatorConfig = EstimatorConfig()
+    estimator: InstanceOf[Estimator] = field(default_factory=TruncatedBPTT)
     """How a window becomes a meta-gradient."""
     meta_optimizer: MetaOptimizerConfig = MetaOptimizerConfig()
     """How a meta-gradient becomes a meta-step."""
@@ -327,12 +288,13 @@ class Config(Strict):
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("at least one [[tasks]] entry is needed")
-        instances, groups = self.unroll.instances, self.estimator.groups
-        if groups is not None and instances % groups:
-            raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
-        if self.estimator.name == "combined" and self.estimator.pairs * (groups or instances) < 2:
-            raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
-        if any(task.anchor for task in self.tasks) and self.estimator.name != "output-es":
+        if isinstance(self.estimator, PerturbationEstimator):
+            instances, groups = self.unroll.instances, self.estimator.groups
+            if groups is not None and instances % groups:
+                raise ValueError(f"estimator.groups must divide unroll.instances, got {groups} and {instances}")
+            if isinstance(self.estimator, Combined) and self.estimator.pairs * (groups or instances) < 2:
+                raise ValueError("the combined estimator needs two pairs or more; raise its pairs, or unroll.instances")
+        if any(task.anchor for task in self.tasks) and not isinstance(self.estimator, OutputES):
             raise ValueError('anchor needs estimator.name = "output-es"')
         if self.curriculum is not None and self.unroll.horizon != UnrollConfig.horizon:
             raise ValueError("curriculum.horizons replace unroll.horizon; leave one of them out")
@@ -344,4 +306,5 @@ class Config(Strict):
 
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+        tables = {**dataclasses.asdict(self), "estimator": self.estimator.to_table()}
+        return json.dumps(tables, sort_keys=True, allow_nan=False)

@@ -1,43 +1,36 @@
 """Small image data sets: find them, and load them in fixed splits."""
 
 import difflib
-import functools
-import gzip
-import math
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learned_optim.meta_train.data.readers import (
+    CIFAR10_SUBSET,
+    CIFAR10_TEST,
+    CIFAR10_TRAIN,
+    MNIST_FILES,
+    READERS,
+    Images,
+    digits,
+    missing_files,
+)
+
 SPLITS = ("train", "validation", "test")
-CLASSES = 10  # of every data set here
 
 
 class DataNotFoundError(FileNotFoundError):
     """A data set is in none of the places searched; the message names them and the command that fetches it."""
 
 
-class Images(NamedTuple):
-    """Images and their classes. The tensors are shared by everyone who loads them: do not write to them."""
-
-    images: Tensor
-    """uint8, ``(images, channels, height, width)``."""
-    labels: Tensor
-    """int64, ``(images,)``."""
-
-
 @dataclass(frozen=True)
 class DataSet:
-    """What there is to know about a data set.
+    """A data set: its files, where they come from, and what it may be used for.
 
     Args:
         name: its name, and that of its folder.
@@ -60,16 +53,7 @@ class DataSet:
     by_hand: str = ""
 
 
-_MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-_MNIST_LAYOUTS = (tuple(f"{name}.gz" for name in _MNIST_FILES), _MNIST_FILES)
-_CIFAR10_TRAIN = tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6))
-_CIFAR10_TEST = ("cifar-10-batches-bin/test_batch.bin",)
-_CIFAR10_SUBSET = "cifar10_subset.npz"
+MNIST_LAYOUTS = (tuple(f"{name}.gz" for name in MNIST_FILES), MNIST_FILES)
 
 DATA_SETS: Mapping[str, DataSet] = {
     data_set.name: data_set
@@ -78,7 +62,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             name="cifar10",
             description="60,000 colour photographs, 32x32, of 10 kinds of animals and vehicles (162 MiB)",
             licence="no formal licence; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-            layouts=(_CIFAR10_TRAIN + _CIFAR10_TEST, (_CIFAR10_SUBSET,)),
+            layouts=(CIFAR10_TRAIN + CIFAR10_TEST, (CIFAR10_SUBSET,)),
             downloads={
                 "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
             },
@@ -94,7 +78,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             description="70,000 grey pictures, 28x28, of 10 kinds of clothes (30 MiB)",
             licence="MIT, Copyright 2017 Zalando SE; cite Xiao, Rasul and Vollgraf, arXiv:1708.07747",
             note="evaluation only: no rule that is shipped may be meta-trained or selected on it",
-            layouts=_MNIST_LAYOUTS,
+            layouts=MNIST_LAYOUTS,
             downloads={
                 "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
                 "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -110,7 +94,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             name="mnist",
             description="70,000 handwritten digits, 28x28 (11 MiB)",
             licence="usually cited as CC BY-SA 3.0; LeCun, Cortes and Burges",
-            layouts=_MNIST_LAYOUTS,
+            layouts=MNIST_LAYOUTS,
             downloads={
                 "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
                 "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -184,7 +168,7 @@ def search_places(path: str | Path | None = None) -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Where :mod:`learned_optim.meta_train.data.fetch` puts data sets: ``learned_optim/data`` in the user's cache."""
+    """The folder that downloads go into: ``learned_optim/data`` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "learned_optim" / "data"
 
 
@@ -195,11 +179,6 @@ def data_set_named(name: str) -> DataSet:
         suggestion = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"unknown data set {name!r}{suggestion}; known: {', '.join(sorted(DATA_SETS))}")
     return DATA_SETS[name]
-
-
-def missing_files(layout: tuple[str, ...], folder: Path) -> list[str]:
-    """Files of a layout that are not in ``folder``."""
-    return [file for file in layout if not (folder / file).is_file()]
 
 
 def _describe(data_set: DataSet, folder: Path) -> str:
@@ -242,13 +221,11 @@ def load(name: str, split: str, path: str | Path | None = None) -> Images:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not data_set.layouts:
-        return _digits()[split]
-    if name not in _READERS:
-        raise ValueError(
-            f"data set {name!r} has no classes to tell apart; those that do: {', '.join(_READERS)}, digits"
-        )
+        return digits()[split]
+    if name not in READERS:
+        raise ValueError(f"data set {name!r} has no classes to tell apart; those that do: {', '.join(READERS)}, digits")
     folder = find(name, path).resolve()
-    return _READERS[name](name, folder, split == "test")[split]
+    return READERS[name](name, folder, split == "test")[split]
 
 
 def pooled(images: Tensor, size: int) -> Tensor:
@@ -270,118 +247,3 @@ def pooled(images: Tensor, size: int) -> Tensor:
     elif not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
     return F.adaptive_avg_pool2d(images, size)
-
-
-def _divided(images: np.ndarray, labels: np.ndarray, **sizes: int) -> dict[str, Images]:
-    """Consecutive splits of the given sizes, as views of one copy."""
-    counts = list(sizes.values())
-    parts = zip(
-        torch.split(torch.from_numpy(images), counts), torch.split(torch.from_numpy(labels).long(), counts), strict=True
-    )
-    return {split: Images(*part) for split, part in zip(sizes, parts, strict=True)}
-
-
-@functools.cache
-def _mnist(name: str, folder: Path, test: bool) -> dict[str, Images]:
-    part, count = ("t10k", 10_000) if test else ("train", 60_000)
-    images = _read_idx(name, folder, f"{part}-images-idx3-ubyte", (count, 28, 28))
-    labels = _read_idx(name, folder, f"{part}-labels-idx1-ubyte", (count,))
-    images = images[:, np.newaxis]  # one channel
-    return _divided(images, labels, test=count) if test else _divided(images, labels, train=50_000, validation=10_000)
-
-
-def _read_idx(name: str, folder: Path, file: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of an IDX file of unsigned bytes, plain or gzip: big-endian magic number and sizes, then the values."""
-    path = folder / f"{file}.gz"
-    if not path.is_file():
-        path = folder / file
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):  # gzip, whatever the file is called
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise _damaged(name, path, f"is damaged ({error})") from error
-    header = struct.Struct(f">{1 + len(shape)}I")
-    if len(content) < header.size:
-        raise _damaged(name, path, f"has {len(content)} bytes, fewer than its header")
-    magic, *found = header.unpack_from(content)
-    expected_magic = 0x0800 + len(shape)  # unsigned bytes, number of dimensions
-    if magic != expected_magic:
-        raise _damaged(name, path, f"has the magic number {magic} instead of {expected_magic}")
-    if tuple(found) != shape:
-        raise _damaged(name, path, f"announces values of shape {tuple(found)} instead of {shape}")
-    if len(content) - header.size != math.prod(shape):
-        raise _damaged(name, path, f"holds {len(content) - header.size} values instead of {math.prod(shape)}")
-    values = np.frombuffer(content, np.uint8, offset=header.size).reshape(shape).copy()  # writable, as torch wants it
-    return _checked_labels(name, path, values) if len(shape) == 1 else values
-
-
-_CIFAR10_IMAGES = 10_000  # of a file of the binary version
-_CIFAR10_SHAPE = (3, 32, 32)
-
-
-@functools.cache
-def _cifar10(name: str, folder: Path, test: bool) -> dict[str, Images]:
-    if missing_files(_CIFAR10_TRAIN + _CIFAR10_TEST, folder):
-        return _cifar10_subset(name, folder, test)
-    # A record is a label and 3,072 pixels: red, green and blue, each by rows.
-    records = np.concatenate(
-        [_read_records(name, folder / file) for file in (_CIFAR10_TEST if test else _CIFAR10_TRAIN)]
-    )
-    images = records[:, 1:].reshape(-1, *_CIFAR10_SHAPE)
-    if test:
-        return _divided(images, records[:, 0], test=len(records))
-    held_out = _CIFAR10_IMAGES // 2
-    return _divided(images, records[:, 0], train=len(records) - held_out, validation=held_out)
-
-
-def _read_records(name: str, path: Path) -> np.ndarray:
-    """Records of a file of the binary version of CIFAR-10, ``(images, 1 + 3072)``."""
-    expected = _CIFAR10_IMAGES * (1 + math.prod(_CIFAR10_SHAPE))
-    if path.stat().st_size != expected:
-        raise _damaged(name, path, f"has {path.stat().st_size} bytes instead of {expected}")
-    records = np.fromfile(path, np.uint8).reshape(_CIFAR10_IMAGES, -1)
-    _checked_labels(name, path, records[:, 0])
-    return records
-
-
-def _cifar10_subset(name: str, folder: Path, test: bool) -> dict[str, Images]:
-    part, count = ("test", 2_000) if test else ("train", 10_000)
-    path = folder / _CIFAR10_SUBSET
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            images, labels = archive[f"x_{part}"], archive[f"y_{part}"]
-    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: one array
-        raise _damaged(name, path, f"is damaged or no archive of images ({error})") from error
-    if (images.shape, labels.shape) != ((count, 32, 32, 3), (count,)) or not images.dtype == labels.dtype == np.uint8:
-        found = f"{images.dtype} images {images.shape} and {labels.dtype} labels {labels.shape}"
-        raise _damaged(name, path, f"holds {found} instead of {count} of each in uint8")
-    images, labels = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), _checked_labels(name, path, labels)
-    return _divided(images, labels, test=count) if test else _divided(images, labels, train=8_000, validation=2_000)
-
-
-_READERS = {"mnist": _mnist, "fashion-mnist": _mnist, "cifar10": _cifar10}
-
-
-@functools.cache
-def _digits() -> dict[str, Images]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "data set 'digits' comes with scikit-learn, which is not installed; run 'pip install learned-optim[demo]'"
-        ) from error
-    pixels, labels = load_digits(return_X_y=True)  # pixels 0..16
-    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    order = np.random.RandomState(0).permutation(len(labels))  # unlike Generator, the same in every NumPy release
-    return _divided(images[order], labels[order], train=1_000, validation=397, test=400)
-
-
-def _checked_labels(name: str, path: Path, labels: np.ndarray) -> np.ndarray:
-    if labels.max() >= CLASSES:
-        raise _damaged(name, path, f"has a label {labels.max()}, beyond 0..{CLASSES - 1}")
-    return labels
-
-
-def _damaged(name: str, path: Path, problem: str) -> ValueError:
-    return ValueError(f"{path} {problem}; delete it and run 'learned-optim data fetch {name}'")

@@ -14,7 +14,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
-from learned_optim.meta_train.data.datasets import cache_folder, data_set_named, missing_files
+from learned_optim.meta_train.data.datasets import cache_folder, data_set_named
+from learned_optim.meta_train.data.readers import missing_files
 
 _CHUNK = 1 << 20  # bytes read at a time
 _TIMEOUT = 30.0  # seconds without a byte after which an address counts as dead
@@ -70,7 +71,7 @@ class _AddressError(Exception):
 
 
 class _UselessPartError(_AddressError):
-    """What was downloaded cannot become the file, so it is not worth keeping."""
+    """The downloaded bytes cannot become the file, so it is not worth keeping."""
 
 
 def _download(name: str, target: Path, sha256: str, mirrors: Sequence[str], progress: bool) -> None:

@@ -1,13 +1,23 @@
-"""What every gradient estimator offers: windows of inner training in, meta-gradients out, explicit state between."""
+"""The interface of every gradient estimator: windows of inner training in, meta-gradients out, explicit state between.
+
+A window is taken in three steps, whatever the number of processes. All processes draw the same random directions
+(:meth:`Estimator.directions`), each of them trains its share of the instances (:meth:`Estimator.train_share`), and from
+the sums over the shares all make the same meta-gradient (:meth:`Estimator.combine`). A process by itself has the share
+that is the whole, and there is nothing to add up.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from learned_optim.meta_train.common.strict import Positive, Strict
 from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.inner.particles import as_meta_grads
 from learned_optim.meta_train.inner.shares import Share
 from learned_optim.meta_train.inner.unroll import InnerState
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
@@ -18,9 +28,9 @@ class Trajectory(NamedTuple):
     """An inner training between two windows, as an estimator needs it: tensors only, so that it can be saved."""
 
     inner: InnerState
-    """Of the B instances, or of particles: that is the estimator's business."""
+    """State of the B instances or, with an estimator of persistent particles, of these."""
     memory: dict[str, Tensor]
-    """What else the estimator remembers of this inner training, by name; ends with it."""
+    """All else that the estimator remembers of this inner training, by name; ends with it."""
 
     @property
     def step(self) -> Tensor:
@@ -29,74 +39,133 @@ class Trajectory(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a window yields."""
+    """The outcome of a window."""
 
     grads: tuple[Tensor, ...]
     """One tensor for each of the rule's parameters, in their order."""
     meta_loss: Tensor
-    """0-d; of the smoothed estimators the mean over their particles."""
+    """0-d; the mean over the particles where the meta-parameters are perturbed."""
     losses: Tensor
-    """Inner losses of the window, ``(steps, ...)``, of all trainings that go on: ``...`` is the shape of the state's
+    """Inner losses of the window, ``(steps, ...)``, of all trainings that continue: ``...`` is the shape of the state's
     ``initial_loss``."""
     state: Trajectory
     """Start of the next window."""
     report: dict[str, Tensor]
-    """What an estimator has to say beyond that: of :attr:`Estimator.reports`, those that could be told."""
+    """Figures to be logged, by the names in :attr:`Estimator.reports`; one that cannot be computed is missing."""
+
+
+class Directions(NamedTuple):
+    """The random directions of a window, the same on all processes; empty tensors where nothing is perturbed."""
+
+    noise: Tensor
+    """The perturbations of the meta-parameters in this window, ``(K, M)``."""
+    credited: Tensor
+    """The perturbations that the differences of this window's meta-losses are multiplied by, ``(K, M)``."""
+    memory: dict[str, Tensor]
+    """The memory of the :class:`Trajectory` after the window."""
+
+
+class WindowShare(NamedTuple):
+    """The part of a window that one process trains."""
+
+    task: VectorizedTask
+    """The share's instances."""
+    inner: InnerState
+    """Their state at the start of the window."""
+    steps: int
+    """Inner steps of the window."""
+    generator: torch.Generator
+    """Source of all random numbers that the directions do not hold, such as batches; alike on all processes."""
+    share: Share
+    """Place of these instances in the whole window, and the processes that have the rest of it."""
 
 
 class Part(NamedTuple):
-    """What a process's share of a window yields. Its entries are float64, and additive over the shares."""
+    """The outcome of a process's share of a window. ``sums`` and ``meta_loss`` are to be added up over the shares."""
 
-    gradient: Tensor
-    """What it adds to the window's meta-gradient, flat ``(M,)``; empty if that follows from ``sums``."""
     sums: Tensor
-    """What :meth:`Estimator.combine` makes the window's meta-gradient from; empty if there is no need to."""
+    """The numbers that :meth:`Estimator.combine` makes the window's meta-gradient from, flat and in float64."""
     meta_loss: Tensor
-    """What it adds to the meta-loss, 0-d."""
+    """The share's contribution to the meta-loss, 0-d."""
     losses: Tensor
-    """As in :class:`Estimate`, of its own trainings."""
+    """Inner losses, as in :class:`Estimate`, of the share's own trainings."""
     inner: InnerState
-    """Of its own trainings, after the window."""
+    """State of the share's own trainings after the window."""
 
 
 class Combination(NamedTuple):
-    """What all processes make from the sums over the shares of a window."""
+    """The meta-gradient that all processes make from the sums over the shares of a window."""
 
     grads: tuple[Tensor, ...]
-    """As in :class:`Estimate`."""
-    memory: dict[str, Tensor]
-    """Of the :class:`Trajectory` after the window."""
+    """One tensor for each of the rule's parameters, in their order."""
     report: dict[str, Tensor]
-    """As in :class:`Estimate`."""
+    """Figures to be logged, as in :class:`Estimate`."""
 
 
-class Estimator(ABC):
+@dataclass(frozen=True, kw_only=True)
+class Estimator(Strict, ABC):
     """A way to estimate the gradient of the meta-loss with respect to the rule's weights, window by window.
 
-    What belongs to one inner training lies in its :class:`Trajectory`; what an estimator learns over many of them (most
-    learn nothing), in its :meth:`state_dict`. Together with the generators they determine all that follows, bit by bit.
+    An estimator is its options, and does not change. What belongs to one inner training lies in its
+    :class:`Trajectory`; what an estimator learns over many of them (most learn nothing) lies in a dictionary of
+    tensors, ``learned``, that the run owns and the estimator updates in place. Together with the generators they
+    determine all that follows, bit by bit.
+
+    Args:
+        meta_loss: how the losses of a window become one number: see :class:`MetaLoss`.
+        bounded: whether no loss counts as more than the task's bound.
+        clamp: no loss counts as more than this; None: as it is.
+        outer_batches: fresh batches after each inner step that the meta-loss is taken on; 0: the batch of the next
+            inner gradient.
+        outer_split: where these come from: ``"train"``, the data of inner training, or ``"validation"``, a part of them
+            that is held out.
+
+    Raises:
+        ValueError: an option is out of range, or does not go with another.
     """
+
+    meta_loss: MetaLossName = "mean"
+    bounded: bool = False
+    clamp: Positive | None = None
+    outer_batches: Annotated[int, Field(ge=0)] = 0
+    outer_split: Literal["train", "validation"] = "train"
 
     name: ClassVar[str]
     """Name in configurations."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names that may stand in an :attr:`Estimate.report`; a run logs the mean of each."""
     compares_particles: ClassVar[bool] = False
-    """Whether the meta-loss may be told from all particles of a window together, as ``"speedup"`` is."""
-
+    """Whether the meta-loss may compare all particles of a window, as ``"speedup"`` does."""
     divisible: ClassVar[bool] = True
     """Whether several processes may share a run."""
 
-    @classmethod
-    def accepted(cls, meta_loss: MetaLoss | MetaLossName) -> MetaLoss:
-        """The meta-loss, or that of this name; ``ValueError`` if it compares particles and the estimator does not."""
-        given = MetaLoss.of(meta_loss)
-        if given.compares and not cls.compares_particles:
+    def __post_init__(self) -> None:
+        if self.outer_split == "validation" and self.outer_batches == 0:
+            raise ValueError('outer_split = "validation" needs outer_batches = 1 or more')
+        if self.objective.compares and not self.compares_particles:
             raise ValueError(
                 "meta_loss 'speedup' compares whole inner trainings: "
-                f"take the estimator 'es' or 'output-es', got {cls.name!r}"
+                f"take the estimator 'es' or 'output-es', got {self.name!r}"
             )
-        return given
+
+    @property
+    def objective(self) -> MetaLoss:
+        """The meta-loss with its bounds."""
+        return MetaLoss(self.meta_loss, self.bounded, self.clamp, self.outer_batches)
+
+    def to_table(self) -> dict[str, Any]:
+        """Name and options, as they stand in a configuration."""
+        return {"name": self.name, **asdict(self)}
+
+    def check(self, rule: UpdateRule) -> None:
+        """Raise ``ValueError`` for a rule that the estimator's options do not fit."""
+
+    def check_learned(self, names: Collection[str]) -> None:
+        """Raise ``ValueError`` if tensors of these names are not what this estimator learns over inner trainings."""
+        if names:
+            raise ValueError(f"{self.name} keeps no state of its own, got {', '.join(names)}")
+
+    # The beginning of an inner training
 
     def start(
         self, rule: UpdateRule, task: VectorizedTask, inner: InnerState, generator: torch.Generator
@@ -108,16 +177,35 @@ class Estimator(ABC):
             task: B instances.
             inner: where they stand: at their starting points
                 (:func:`learned_optim.meta_train.inner.unroll.start`) or later.
-            generator: source of what is drawn once for an inner training.
+            generator: source of the random numbers that are drawn once for an inner training.
         """
         pieces = self.pieces(task.instances)
         return Trajectory(self.spread(inner, pieces), self.memory(rule, pieces, generator))
 
-    @abstractmethod
+    def pieces(self, instances: int) -> int:
+        """Into how many equal parts a window of so many instances can be divided."""
+        return instances
+
+    def spread(self, inner: InnerState, pieces: int) -> InnerState:
+        """The state in a :class:`Trajectory` at its beginning, from that of the instances in so many pieces."""
+        return inner
+
+    def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The memory at the start of an inner training in so many pieces; all processes keep it alike."""
+        return {}
+
+    # A window
+
     def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
+        self,
+        rule: UpdateRule,
+        task: VectorizedTask,
+        state: Trajectory,
+        steps: int,
+        generator: torch.Generator,
+        learned: dict[str, Tensor] | None = None,
     ) -> Estimate:
-        """Go on by ``steps`` inner steps and estimate the gradient of the meta-loss over them.
+        """Train for ``steps`` inner steps and estimate the gradient of the meta-loss over them, in this process alone.
 
         Args:
             rule: its parameters are the meta-parameters; their ``.grad`` is left alone.
@@ -125,74 +213,39 @@ class Estimator(ABC):
             state: from :meth:`start` or the window before; is not changed.
             steps: length of the window.
             generator: source of all random numbers, perturbations included.
+            learned: what the estimator has learned in earlier windows of the run, is updated; None: it is the first.
         """
+        learned = {} if learned is None else learned
+        share = Share.whole(self.pieces(task.instances))
+        directions = self.directions(rule, share.pieces, state.memory, generator)
+        window = WindowShare(task, state.inner, steps, generator, share)
+        part = self.train_share(rule, window, directions, learned)
+        grads, report = self.combine(rule, directions, part.sums, learned)
+        return Estimate(grads, part.meta_loss, part.losses, Trajectory(part.inner, directions.memory), report)
 
-    # Windows whose pieces are divided among processes
+    def directions(
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
+    ) -> Directions:
+        """The directions of a window of so many pieces that begins with this memory; the first to use the generator."""
+        return Directions(torch.empty(0), torch.empty(0), memory)
 
-    def check(self, rule: UpdateRule) -> None:  # noqa: B027  (most estimators take every rule)
-        """Raise ``ValueError`` for a rule that the estimator's options do not fit."""
+    def sums_length(self, meta_parameters: int, pieces: int) -> int:
+        """Length of :attr:`Part.sums`, for M meta-parameters: how many numbers travel for a window."""
+        return meta_parameters
 
-    def pieces(self, instances: int) -> int:
-        """Into how many equal parts a window of so many instances can be divided."""
-        return instances
-
-    def spread(self, inner: InnerState, pieces: int) -> InnerState:
-        """What of a :class:`Trajectory` follows from the state of the instances in so many pieces alone."""
-        return inner
-
-    def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The memory at the start of an inner training in so many pieces; all processes keep it alike."""
-        return {}
-
-    def lengths(self, meta_parameters: int, pieces: int) -> tuple[int, int]:
-        """Lengths of :attr:`Part.gradient`, of which one travels a meta-step, and :attr:`Part.sums`, one a window."""
-        return meta_parameters, 0
-
-    def part(
-        self,
-        rule: UpdateRule,
-        task: VectorizedTask,
-        state: Trajectory,
-        steps: int,
-        generator: torch.Generator,
-        share: Share,
+    @abstractmethod
+    def train_share(
+        self, rule: UpdateRule, window: WindowShare, directions: Directions, learned: dict[str, Tensor]
     ) -> Part:
-        """What :meth:`window` does, for the share's part of task and state (the memory is the whole window's).
-
-        This one is for gradients that are means over the instances.
-        """
-        estimate = self.window(rule, task, state, steps, generator)
-        return mean_part(estimate.grads, estimate.meta_loss, estimate.losses, estimate.state.inner, share)
+        """Train a process's share of a window."""
 
     def combine(
-        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator, sums: Tensor
+        self, rule: UpdateRule, directions: Directions, sums: Tensor, learned: dict[str, Tensor]
     ) -> Combination:
-        """The meta-gradient from the :attr:`Part.sums` of all shares; only if there are any.
-
-        Args:
-            rule: as in :meth:`part`.
-            pieces: of the window.
-            memory: before the window.
-            generator: in the state in which :meth:`part` was given it.
-            sums: added up over the shares.
-        """
-        raise NotImplementedError(f"{self.name} sums gradients up")
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What the estimator has learned so far, by name; copies are not made."""
-        return {}
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` has given.
-
-        Raises:
-            ValueError: the names are not those of this estimator.
-        """
-        if tensors:
-            raise ValueError(f"{self.name} keeps no state of its own, got {', '.join(tensors)}")
+        """The meta-gradient from the :attr:`Part.sums` of all shares, added up; these are gradients by default."""
+        return Combination(as_meta_grads(rule, sums), {})
 
 
-def mean_part(grads: tuple[Tensor, ...], meta_loss: Tensor, losses: Tensor, inner: InnerState, share: Share) -> Part:
-    """A :class:`Part` from means over the share's instances."""
-    gradient = share.fraction * torch.cat([grad.flatten() for grad in grads]).double()
-    return Part(gradient, gradient.new_empty(0), share.fraction * meta_loss.double(), losses, inner)
+def flat_sums(grads: tuple[Tensor, ...], share: Share) -> Tensor:
+    """The :attr:`Part.sums` of a gradient that is a mean over the share's instances, ``(M,)``."""
+    return share.fraction * torch.cat([grad.flatten() for grad in grads]).double()

@@ -22,19 +22,17 @@ averages over the windows *before*, independent of the present samples, and the 
 parents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Combination, Estimate, Trajectory
-from learned_optim.meta_train.estimators.perturbation import first_copy
-from learned_optim.meta_train.estimators.reparameterization import PairGradients, Reparameterization
-from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
+from learned_optim.meta_train.common.strict import Decay
+from learned_optim.meta_train.estimators.base import Combination, Directions, Part, WindowShare
+from learned_optim.meta_train.estimators.reparameterization import Reparameterization
 from learned_optim.meta_train.inner.particles import as_meta_grads
-from learned_optim.meta_train.inner.shares import Share
-from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 
@@ -50,140 +48,99 @@ class PairMoments(NamedTuple):
     covariance: Tensor
 
     @classmethod
-    def of_samples(cls, es: Tensor, rp: Tensor) -> "PairMoments":
-        """From the pairs' estimates, ``(K, M)`` each."""
+    def of(cls, es: Tensor, rp: Tensor) -> "PairMoments":
+        """The moments of the pairs' estimates, ``(K, M)`` each."""
         products = (es - es.mean(0)) * (rp - rp.mean(0))
         return cls(es.mean(0), rp.mean(0), es.var(0), rp.var(0), products.sum(0) / (len(products) - 1))
 
-    @classmethod
-    def of_sums(cls, es: Tensor, rp: Tensor, squares: Tensor, products: Tensor) -> "PairMoments":
-        """From the samples of ES ``(K, M)`` and sums over pairs ``(M,)``: of RP, its squares, and ES times RP.
 
-        In float64 differences of such sums are more exact than the samples.
-        """
-        pairs, rp_mean, es_sum = len(es), rp / len(es), es.double().sum(0)
-        variance = (squares - rp * rp_mean) / (pairs - 1)
-        covariance = (products - es_sum * rp_mean) / (pairs - 1)
-        of_rp = (tensor.to(es) for tensor in (rp_mean, variance.clamp(min=0), covariance))
-        rp_mean, variance, covariance = of_rp
-        return cls(es.mean(0), rp_mean, es.var(0), variance, covariance)
+MOMENTS = ("es", "rp", "covariance")
+"""Names of what is learned over the windows: running averages of the two variances, and of the covariance."""
 
 
+@dataclass(frozen=True)
 class Combined(Reparameterization):
     """ES and reparameterization gradients, weighted elementwise by their inverse variances.
 
     Reports the weight of ES for each meta-parameter, ``es_weight`` ``(M,)``, and the variances of the two means over
     this window's pairs, summed over the meta-parameters, ``es_variance`` and ``rp_variance``. A meta-parameter whose
-    backpropagated gradient is not finite is left to ES.
+    backpropagated gradient is not finite is left to ES. There must be two pairs or more.
 
     Args:
-        sigma: see :class:`PerturbationEstimator`.
-        pairs: see there; with groups, at least two pairs in all.
-        groups: see there.
-        meta_loss: see there.
-        covariance: heed the covariance of the two.
+        covariance: take the covariance of the two into account.
         variance_decay: of the running averages of these moments, which then decide the weights; 0: this window's own.
-        second_derivatives: see :func:`truncated_bptt`.
-        replay_coordinates: see there.
     """
+
+    covariance: bool = True
+    variance_decay: Decay = 0.0
 
     name = "combined"
     reports = ("es_weight", "es_variance", "rp_variance")
 
-    def __init__(
-        self,
-        sigma: float = 0.01,
-        pairs: int = 1,
-        groups: int | None = None,
-        meta_loss: MetaLoss | MetaLossName = "mean",
-        *,
-        covariance: bool = True,
-        variance_decay: float = 0.0,
-        second_derivatives: bool = False,
-        replay_coordinates: int | None = None,
-    ) -> None:
-        super().__init__(
-            sigma,
-            pairs,
-            groups,
-            meta_loss,
-            second_derivatives=second_derivatives,
-            replay_coordinates=replay_coordinates,
-        )
-        if not 0 <= variance_decay < 1:
-            raise ValueError(f"variance_decay must lie in [0, 1), got {variance_decay}")
-        self.covariance, self.variance_decay = covariance, variance_decay
-        self.moments: dict[str, Tensor] = {}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.variance_decay < 1:
+            raise ValueError(f"variance_decay must lie in [0, 1), got {self.variance_decay}")
 
-    def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
-    ) -> Estimate:
-        """See :meth:`Estimator.window`.
+    def directions(
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
+    ) -> Directions:
+        """Perturbations drawn afresh for the window.
 
         Raises:
             ValueError: there is but one pair, which has no variance.
         """
-        groups = self.pieces(task.instances)
-        if self.pairs * groups < 2:
+        if self.pairs * pieces < 2:
             raise ValueError("the combination needs two pairs or more for variances; raise pairs, groups or instances")
-        result = self.pair_gradients(rule, task, state, steps, generator)
-        es_samples = self.slopes(result.meta_losses)[:, None] * result.noise
-        grads, memory, report = self._combined(rule, PairMoments.of_samples(es_samples, result.grads), len(es_samples))
-        inner, losses = first_copy(result.window, groups)
-        return Estimate(grads, result.meta_losses.mean(), losses, Trajectory(inner, memory), report)
+        return super().directions(rule, pieces, memory, generator)
 
-    def lengths(self, meta_parameters: int, pieces: int) -> tuple[int, int]:
-        """See :meth:`Estimator.lengths`: K slopes, and three sums over the pairs for each meta-parameter."""
-        return 0, self.pairs * pieces + 3 * meta_parameters
+    def sums_length(self, meta_parameters: int, pieces: int) -> int:
+        """A slope and a gradient for each of the K pairs."""
+        return self.pairs * pieces * (1 + meta_parameters)
 
+    def train_share(
+        self, rule: UpdateRule, window: WindowShare, directions: Directions, learned: dict[str, Tensor]
+    ) -> Part:
+        """Differentiate through the share's particles; slopes and gradients of its own pairs among zeros."""
+        result = self.pair_gradients(rule, window, directions)
+        samples = torch.cat([self.slopes(result.meta_losses)[:, None].double(), result.grads.double()], 1)
+        return self._part(result, window.share.scatter(samples).flatten(), window)
+
+    @torch.no_grad()
     def combine(
-        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator, sums: Tensor
+        self, rule: UpdateRule, directions: Directions, sums: Tensor, learned: dict[str, Tensor]
     ) -> Combination:
-        """See :meth:`Estimator.combine`; takes the window into the running averages."""
-        noise = self.perturbations(rule, pieces, generator)
-        slopes, of_rp = sums[: len(noise)], sums[len(noise) :].chunk(3)
-        es_samples = slopes.to(noise)[:, None] * noise
-        return self._combined(rule, PairMoments.of_sums(es_samples, *of_rp), len(noise))
+        """The weighted mean of both estimates; takes the window into the running averages."""
+        noise = directions.noise
+        samples = sums.view(len(noise), -1).to(noise)
+        return self._combined(rule, PairMoments.of(samples[:, :1] * noise, samples[:, 1:]), len(noise), learned)
 
-    def _sums(self, result: PairGradients, share: Share) -> Tensor:
-        slopes = self.slopes(result.meta_losses)
-        es, rp = (slopes[:, None] * result.noise).double(), result.grads.double()
-        return torch.cat([share.among_pairs(slopes), rp.sum(0), rp.square().sum(0), (es * rp).sum(0)])
-
-    def _combined(self, rule: UpdateRule, moments: PairMoments, pairs: int) -> Combination:
-        weight = self._weight(moments)
+    def _combined(self, rule: UpdateRule, moments: PairMoments, pairs: int, learned: dict[str, Tensor]) -> Combination:
+        weight = self.es_weight(moments, learned)
         es, rp = moments.es_mean, moments.rp_mean
         combination = torch.where(weight == 1, es, weight * es + (1 - weight) * rp)  # where: rp may not be finite
         variances = {"es_variance": moments.es.sum() / pairs, "rp_variance": moments.rp.sum() / pairs}
-        return Combination(as_meta_grads(rule, combination), {}, {"es_weight": weight, **variances})
+        return Combination(as_meta_grads(rule, combination), {"es_weight": weight, **variances})
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Running averages over pairs, ``(M,)``: variances ``"es"`` and ``"rp"``, ``"covariance"``; empty at first."""
-        return dict(self.moments)
+    def check_learned(self, names: Collection[str]) -> None:
+        """Raise ``ValueError`` unless there is nothing yet, or all running averages ``(M,)``."""
+        if names and set(names) != set(MOMENTS):
+            raise ValueError(f"combined keeps es, rp and covariance, got {', '.join(names)}")
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """See :meth:`Estimator.load_state_dict`."""
-        if tensors and set(tensors) != {"es", "rp", "covariance"}:
-            raise ValueError(f"combined keeps es, rp and covariance, got {', '.join(tensors)}")
-        self.moments = dict(tensors)
-
-    def _es_weight(self, es_samples: Tensor, rp_samples: Tensor) -> Tensor:
-        """:meth:`_weight` from the pairs' estimates, ``(K, M)`` each."""
-        return self._weight(PairMoments.of_samples(es_samples, rp_samples))
-
-    def _weight(self, moments: PairMoments) -> Tensor:
-        """The weight of ES ``(M,)`` for this window; takes its variances into the running averages."""
-        current = {"es": moments.es, "rp": moments.rp, "covariance": moments.covariance}
+    def es_weight(self, moments: PairMoments, learned: dict[str, Tensor]) -> Tensor:
+        """The weight of ES ``(M,)`` for a window with these moments; takes them into the running averages."""
+        current = {name: getattr(moments, name) for name in MOMENTS}
         finite = current["rp"].isfinite()
-        known = self.moments or current
+        known = current
         if self.variance_decay > 0:
-            self.moments = {
-                name: torch.where(finite, known[name].lerp(value, 1 - self.variance_decay), known[name])
-                for name, value in current.items()
-            }
-        else:
-            known = current
+            known = dict(learned) or current
+            learned.update(
+                {
+                    name: torch.where(finite, known[name].lerp(value, 1 - self.variance_decay), known[name])
+                    for name, value in current.items()
+                }
+            )
         covariance = known["covariance"] if self.covariance else 0.0
-        weight = (known["rp"] - covariance) / (known["es"] + known["rp"] - 2 * covariance)
+        weight: Tensor = (known["rp"] - covariance) / (known["es"] + known["rp"] - 2 * covariance)
         # Zero over zero: nothing depends on this meta-parameter, and any weight will do.
         return weight.nan_to_num(0.5).clamp(0.0, 1.0).masked_fill(~finite, 1.0)

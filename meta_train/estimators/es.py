@@ -12,26 +12,27 @@ estimate is biased as that of truncated backpropagation is. With the window as l
 ES, as VeLO was trained with.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
+from learned_optim.meta_train.estimators.base import Directions
+from learned_optim.meta_train.estimators.evolution import EvolutionStrategy
 from learned_optim.rules import UpdateRule
 
 
+@dataclass(frozen=True)
 class ES(EvolutionStrategy):
-    """Antithetic evolution strategies. The next window starts from where the first particles have come to.
-
-    Args: see :class:`EvolutionStrategy`.
-    """
+    """Antithetic evolution strategies. The next window starts from where the first particles have come to."""
 
     name = "es"
     persistent = False
     compares_particles = True
 
     def directions(
-        self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
     ) -> Directions:
-        """See :meth:`EvolutionStrategy.directions`: drawn afresh."""
-        noise = self.perturbations(rule, groups, generator)
+        """Perturbations drawn afresh for the window."""
+        noise = self.perturbations(rule, pieces, generator)
         return Directions(noise, noise, {})

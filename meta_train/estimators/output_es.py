@@ -1,36 +1,37 @@
 r"""Evolution strategies on the outputs of a rule, and supervised learning of which coordinate should have which.
 
-ES on the weights of an LSTM asks too much of too few trainings. What a task would like the *outputs* to be is asked
-more cheaply: they are set to a few numbers, constant over all coordinates and over each phase of a training,
-:math:`\varepsilon \sim N(0, \sigma^2 I)`. From the log speed-ups :math:`S` of K antithetic pairs follows what the task
-asks for, the gradient at outputs of zero
+ES on the weights of an LSTM has too high a variance for the few trainings that can be afforded. The gradient with
+respect to the rule's *outputs* is cheaper: they are set to a few numbers, constant over all coordinates and over each
+phase of a training, :math:`\varepsilon \sim N(0, \sigma^2 I)`. From the log speed-ups :math:`S` of K antithetic pairs
+follows the *output gradient* of the task, at outputs of zero,
 
 .. math:: a = \frac 1 K \sum_k \frac{S(\varepsilon_k) - S(-\varepsilon_k)}{2 \sigma^2}\, \varepsilon_k .
 
-A training with outputs of zero tells what the rule sees meanwhile. The weights :math:`w` then climb, over all tasks so
-far, by backpropagation through what was seen, which does not depend on them,
+A training with outputs of zero records what the rule sees meanwhile. The weights :math:`w` then climb, over all tasks
+so far, by backpropagation through what was seen, which does not depend on them,
 
 .. math:: J(w) = \mathrm{mean} \left( \langle a, \bar o_w \rangle - \frac \lambda 2\, \overline{o_w^2} \right) ,
 
 where :math:`o_w` are the outputs along the training and bars are means over coordinates and phases, or steps. To first
-order that is the log speed-up over outputs of zero; :math:`\lambda`, the caution, keeps it where first order counts. A
-task that is an *anchor* asks for nothing: there the rule learns to leave its outputs at zero.
+order that is the log speed-up over outputs of zero; :math:`\lambda`, the caution, keeps it where first order counts.
+The output gradient of a task that is an *anchor* counts as zero: there the rule learns to leave its outputs at zero.
 """
 
 import copy
 import itertools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from learned_optim.meta_train.common.seeds import torch_generator
-from learned_optim.meta_train.estimators.base import Estimate, Estimator, Trajectory
+from learned_optim.meta_train.common.strict import Count, Positive
+from learned_optim.meta_train.estimators.base import Combination, Directions, Estimator, Part, WindowShare
 from learned_optim.meta_train.estimators.perturbation import as_particles
-from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName
-from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.inner.particles import ParticleRule, as_meta_grads, flat_meta_parameters
 from learned_optim.meta_train.inner.speedups import log_slowdowns
 from learned_optim.meta_train.inner.unroll import InnerState, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
@@ -46,56 +47,63 @@ CHUNK = 50  # steps whose gradients are held at a time
 
 
 class Experience(NamedTuple):
-    """What is remembered of a task."""
+    """The record of a task on which the rule has been trained."""
 
     signals: Tensor
     """Along a training with outputs of zero, ``(steps, signals, coordinates)``, float16."""
-    asked: Tensor
+    output_gradient: Tensor
     """Gradient of the log speed-up with respect to the outputs in each phase, ``(phases, outputs)``."""
     anchor: Tensor
     """Whether the task is one, 0-d."""
 
 
+@dataclass(frozen=True)
 class OutputES(Estimator):
     """ES on outputs, with replay. Every window is a whole inner training.
+
+    It learns an :class:`Experience` of every task. Reports ``predicted_log_speedup`` and the root mean square of the
+    ``outputs``.
 
     Args:
         sigma: standard deviation of the perturbations of outputs.
         pairs: antithetic pairs that each task is trained with, K.
         caution: weight of the squared outputs, lambda.
-        meta_loss: ``"speedup"``.
+        meta_loss: ``"speedup"``, no other.
 
     Raises:
         ValueError: a number is out of range, or another meta-loss.
     """
 
+    sigma: Positive = 0.1
+    pairs: Count = 8
+    caution: Positive = 8.0
+    meta_loss: Literal["speedup"] = field(default="speedup", kw_only=True)
+
     name = "output-es"
-    reports = ("asked", "outputs")
+    reports: ClassVar[tuple[str, ...]] = ("predicted_log_speedup", "outputs")
     compares_particles = True
     divisible = False
 
-    def __init__(
-        self,
-        sigma: float = 0.1,
-        pairs: int = 8,
-        caution: float = 8.0,
-        meta_loss: MetaLoss | MetaLossName = "speedup",
-    ) -> None:
-        if not (sigma > 0 and pairs >= 1 and caution > 0):
-            raise ValueError(f"sigma, pairs and caution must be positive, got {sigma}, {pairs} and {caution}")
-        if not self.accepted(meta_loss).compares:
-            raise ValueError('output-es asks for speed-ups: set meta_loss = "speedup"')
-        self.sigma, self.pairs, self.caution = sigma, pairs, caution
-        self.experience: list[Experience] = []
+    def __post_init__(self) -> None:
+        if not (self.sigma > 0 and self.pairs >= 1 and self.caution > 0):
+            numbers = f"{self.sigma}, {self.pairs} and {self.caution}"
+            raise ValueError(f"sigma, pairs and caution must be positive, got {numbers}")
+        if self.meta_loss != "speedup":
+            raise ValueError(f'output-es maximises speed-ups: set meta_loss = "speedup", got {self.meta_loss!r}')
+        super().__post_init__()
 
     def check(self, rule: UpdateRule) -> None:
-        """See :meth:`Estimator.check`: the rule has outputs."""
+        """Raise ``ValueError`` for a rule that has no outputs."""
         steered(rule)
 
-    def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
-    ) -> Estimate:
-        """See :meth:`Estimator.window`: adds the task to what is remembered, and replays a sample of that.
+    def sums_length(self, meta_parameters: int, pieces: int) -> int:
+        """The gradient and two figures to report."""
+        return meta_parameters + 2
+
+    def train_share(
+        self, rule: UpdateRule, window: WindowShare, directions: Directions, learned: dict[str, Tensor]
+    ) -> Part:
+        """Train on a whole task, add it to the experience, and replay a sample of that.
 
         The meta-loss is minus the objective J over the sample.
 
@@ -103,23 +111,33 @@ class OutputES(Estimator):
             ValueError: the training has already begun, or the rule has no outputs.
         """
         lstm = steered(rule)
-        if state.inner.step > 0:
-            raise ValueError("output-es takes whole inner trainings: raise unroll.truncation to the longest horizon")
+        task, inner, steps, generator, _ = window
+        if inner.step > 0:
+            raise ValueError('output-es takes whole inner trainings: set unroll.truncation = "whole"')
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        asked = lstm.output_bias.new_zeros(len(PHASES), len(lstm.output_bias), device=task.device)
+        output_gradient = lstm.output_bias.new_zeros(len(PHASES), len(lstm.output_bias), device=task.device)
         if not task.anchor:
-            asked = self.asked(lstm, task, state.inner, steps, seed, generator)
-        signals, losses, inner = observed(lstm, task, state.inner, steps, seed, generator)
-        self.experience.append(Experience(signals.half(), asked, torch.tensor(task.anchor, device=task.device)))
+            output_gradient = self.output_gradient(lstm, task, inner, steps, seed, generator)
+        signals, losses, end = observed(lstm, task, inner, steps, seed, generator)
+        experience = Experience(signals.half(), output_gradient, torch.tensor(task.anchor, device=task.device))
+        learned.update(named(experience, len(experiences(learned))))
         with torch.enable_grad():
-            gain, size = self.replay(lstm, generator)
+            gain, size = self.replay(lstm, experiences(learned), generator)
             meta_loss = self.caution / 2 * size - gain
             grads = torch.autograd.grad(meta_loss, list(rule.parameters()))
-        report = {"asked": gain.detach(), "outputs": size.detach().sqrt()}
-        return Estimate(grads, meta_loss.detach(), losses, Trajectory(inner, {}), report)
+        report = torch.stack([gain.detach(), size.detach().sqrt()])
+        sums = torch.cat([*(grad.flatten() for grad in grads), report]).double()
+        return Part(sums, meta_loss.detach(), losses, end)
+
+    def combine(
+        self, rule: UpdateRule, directions: Directions, sums: Tensor, learned: dict[str, Tensor]
+    ) -> Combination:
+        """The gradient, and the figures behind it."""
+        grads = as_meta_grads(rule, sums[:-2])
+        return Combination(grads, dict(zip(self.reports, sums[-2:].to(grads[0].dtype), strict=True)))
 
     @torch.no_grad()
-    def asked(
+    def output_gradient(
         self,
         rule: ScheduleFreeLSTM,
         task: VectorizedTask,
@@ -128,7 +146,7 @@ class OutputES(Estimator):
         seed: int,
         generator: torch.Generator,
     ) -> Tensor:
-        """What the task asks for, ``(phases, outputs)``, from whole trainings of 2 K particles on the same batches."""
+        """The output gradient of the task, ``(phases, outputs)``, from whole trainings of 2 K particles."""
         shape = (self.pairs, len(PHASES), len(rule.output_bias))
         noise = self.sigma * torch.randn(shape, generator=generator, device=generator.device).to(task.device)
         batches = torch_generator(seed, "batches")
@@ -145,16 +163,18 @@ class OutputES(Estimator):
         above, below = slowdowns.chunk(2)
         return torch.einsum("k,kpo->po", below - above, noise) / (2 * self.sigma**2 * self.pairs)
 
-    def replay(self, rule: ScheduleFreeLSTM, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Means over a sample of what is remembered, 0-d: predicted log speed-up, and squared outputs.
+    def replay(
+        self, rule: ScheduleFreeLSTM, experience: list[Experience], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Means over a sample of the experience, 0-d: predicted log speed-up, and squared outputs.
 
         Outputs of anchors count :data:`ANCHORED` times.
         """
-        order = torch.randperm(len(self.experience), generator=generator, device=generator.device)
-        tasks = [self.experience[index] for index in order[:REPLAYED].tolist()]
+        order = torch.randperm(len(experience), generator=generator, device=generator.device)
+        tasks = [experience[index] for index in order[:REPLAYED].tolist()]
         longest = max(len(task.signals) for task in tasks)
         signals = torch.cat([padded(task.signals.to(rule.output_bias.dtype), longest) for task in tasks], 2)
-        credit = torch.stack([padded(credited(task.asked, len(task.signals)), longest) for task in tasks])
+        credit = torch.stack([padded(credited(task.output_gradient, len(task.signals)), longest) for task in tasks])
         weights = torch.stack(
             [padded(credit.new_full((len(task.signals),), 1 / len(task.signals)), longest) for task in tasks]
         )
@@ -164,23 +184,23 @@ class OutputES(Estimator):
         size = torch.einsum("tonc,nt->", outputs.square(), weights)
         return gain / signals.shape[2], size / signals.shape[2]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """See :meth:`Estimator.state_dict`: all tasks so far."""
-        return {
-            f"{index}.{name}": tensor
-            for index, task in enumerate(self.experience)
-            for name, tensor in task._asdict().items()
-        }
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """See :meth:`Estimator.load_state_dict`."""
-        count = len(tensors) // len(Experience._fields)
+    def check_learned(self, names: Collection[str]) -> None:
+        """Raise ``ValueError`` unless these are the tensors of whole experiences."""
+        count = len(names) // len(Experience._fields)
         expected = {f"{index}.{name}" for index in range(count) for name in Experience._fields}
-        if expected != tensors.keys():
-            raise ValueError(f"not what output-es remembers: {', '.join(sorted(expected ^ tensors.keys()))}")
-        self.experience = [
-            Experience(*(tensors[f"{index}.{name}"] for name in Experience._fields)) for index in range(count)
-        ]
+        if expected != set(names):
+            raise ValueError(f"not an experience of output-es: {', '.join(sorted(expected ^ set(names)))}")
+
+
+def named(experience: Experience, index: int) -> dict[str, Tensor]:
+    """Tensors of the experience with this number, by the names in ``learned``."""
+    return {f"{index}.{name}": tensor for name, tensor in experience._asdict().items()}
+
+
+def experiences(learned: Mapping[str, Tensor]) -> list[Experience]:
+    """All experiences in ``learned``, the first one first."""
+    count = len(learned) // len(Experience._fields)
+    return [Experience(*(learned[f"{index}.{name}"] for name in Experience._fields)) for index in range(count)]
 
 
 def steered(rule: UpdateRule) -> ScheduleFreeLSTM:
@@ -241,9 +261,9 @@ def some_coordinates(task: VectorizedTask, generator: torch.Generator) -> Tensor
     return (instance * task.coordinates + place).to(task.device)
 
 
-def credited(asked: Tensor, steps: int) -> Tensor:
-    """What is asked of a phase divided among its steps, ``(steps, outputs)``."""
-    parts = zip(asked, phase_lengths(steps), strict=True)
+def credited(output_gradient: Tensor, steps: int) -> Tensor:
+    """The output gradient of each phase divided among its steps, ``(steps, outputs)``."""
+    parts = zip(output_gradient, phase_lengths(steps), strict=True)
     return torch.cat([row.expand(length, -1) / max(1, length) for row, length in parts])
 
 

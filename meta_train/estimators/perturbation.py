@@ -1,16 +1,19 @@
-r"""What the estimators of the *smoothed* meta-loss share: antithetic pairs of particles on the same batches.
+r"""Common parts of the estimators of the *smoothed* meta-loss: antithetic pairs of particles on the same batches.
 
 They estimate the gradient of :math:`\mathrm E_\varepsilon\, L(w + \varepsilon)` with :math:`\varepsilon \sim
 N(0, \sigma^2 I)`, from pairs of particles that train the same instances on the same batches with the meta-parameters
 :math:`w + \varepsilon` and :math:`w - \varepsilon` (common random numbers: what the batches do to both cancels).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from learned_optim.meta_train.common.strict import Count, Positive
 from learned_optim.meta_train.estimators.base import Estimator
-from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName, Reduction
+from learned_optim.meta_train.inner.meta_loss import Reduction
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
 from learned_optim.meta_train.inner.speedups import log_slowdowns
 from learned_optim.meta_train.inner.unroll import InnerState, Unroll, unroll
@@ -18,36 +21,31 @@ from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import UpdateRule
 
 
+@dataclass(frozen=True)
 class PerturbationEstimator(Estimator):
     """Base of the estimators that perturb the meta-parameters.
 
     The B instances are divided into G groups of b; every group has S antithetic pairs of its own. That makes
     ``K = S G`` pairs and ``2 K`` particles, in the order (sign, pair, group), at the cost of ``2 S B`` inner trainings,
-    however they are grouped. More groups are more directions; with fewer, more instances share a direction.
+    however they are grouped. More groups are more directions; with fewer, more instances share a direction. The
+    meta-loss is taken over each particle's b instances, then averaged.
 
     Args:
         sigma: standard deviation of the perturbations (0.01 in most of the literature).
         pairs: antithetic pairs that each instance is trained with, S.
         groups: G, a divisor of B; None: every instance is a group.
-        meta_loss: see :mod:`learned_optim.meta_train.inner.meta_loss`; taken over each particle's b instances, then
-            averaged.
-
-    Raises:
-        ValueError: a number is out of range.
     """
 
-    def __init__(
-        self,
-        sigma: float = 0.01,
-        pairs: int = 1,
-        groups: int | None = None,
-        meta_loss: MetaLoss | MetaLossName = "mean",
-    ) -> None:
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        if pairs < 1 or (groups is not None and groups < 1):
-            raise ValueError(f"pairs and groups must be at least 1, got {pairs} and {groups}")
-        self.sigma, self.pairs, self.groups, self.meta_loss = sigma, pairs, groups, self.accepted(meta_loss)
+    sigma: Positive = 0.01
+    pairs: Count = 1
+    groups: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, got {self.sigma}")
+        if self.pairs < 1 or (self.groups is not None and self.groups < 1):
+            raise ValueError(f"pairs and groups must be at least 1, got {self.pairs} and {self.groups}")
 
     def pieces(self, instances: int) -> int:
         """G for this many instances.
@@ -69,7 +67,7 @@ class PerturbationEstimator(Estimator):
 
     def reduction(self, task: VectorizedTask) -> Reduction:
         """Meta-loss of every particle, ``(2 K,)``, as a function of ``(steps, 2 K, b)`` and ``(2 K, b)``."""
-        result: Reduction = vmap(self.meta_loss.reduction(task), in_dims=(1, 0))
+        result: Reduction = vmap(self.objective.reduction(task), in_dims=(1, 0))
         return result
 
     def particle_window(
@@ -82,14 +80,14 @@ class PerturbationEstimator(Estimator):
         generator: torch.Generator,
     ) -> tuple[Tensor, Unroll]:
         """Meta-losses ``(2 K,)`` and window of the antithetic particles with the perturbations ``(K, M)``."""
-        moved, batches = antithetic_rule(rule, noise), self.meta_loss.outer_batches
-        window = unroll(moved, task, particles, steps, generator, outer_batches=batches)
-        if self.meta_loss.compares:
+        perturbed = antithetic_rule(rule, noise)
+        window = unroll(perturbed, task, particles, steps, generator, outer_batches=self.outer_batches)
+        if self.objective.compares:
             return log_slowdowns(window.counted, particles.initial_loss, 2 * self.pairs), window
         return self.reduction(task)(window.counted, particles.initial_loss), window
 
     def slopes(self, meta_losses: Tensor) -> Tensor:
-        r"""Of every pair :math:`(L^+ - L^-) / 2 \sigma^2`, ``(K,)``."""
+        r"""Differences of the meta-losses ``(2 K,)`` of every pair, :math:`(L^+ - L^-) / 2 \sigma^2`, ``(K,)``."""
         above, below = meta_losses.chunk(2)
         return (above - below) / (2 * self.sigma**2)
 
@@ -133,7 +131,7 @@ def as_particles(state: InnerState, groups: int, copies: int) -> InnerState:
 
 
 def first_copy(window: Unroll, groups: int) -> tuple[InnerState, Tensor]:
-    """Of the B instances under the first particle of each group: state after the window, and losses ``(steps, B)``.
+    """State after the window, and losses ``(steps, B)``, of the B instances under the first particle of each group.
 
     The counterpart of :func:`as_particles`.
     """

@@ -1,6 +1,6 @@
 r"""Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021): ES over windows, without truncation bias.
 
-Every particle goes on from where *it* stands, and is credited with all perturbations since the start of its inner
+Every particle continues from its own state, and is credited with all perturbations since the start of its inner
 training, :math:`\xi_k \leftarrow \xi_k + \varepsilon_k`:
 
 .. math:: g = \frac 1 K \sum_k \frac{L^+_k - L^-_k}{2 \sigma^2}\, \xi_k ,
@@ -12,34 +12,35 @@ number of windows since the start, and the states of all particles are kept. Sum
 training, so the members of a pool of inner trainings should stand at different stages.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.evolution import Directions, EvolutionStrategy
+from learned_optim.meta_train.estimators.base import Directions
+from learned_optim.meta_train.estimators.evolution import EvolutionStrategy
 from learned_optim.meta_train.inner.particles import flat_meta_parameters
 from learned_optim.rules import UpdateRule
 
 PERTURBATION_SUM = "perturbation_sum"
 
 
+@dataclass(frozen=True)
 class PES(EvolutionStrategy):
-    """Persistent evolution strategies.
-
-    Args: see :class:`EvolutionStrategy`.
-    """
+    """Persistent evolution strategies."""
 
     name = "pes"
     persistent = True
 
     def memory(self, rule: UpdateRule, pieces: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :meth:`Estimator.memory`: sums ``(K, M)`` of zeros."""
+        """Sums of perturbations ``(K, M)``, which begin with zeros."""
         weights = flat_meta_parameters(rule)
         return {PERTURBATION_SUM: weights.new_zeros(self.pairs * pieces, len(weights))}
 
     def directions(
-        self, rule: UpdateRule, groups: int, memory: dict[str, Tensor], generator: torch.Generator
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
     ) -> Directions:
-        """See :meth:`EvolutionStrategy.directions`: drawn afresh, credited with all since the start."""
-        noise = self.perturbations(rule, groups, generator)
+        """Perturbations drawn afresh for the window, credited with all since the start."""
+        noise = self.perturbations(rule, pieces, generator)
         total = memory[PERTURBATION_SUM] + noise
         return Directions(noise, total, {PERTURBATION_SUM: total})

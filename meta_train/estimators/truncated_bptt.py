@@ -14,16 +14,17 @@ on a random sample of the coordinates: with importance weights the estimate stay
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.estimators.base import Estimate, Estimator, Part, Trajectory, mean_part
+from learned_optim.meta_train.common.strict import Count
+from learned_optim.meta_train.estimators.base import Directions, Estimator, Part, WindowShare, flat_sums
 from learned_optim.meta_train.inner.distributed import World
-from learned_optim.meta_train.inner.fused import fused_equivalent
 from learned_optim.meta_train.inner.meta_loss import MetaLoss, MetaLossName, Reduction
-from learned_optim.meta_train.inner.shares import Share
+from learned_optim.meta_train.inner.training_kernels import fused_equivalent
 from learned_optim.meta_train.inner.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, UpdateRule
@@ -32,8 +33,8 @@ from learned_optim.rules.base import conditions_of
 ALONE = World()
 
 
-class MetaGradient(NamedTuple):
-    """What :func:`truncated_bptt` returns."""
+class WindowGradient(NamedTuple):
+    """The meta-gradient of a window, as :func:`truncated_bptt` returns it."""
 
     grads: tuple[Tensor, ...]
     """One tensor for each of the rule's parameters, in their order; NaN if an inner gradient was not finite."""
@@ -56,7 +57,7 @@ def truncated_bptt(
     second_derivatives: bool = False,
     replay_coordinates: int | None = None,
     team: World = ALONE,
-) -> MetaGradient:
+) -> WindowGradient:
     """Gradient of the meta-loss over ``steps`` inner steps from ``state``, with respect to the rule's weights.
 
     Args:
@@ -89,11 +90,13 @@ def truncated_bptt(
         replay_coordinates,
         team,
     )
-    return MetaGradient(meta_grads, value, window.losses, window.state)
+    return WindowGradient(meta_grads, value, window.losses, window.state)
 
 
 def check_replay(second_derivatives: bool, replay_coordinates: int | None) -> None:
-    """Refuse the combination that does not exist."""
+    """Raise ``ValueError`` if coordinates are to be sampled together with second derivatives, or none are."""
+    if replay_coordinates is not None and replay_coordinates < 1:
+        raise ValueError(f"replay_coordinates must be at least 1, got {replay_coordinates}")
     if second_derivatives and replay_coordinates is not None:
         raise ValueError("replay_coordinates needs constant inner gradients; set second_derivatives = false")
 
@@ -175,9 +178,9 @@ def _by_replay(
     with torch.enable_grad():
         rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
-            told = conditions_of(rule, Conditions(values * decays))
-            update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *told)
-            if told:  # later updates depend on the values that this one leads to
+            given = conditions_of(rule, Conditions(values * decays))
+            update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *given)
+            if given:  # later updates depend on the values that this one leads to
                 values = values + update
                 surrogate = surrogate + (values * own_grads[index]).sum()
             else:
@@ -265,69 +268,43 @@ def _through_the_unroll(
 
 
 def detached(state: InnerState) -> InnerState:
-    """The same state without its graph."""
+    """A state without its graph."""
     rule_state = {entry: tensor.detach() for entry, tensor in state.rule_state.items()}
     return state._replace(parameters=state.parameters.detach(), grad=state.grad.detach(), rule_state=rule_state)
 
 
+@dataclass(frozen=True)
 class TruncatedBPTT(Estimator):
-    """:func:`truncated_bptt` as an estimator.
+    """The estimator of :func:`truncated_bptt`.
 
     Args:
-        meta_loss: see there.
-        second_derivatives: see there.
-        replay_coordinates: see there.
+        second_derivatives: differentiate through the inner gradients too.
+        replay_coordinates: take the meta-gradient through this many coordinates at most, drawn by importance; None:
+            all. Not with second derivatives.
     """
+
+    second_derivatives: bool = False
+    replay_coordinates: Count | None = None
 
     name = "truncated-bptt"
 
-    def __init__(
-        self,
-        meta_loss: MetaLoss | MetaLossName = "mean",
-        *,
-        second_derivatives: bool = False,
-        replay_coordinates: int | None = None,
-    ) -> None:
-        check_replay(second_derivatives, replay_coordinates)
-        self.meta_loss = self.accepted(meta_loss)
-        self.second_derivatives, self.replay_coordinates = second_derivatives, replay_coordinates
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_replay(self.second_derivatives, self.replay_coordinates)
 
-    def window(
-        self, rule: UpdateRule, task: VectorizedTask, state: Trajectory, steps: int, generator: torch.Generator
-    ) -> Estimate:
-        """See :meth:`Estimator.window`."""
-        grads, meta_loss, losses, inner = self._gradient(rule, task, state, steps, generator, ALONE)
-        return Estimate(grads, meta_loss, losses, Trajectory(inner, {}), {})
-
-    def part(
-        self,
-        rule: UpdateRule,
-        task: VectorizedTask,
-        state: Trajectory,
-        steps: int,
-        generator: torch.Generator,
-        share: Share,
+    def train_share(
+        self, rule: UpdateRule, window: WindowShare, directions: Directions, learned: dict[str, Tensor]
     ) -> Part:
-        """See :meth:`Estimator.part`."""
-        return mean_part(*self._gradient(rule, task, state, steps, generator, share.team), share)
-
-    def _gradient(
-        self,
-        rule: UpdateRule,
-        task: VectorizedTask,
-        state: Trajectory,
-        steps: int,
-        generator: torch.Generator,
-        team: World,
-    ) -> MetaGradient:
-        return truncated_bptt(
+        """The gradient of the share's instances."""
+        grads, meta_loss, losses, inner = truncated_bptt(
             rule,
-            task,
-            state.inner,
-            steps,
-            generator,
-            meta_loss=self.meta_loss,
+            window.task,
+            window.inner,
+            window.steps,
+            window.generator,
+            meta_loss=self.objective,
             second_derivatives=self.second_derivatives,
             replay_coordinates=self.replay_coordinates,
-            team=team,
+            team=window.share.team,
         )
+        return Part(flat_sums(grads, window.share), window.share.fraction * meta_loss, losses, inner)

@@ -1,4 +1,4 @@
-"""What a few-shot task is: a learner, and episodes with examples to learn from and examples to be judged by."""
+"""Few-shot tasks: a learner, and episodes with examples to learn from and examples to be judged by."""
 
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple
@@ -18,14 +18,14 @@ class Episodes(NamedTuple):
     """B tasks, drawn together."""
 
     support: Examples
-    """What the learner is adapted on."""
+    """Examples that the learner is adapted on."""
     query: Examples
-    """What it is judged by."""
+    """Examples that the adapted learner is judged by."""
     classes: Tensor | None = None
     """Number, among all classes of the split, that each label stands for, ``(B, ways)``; None: no classification."""
 
     def to(self, device: torch.device) -> "Episodes":
-        """The same on ``device``."""
+        """These episodes on ``device``."""
         moved: Episodes = tree_map(lambda part: None if part is None else part.to(device), self)
         return moved
 

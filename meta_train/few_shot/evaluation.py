@@ -21,7 +21,7 @@ class Evaluation:
     losses: Tensor
     """``(episodes, steps + 1)``, float64; a single column for algorithms without inner steps."""
     accuracies: Tensor | None
-    """The same, 0..1; None: regression."""
+    """Accuracies in the same places, 0..1; None: regression."""
     transductive: bool
     """Whether batch norm took its statistics from all queries of an episode together (in a learner that has any)."""
     batch_norm: bool
@@ -29,7 +29,7 @@ class Evaluation:
 
     @property
     def statistics(self) -> str:
-        """Where batch norm took its statistics from, for tables."""
+        """The source of batch norm's statistics, in words for tables."""
         if not self.batch_norm:
             return "no batch norm"
         return "transductive" if self.transductive else "not transductive"

@@ -38,7 +38,7 @@ class ImageClasses(NamedTuple):
     images: Tensor
     """uint8, ``(images, channels, size, size)``, class by class."""
     first: Tensor
-    """Where each class begins, ``(classes,)``."""
+    """Index of the first image of each class, ``(classes,)``."""
     counts: Tensor
     """Images of each class, ``(classes,)``."""
 
@@ -74,7 +74,7 @@ class ImageTask(FewShotTask):
     queries: int
     """Images of a class that the meta-loss is taken on."""
     training_shots: int | None
-    """As ``shots``, in meta-training; None: the same."""
+    """Support examples of each class in meta-training; None: as many as ``shots``."""
 
     @abstractmethod
     def classes(self, split: Split) -> ImageClasses:
@@ -87,7 +87,7 @@ class ImageTask(FewShotTask):
     def episodes(
         self, count: int, generator: torch.Generator, split: Split = "train", queries: int | None = None
     ) -> Episodes:
-        """See :meth:`FewShotTask.episodes`."""
+        """Episodes of some classes each, drawn with their images from a part of the data."""
         queries = self.queries if queries is None else queries
         shots = self.training_shots if split == "train" and self.training_shots is not None else self.shots
         ways = self.outputs

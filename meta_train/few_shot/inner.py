@@ -23,7 +23,7 @@ class ScaledRule:
     def __call__(
         self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
     ) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`; ``grad`` and the parameter are ``(B, N)``."""
+        """The rule's update for gradients ``(B, N)``, times the scales, and its new state."""
         conditions = conditions._replace(parameter=conditions.parameter / self.scales)
         update, state = self.rule.under(conditions, grad, state, step)
         return self.scales * update, state
@@ -43,7 +43,7 @@ class SGD(nn.Module):
         return {}
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
+        """The update for gradients of any shape, and no state."""
         return -self.lr * grad, {}
 
 
@@ -62,7 +62,7 @@ class LearnedRates(SGD):
         self.rates = nn.Parameter(torch.full((coordinates,), lr))
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`; ``grad`` is ``(B, N)``."""
+        """The update for gradients ``(B, N)``, and no state."""
         return -self.rates * grad, {}
 
 
@@ -80,7 +80,7 @@ class Adam(nn.Module):
         return {name: torch.zeros((1, *coordinates), device=device, dtype=dtype) for name in ("first", "second")}
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
+        """The update for gradients of any shape, and the new moments."""
         decay, decay_of_square = self.betas
         first = torch.lerp(grad, state["first"][0], decay)
         second = torch.lerp(grad.square(), state["second"][0], decay_of_square)

@@ -59,7 +59,7 @@ class Learner(VectorizedTask):
     def losses_and_grads(
         self, parameters: Tensor, batch: Batch, *, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`VectorizedTask.losses_and_grads`. If not differentiable, no graph leads to ``parameters``."""
+        """Losses ``(B,)`` and gradients ``(B, N)``. If not differentiable, no graph leads to ``parameters``."""
         return super().losses_and_grads(
             parameters if differentiable else parameters.detach(), batch, differentiable=differentiable
         )

@@ -31,7 +31,7 @@ class MiniImageNet(ImageTask):
         queries: pictures of each that the meta-loss is taken on.
         size: pixels a side.
         filters: of each of the four convolutions with pooling (Finn et al. 2017 and Ravi & Larochelle: 32).
-        training_shots: as ``shots``, in meta-training (Nichol et al. 2018: more than in the test); None: the same.
+        training_shots: ``shots`` in meta-training (Nichol et al. 2018: more than in the test); None: as many.
         evaluation_queries: pictures of each class that an evaluation judges by.
     """
 
@@ -69,7 +69,7 @@ class MiniImageNet(ImageTask):
         return convolutional(3, self.filters, strided=False)
 
     def classes(self, split: Split) -> ImageClasses:
-        """See :class:`MiniImageNet`."""
+        """Images and classes of a part of the data set."""
         found = pictures(self._place(split), self.size)
         needed = self.images_of_a_class
         if int(found.counts.min()) < needed or len(found.first) < self.ways:

@@ -81,7 +81,7 @@ class FewShotModel:
     @classmethod
     @cpu_by_default()
     def of(cls, config: FewShotConfig) -> "FewShotModel":
-        """What a configuration starts with: all there is to the untrained baselines."""
+        """The model that a configuration starts with, which is all there is to the untrained baselines."""
         task = config.task.build()
         initial = Learner(task, config.seed).fresh_parameters
         return cls(config, config.algorithm.build(task, initial, config.seed).requires_grad_(False), {})

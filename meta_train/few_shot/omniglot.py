@@ -39,7 +39,7 @@ class Omniglot(ImageTask):
         queries: drawings of each that the meta-loss is taken on.
         network: "conv" (four strided convolutions of 64 filters) or "mlp" (the non-convolutional 256-128-64-64 of Finn
             et al. 2017); both with batch norm.
-        training_shots: as ``shots``, in meta-training (Nichol et al. 2018: more than in the test); None: the same.
+        training_shots: ``shots`` in meta-training (Nichol et al. 2018: more than in the test); None: as many.
         evaluation_queries: drawings of each class that an evaluation judges by, one as in the papers. It matters where
             batch norm is transductive: with one of each class at a time, to know the others says most.
     """
@@ -74,7 +74,7 @@ class Omniglot(ImageTask):
         return convolutional(1, FILTERS, strided=True) if self.network == "conv" else perceptron(SIZE**2, WIDTHS)
 
     def classes(self, split: Split) -> ImageClasses:
-        """See :class:`Omniglot`."""
+        """Drawings and characters of a part of the data set."""
         return omniglot(split, find_omniglot())
 
     def rotations(self, split: Split) -> int:

@@ -1,37 +1,29 @@
-"""What a configuration of a few-shot run can say."""
+"""The configuration of a few-shot run."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, InstanceOf
 
-from learned_optim.meta_train.common.strict import ConfigError, Strict, checked, refuse_changed, unknown
-from learned_optim.meta_train.config.settings import Count, Decay, MetaOptimizerConfig, Positive, RuleConfig
-from learned_optim.meta_train.few_shot.algorithms import (
-    FOMAML,
-    MAML,
-    Algorithm,
-    Leap,
-    Matching,
-    MetaLSTM,
-    MetaSGD,
-    NearestNeighbour,
-    Pretraining,
-    Prototypical,
-    Reptile,
-    Scratch,
+from learned_optim.meta_train.common.strict import (
+    ConfigError,
+    Count,
+    Strict,
+    checked,
+    unknown,
 )
+from learned_optim.meta_train.config.load import toml_files
+from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.few_shot.episodes import FewShotTask
-from learned_optim.meta_train.few_shot.inner import SGD, Adam
 from learned_optim.meta_train.few_shot.mini_imagenet import MiniImageNet
 from learned_optim.meta_train.few_shot.omniglot import Omniglot
+from learned_optim.meta_train.few_shot.options import AlgorithmOptions, MAMLOptions, build_algorithm_options
 from learned_optim.meta_train.few_shot.sinusoid import Sinusoid
-from learned_optim.meta_train.inner.unroll import InnerOptimizer
 from learned_optim.meta_train.tasks.lookup import gather_options
 
 FEW_SHOT_TASKS: dict[str, type[FewShotTask]] = {
@@ -58,88 +50,6 @@ class FewShotTaskConfig(Strict):
 
 
 @dataclass(frozen=True)
-class AlgorithmConfig(Strict):
-    """How learners are adapted, and what is learned for that; options that the named algorithm has not are refused."""
-
-    name: Literal[
-        "maml",
-        "fomaml",
-        "meta-sgd",
-        "reptile",
-        "leap",
-        "meta-lstm",
-        "pretraining",
-        "scratch",
-        "prototypical",
-        "matching",
-        "nearest-neighbour",
-    ] = "maml"
-    steps: Count = 1
-    """Inner steps in meta-training."""
-    batch_size: Count | None = None
-    """Support examples of an inner step; None: all."""
-    optimizer: Literal["sgd", "adam", "rule"] = "sgd"
-    """What takes the inner steps."""
-    lr: Positive = 0.01
-    """Of SGD and Adam; of Meta-SGD, where all rates start."""
-    betas: tuple[Decay, Decay] = (0.0, 0.999)
-    """Of Adam."""
-    rule: RuleConfig | None = None
-    """With ``optimizer = "rule"``: which, a table as in a rule's own configuration."""
-    train_rule: bool = False
-    """Whether the rule is trained together with the starting point, or stays as it is."""
-    combination: tuple[float, ...] | None = None
-    """Of Reptile: factors of the inner gradients in place of the whole way."""
-
-    def __post_init__(self) -> None:
-        inner = ("optimizer", "lr", "betas", "rule", "train_rule")
-        own = {
-            "meta-sgd": ("steps", "batch_size", "lr"),
-            "meta-lstm": ("steps", "batch_size"),
-            "reptile": ("steps", "batch_size", *inner, "combination"),
-            "pretraining": ("steps", *inner),
-            "prototypical": (),
-            "matching": (),
-            "nearest-neighbour": (),
-        }
-        refuse_changed(self, own.get(self.name, ("steps", "batch_size", *inner)), f"algorithm {self.name!r}")
-        if (self.optimizer == "rule") != (self.rule is not None):
-            raise ValueError('optimizer = "rule" and rule = NAME belong together; give both or neither')
-        if self.train_rule and (self.rule is None or self.name not in ("maml", "fomaml")):
-            raise ValueError("train_rule needs algorithm maml or fomaml, and a rule")
-
-    def build(self, task: FewShotTask, initial: Tensor, seed: int, *, fresh: bool = False) -> Algorithm:
-        """The algorithm for ``task`` with a learner's first parameters ``(N,)``; ``fresh`` reads no rule's file.
-
-        Raises:
-            ConfigError: the rule cannot be read, or the task is none for the algorithm.
-        """
-        comparisons = {"prototypical": Prototypical, "matching": Matching, "nearest-neighbour": NearestNeighbour}
-        if self.name in comparisons:
-            if task.ways is None:
-                raise ConfigError(f"algorithm {self.name!r} classifies; the task is a regression")
-            return comparisons[self.name](initial)
-        if self.name == "meta-sgd":
-            return MetaSGD(initial, self.lr, self.steps, self.batch_size)
-        if self.name == "meta-lstm":
-            return MetaLSTM(initial, self.steps, self.batch_size, seed=seed)
-        inner = self._inner(seed, fresh)
-        if self.name == "scratch":
-            return Scratch(initial, inner, seed)
-        if self.name == "pretraining":
-            return Pretraining(initial, inner, self.steps, features=task.features, classes=task.training_classes)
-        if self.name == "reptile":
-            return Reptile(initial, inner, self.steps, self.batch_size, self.combination)
-        return {"maml": MAML, "fomaml": FOMAML, "leap": Leap}[self.name](initial, inner, self.steps, self.batch_size)
-
-    def _inner(self, seed: int, fresh: bool) -> InnerOptimizer:
-        if self.rule is not None:
-            rule = self.rule.fresh(seed) if fresh else self.rule.build(seed)
-            return rule.requires_grad_(self.train_rule)
-        return SGD(self.lr) if self.optimizer == "sgd" else Adam(self.lr, self.betas)
-
-
-@dataclass(frozen=True)
 class FewShotValidationConfig(Strict):
     """Held-out episodes on which the best version is chosen."""
 
@@ -163,18 +73,24 @@ class FewShotConfig(Strict):
     """Tasks of a meta-step."""
     seed: Annotated[int, Field(ge=0)] = 0
     description: str = ""
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: InstanceOf[AlgorithmOptions] = field(default_factory=MAMLOptions)
     meta_optimizer: MetaOptimizerConfig = field(default_factory=MetaOptimizerConfig)
     validation: FewShotValidationConfig = FewShotValidationConfig()
 
     def to_json(self) -> str:
         """The configuration as JSON, keys sorted: what run folders and weights files record."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+        tables = {**dataclasses.asdict(self), "algorithm": self.algorithm.to_table()}
+        return json.dumps(tables, sort_keys=True, allow_nan=False)
 
     @property
     def validation_steps(self) -> int:
         """Inner steps of a validation."""
-        return self.algorithm.steps if self.validation.steps is None else self.validation.steps
+        return self.algorithm.adaptation_steps if self.validation.steps is None else self.validation.steps
+
+
+def shipped_few_shot_configs() -> dict[str, Path]:
+    """Configurations of few-shot runs that come with the package, by name."""
+    return toml_files(Path(__file__).parent / "configs")
 
 
 def is_few_shot(tables: Mapping[str, Any]) -> bool:
@@ -195,6 +111,8 @@ def few_shot_config(
     tables = dict(tables)
     if "task" in tables:
         tables["task"] = gather_options(tables["task"], {"family"})
+    if "algorithm" in tables:
+        tables["algorithm"] = build_algorithm_options(tables["algorithm"], source)
     config = checked(FewShotConfig, tables, source)
     task = config.task.build()
     try:

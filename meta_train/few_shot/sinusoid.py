@@ -54,7 +54,7 @@ class Sinusoid(FewShotTask):
     def episodes(
         self, count: int, generator: torch.Generator, split: Split = "train", queries: int | None = None
     ) -> Episodes:
-        """See :meth:`FewShotTask.episodes`."""
+        """Episodes of one wave each, with points drawn along it."""
         amplitude = _uniform((count, 1, 1), 0.1, 5.0, generator)
         phase = _uniform((count, 1, 1), 0.0, math.pi, generator)
 

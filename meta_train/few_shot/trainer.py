@@ -20,7 +20,7 @@ from learned_optim.meta_train.trainer.log import Progress
 from learned_optim.meta_train.trainer.loop import MetaTraining
 
 
-class FewShotTrainer(MetaTraining[Algorithm]):
+class FewShotTrainer(MetaTraining[FewShotConfig, Algorithm]):
     """Meta-trains one algorithm. Everything random follows from the configuration's seed and counters.
 
     Args:
@@ -49,21 +49,20 @@ class FewShotTrainer(MetaTraining[Algorithm]):
         world = World() if world is None else world
         if world.size > 1:
             raise ValueError(f"a few-shot run takes one process, got {world.size}; start it without torchrun")
-        self.config = config
         self.learner = Learner(config.task.build(), config.seed, device=device)
         initial = self.learner.fresh_parameters
-        self.algorithm = config.algorithm.build(self.learner.few_shot, initial, config.seed, fresh=resuming)
-        if not self.algorithm.learned():
+        algorithm = config.algorithm.build(self.learner.few_shot, initial, config.seed, fresh=resuming)
+        if not algorithm.learned():
             name = config.algorithm.name
             raise ValueError(f"{name!r} learns nothing across tasks; evaluate it with learned-optim few-shot")
-        super().__init__(config, folder, torch.device(device), self.algorithm, world)
+        super().__init__(config, folder, torch.device(device), algorithm, world)
 
     def _step(self) -> Progress:
         config, details = self.config, {"meta_optimizer/lr": self.meta_optimizer.rate(self.meta_step)}
         generator = torch_generator(config.seed, "episodes", self.meta_step)
         episodes = self.learner.few_shot.episodes(config.episodes, generator).to(self.device)
         with fixed_global_state(derive_seed(config.seed, "dropout", self.meta_step), self.device):
-            outcome = self.algorithm.meta_gradient(self.learner, episodes, generator)
+            outcome = self.module.meta_gradient(self.learner, episodes, generator)
         meta_loss = float(outcome.meta_loss)
         grad_norm = self._update(outcome.grads, math.isfinite(meta_loss))
         validation = None
@@ -108,7 +107,7 @@ class FewShotTrainer(MetaTraining[Algorithm]):
 
     @property
     def detail_names(self) -> list[str]:
-        """See :class:`MetaTraining`."""
+        """All names that a :attr:`Progress.details` may have."""
         accuracy = [] if self.learner.few_shot.ways is None else ["validation/accuracy"]
         return ["meta_optimizer/lr", "validation/loss", *accuracy]
 
@@ -116,7 +115,7 @@ class FewShotTrainer(MetaTraining[Algorithm]):
         return {}, {}
 
     def save_weights(self, module: Algorithm, path: Path, meta_step: int) -> None:
-        """See :meth:`MetaTraining.save_weights`."""
+        """Write a version of the algorithm, with the configuration of its learner, for use."""
         save_few_shot(module, self.config, path, self.provenance(meta_step))
 
     @classmethod

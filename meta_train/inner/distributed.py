@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 SILENCE = timedelta(minutes=10)  # a process that keeps the others waiting for so long counts as lost
 
 
-START = "learned_optim start"  # key in torchrun's store: what tells the processes of one start from earlier ones
+START = "learned_optim start"  # key in torchrun's store: distinguishes the processes of one start from earlier ones
 AGREEMENT_ENTRIES = 3  # numbers in the sum of World.agree
 
 
@@ -32,12 +32,12 @@ class ProcessLostError(RuntimeError):
 
 
 class Agreement(NamedTuple):
-    """What all processes do after a meta-step."""
+    """The decision of all processes after a meta-step."""
 
     save: bool
     """Write a checkpoint: the leader wants to."""
     stop: bool
-    """Save and end the run: a process has been told to."""
+    """Save and end the run: a process has received a signal."""
 
 
 class World:
@@ -112,7 +112,7 @@ class World:
         if fingerprints != self.size * own:  # at least one process sees it, and its end ends the others
             raise RuntimeError(
                 "the processes no longer hold the same meta-parameters: their machines or numbers of threads round "
-                "differently; use machines of one kind, or --threads 1, and go on from the last checkpoint"
+                "differently; use machines of one kind, or --threads 1, and resume from the last checkpoint"
             )
         return Agreement(bool(leader_saves), bool(stop))
 

@@ -17,17 +17,17 @@ FLOOR = 1e-6  # relative to the initial loss: progress below it no longer counts
 BOUND = 1.5  # initial losses; a classifier that knows nothing starts at ln C, so that this is the usual 1.5 ln C
 
 
-def mean_loss(losses: Tensor, initial_loss: Tensor) -> Tensor:
+def mean_of_window(losses: Tensor, initial_loss: Tensor) -> Tensor:
     """Mean over the window and the instances (Andrychowicz et al. 2016, equation 3 with all weights equal)."""
     return losses.mean()
 
 
-def final_loss(losses: Tensor, initial_loss: Tensor) -> Tensor:
+def end_of_window(losses: Tensor, initial_loss: Tensor) -> Tensor:
     """Mean over the instances after the last step of the window (Lv et al. 2017; Metz et al. 2022)."""
     return losses[-1].mean()
 
 
-def log_loss(losses: Tensor, initial_loss: Tensor) -> Tensor:
+def mean_log_ratio(losses: Tensor, initial_loss: Tensor) -> Tensor:
     """Mean of ``log(loss / initial loss)``: every task counts alike, and late progress as much as early.
 
     After Wichrowska et al. 2017, section 4.2.
@@ -35,7 +35,7 @@ def log_loss(losses: Tensor, initial_loss: Tensor) -> Tensor:
     return ((losses / initial_loss).clamp(min=0) + FLOOR).log().mean()
 
 
-META_LOSSES: dict[MetaLossName, Reduction] = {"mean": mean_loss, "final": final_loss, "log": log_loss}
+META_LOSSES: dict[MetaLossName, Reduction] = {"mean": mean_of_window, "final": end_of_window, "log": mean_log_ratio}
 """Reductions by the name that stands in a configuration; ``speedup`` is none, as it compares particles."""
 
 
@@ -69,7 +69,7 @@ class MetaLoss:
 
     @property
     def compares(self) -> bool:
-        """Whether it is told from all particles of a window together."""
+        """Whether it compares all particles of a window with each other."""
         return self.name == "speedup"
 
     @classmethod

@@ -51,15 +51,15 @@ class ParticleRule:
         Returns:
             Updates and new states, shaped as these.
         """
-        told = () if conditions is None or not self.uses_conditions else tuple(conditions)
-        dims = [0 if isinstance(value, Tensor) and value.dim() > 0 else None for value in told]
+        given = () if conditions is None or not self.uses_conditions else tuple(conditions)
+        dims = [0 if isinstance(value, Tensor) and value.dim() > 0 else None for value in given]
         forward = vmap(self._forward, in_dims=(0, 0, 0, None, *dims))
-        result: tuple[Tensor, RuleState] = forward(self.stacked, grad, state, step, *told)
+        result: tuple[Tensor, RuleState] = forward(self.stacked, grad, state, step, *given)
         return result
 
     def _forward(
-        self, meta_parameters: dict[str, Tensor], grad: Tensor, state: RuleState, step: Tensor, *told: Tensor | float
+        self, meta_parameters: dict[str, Tensor], grad: Tensor, state: RuleState, step: Tensor, *given: Tensor | float
     ) -> tuple[Tensor, RuleState]:
-        arguments = grad, state, step, *([Conditions(*told)] if told else [])
+        arguments = grad, state, step, *([Conditions(*given)] if given else [])
         result: tuple[Tensor, RuleState] = functional_call(self.rule, meta_parameters, arguments)
         return result

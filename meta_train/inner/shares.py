@@ -22,7 +22,7 @@ class Share:
     first: int
     end: int
     pieces: int
-    """Of the whole window."""
+    """Number of pieces of the whole window."""
     team: World = field(default_factory=World)
     """The processes that share the window."""
 
@@ -42,23 +42,26 @@ class Share:
         return self.count / self.pieces
 
     def rows(self, instances: int) -> slice:
-        """Its instances, of those of the whole window."""
+        """The slice of the share's instances among those of the whole window."""
         size = instances // self.pieces
         return slice(self.first * size, self.end * size)
 
-    def of_pairs(self, tensor: Tensor) -> Tensor:
+    def select(self, tensor: Tensor) -> Tensor:
         """Rows of its own pairs (or particles), of those of all ``(K, ...)`` in the order (pair, piece)."""
         if self.count == self.pieces:
             return tensor
         own: Tensor = tensor.unflatten(0, (-1, self.pieces))[:, self.first : self.end].flatten(0, 1)
         return own
 
-    def among_pairs(self, values: Tensor) -> Tensor:
-        """The counterpart: values of its own pairs among zeros for all others, ``(K,)`` in float64."""
-        own = values.double().view(-1, self.count)
-        everyone = own.new_zeros(len(own), self.pieces)
-        everyone[:, self.first : self.end] = own
-        return everyone.flatten()
+    def scatter(self, values: Tensor) -> Tensor:
+        """The counterpart: values ``(k, ...)`` of its own pairs among zeros for all others, ``(K, ...)`` in float64."""
+        own: Tensor = values.double().unflatten(0, (-1, self.count))
+        if self.count == self.pieces:
+            everyone = own
+        else:
+            everyone = own.new_zeros(len(own), self.pieces, *own.shape[2:])
+            everyone[:, self.first : self.end] = own
+        return everyone.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Division:
         return range(first, max(first + 1, (window + 1) * self.processes // self.windows))
 
     def share(self, team: World) -> Share:
-        """What this process takes of its team's windows."""
+        """The share of this process in its team's windows."""
         first, end = (rank * self.pieces // team.size for rank in (team.rank, team.rank + 1))
         return Share(first, end, self.pieces, team)
 
@@ -108,7 +111,7 @@ def cut(state: InnerState, share: Share) -> InnerState:
 
     def cut_one(axis: int, tensor: Tensor) -> Tensor:
         if state.parameters.dim() == 3:
-            return share.of_pairs(tensor)  # particles lie in the order (sign, pair, piece)
+            return share.select(tensor)  # particles lie in the order (sign, pair, piece)
         return tensor.narrow(axis, rows.start, rows.stop - rows.start).clone()
 
     return _map(cut_one, state)

@@ -53,7 +53,7 @@ def speedup(
 
 
 def log_slowdowns(losses: Tensor, initial_loss: Tensor, copies: int) -> Tensor:
-    """Of particles that train the same instances: minus the logarithm of the speed-up over the median of their curves.
+    """Minus the log speed-up of each particle over the median of the curves of all that train the same instances.
 
     Every task weighs about alike: a loss that is lower by a hundredth where noise is all that is left, and one that is
     a thousand times lower where there is none, count for the steps that they save.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from learned_optim.execution import Settings, Slot, apply_in_blocks
-from learned_optim.meta_train.inner.fused import fused_equivalent, step_in_place
 from learned_optim.meta_train.inner.particles import ParticleRule
+from learned_optim.meta_train.inner.training_kernels import fused_equivalent, step_in_place
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, RuleState, UpdateRule
 from learned_optim.rules.base import conditions_of
@@ -21,7 +21,7 @@ with ``uses_conditions`` take :class:`Conditions` too."""
 
 
 class InnerOptimizer(Protocol):
-    """What trains a task: a rule, or a differentiable version of a usual optimizer."""
+    """An optimizer of an inner training: a rule, or a differentiable version of a usual optimizer."""
 
     def init_state(
         self, coordinates: tuple[int, ...], *, device: torch.device | str = ..., dtype: torch.dtype = ...
@@ -36,7 +36,7 @@ class InnerOptimizer(Protocol):
 
 
 class InnerState(NamedTuple):
-    """Where the inner training of B instances stands; all that has to be kept between two windows.
+    """The state of the inner training of B instances; all that has to be kept between two windows.
 
     Of P *particles*, which train b instances each: every entry but ``step`` has one more axis, P, at the front
     (``rule_state``: ``(P, features, b, N)``), and B is b.
@@ -62,7 +62,7 @@ class Unroll(NamedTuple):
     losses: Tensor
     """Loss after each update, on the batch of that step, ``(steps, B)``, of particles ``(steps, P, b)``."""
     counted: Tensor
-    """What the meta-loss is taken from: ``losses``, or their means over the outer batches of each step."""
+    """The losses that the meta-loss is taken from: ``losses``, or their means over the outer batches of each step."""
     grads: tuple[Tensor, ...] | None = None
     """If recorded: the gradients that the rule saw, then the one after the window: ``steps + 1`` of ``([P,] B, N)``."""
     counted_grads: tuple[Tensor, ...] | None = None
@@ -112,7 +112,7 @@ def unroll(
     Args:
         rule: applied to all coordinates of all instances at once.
         task: B instances.
-        state: where to go on from; for a :class:`ParticleRule` of P particles, theirs.
+        state: at the start of the window; for a :class:`ParticleRule` of P particles, theirs.
         steps: length of the window.
         generator: source of the batches.
         outer_batches: fresh batches after each step that ``counted`` is taken on, from
@@ -139,8 +139,8 @@ def unroll(
         elif isinstance(fast_rule, UpdateRule):
             apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
         else:
-            told = conditions_of(rule, Conditions(parameters * task.decays))
-            update, rule_state = rule(grad, rule_state, step, *told)
+            given = conditions_of(rule, Conditions(parameters * task.decays))
+            update, rule_state = rule(grad, rule_state, step, *given)
             parameters = parameters + update
         batch = task.batch(generator)
         loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)

@@ -69,9 +69,9 @@ class VectorizedTask:
 
     @torch.no_grad()
     def in_steps_of(self, rule: UpdateRule) -> "VectorizedTask":
-        """The same task in other units: a stored coordinate is the used one over its tensor's scale under the rule.
+        """This task in other units: a stored coordinate is the used one over its tensor's scale under the rule.
 
-        A rule that does not heed the size of gradients then trains it, all coordinates alike, as
+        A rule that does not depend on the size of gradients then trains it, all coordinates alike, as
         :class:`~learned_optim.LearnedOptimizer` trains the modules.
         """
         units = self.scales(rule)

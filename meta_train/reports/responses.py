@@ -1,4 +1,4 @@
-"""What a rule does, seen from outside: its updates on made-up gradient histories, beside Adam's."""
+"""The responses of a rule: its updates on made-up gradient histories, beside Adam's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def portrait(rule: UpdateRule | str | Path, *, steps: int = 1000, scale: float =
     Args:
         rule: a rule, or what :func:`~learned_optim.load_rule` takes.
         steps: length of the responses.
-        scale: factor on all gradients; a scale-free rule does not heed it.
+        scale: factor on all gradients; a scale-free rule does not depend on it.
         name: what the rule is called; by default its file's name, or its architecture's.
 
     Raises:

@@ -37,7 +37,7 @@ class Panel(NamedTuple):
 
     title: str
     caption: str
-    """What is drawn, in a sentence."""
+    """A sentence about the panel."""
     draw: Callable[[Axes, Portrait], None]
 
 

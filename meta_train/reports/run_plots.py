@@ -56,7 +56,7 @@ def plot_comparison_of_runs(runs: Sequence[Run], path: Path) -> None:
 
 
 class Panel(NamedTuple):
-    """What is drawn into one pair of axes."""
+    """The curves in one pair of axes."""
 
     metric: str
     title: str
@@ -149,7 +149,7 @@ def _literal(text: str) -> str:
 
 
 def titles(name: str) -> str:
-    """What a metric is called where it is drawn."""
+    """The title of a metric where it is drawn."""
     return TITLES.get(name, name)
 
 

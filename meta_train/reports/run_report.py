@@ -30,7 +30,7 @@ GROUPS: dict[str, Sequence[str]] = {
 ALWAYS = ("meta_loss", "validation", "grad_norm")  # drawn even if they never changed
 INK, LINES, CURVE = "#010101", "#020202", "#030303"
 COLOURS = {INK: "currentColor", LINES: "var(--lines)", CURVE: "var(--curve)", RULE: "var(--rule)", ADAM: "var(--adam)"}
-"""What matplotlib draws in, and what the page makes of it: its colours follow the reader's choice of light or dark."""
+"""Colours that matplotlib draws in -> those of the page, which follow the reader's choice of light or dark."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -137,7 +137,7 @@ def _begins(name: str, pattern: str) -> bool:
 
 
 def _rule(run: Run) -> str:
-    """What the rule of a run does; nothing if it has none, or has not saved it yet."""
+    """A drawing of what the rule of a run does; nothing if it has none, or has not saved it yet."""
     files = (run.folder / f"{kind}.safetensors" for kind in ("best", "latest"))
     file = next(filter(Path.is_file, files), None)
     if file is None or "rule" not in run.config:

@@ -14,7 +14,7 @@ from learned_optim.meta_train.tasks.sampling import check_range, log_uniform, lo
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed; each range ``(low, high)`` is drawn for every task. The defaults change nothing.
+    """Random changes to tasks; each range ``(low, high)`` is drawn for every task. The defaults change nothing.
 
     Parameters are rescaled by the trainer (``unroll.rescale``), since that is no matter of the task.
 

@@ -1,4 +1,4 @@
-"""What a task is: an ordinary ``nn.Module``, a stream of batches and a loss."""
+"""Tasks: an ordinary ``nn.Module``, a stream of batches and a loss."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -39,7 +39,7 @@ class Task(ABC):
         return None
 
     def hold_out(self) -> "tuple[Task, Task]":
-        """The same task on two disjoint parts of its data: to train on, and to tell how well that generalises.
+        """This task on two disjoint parts of its data: to train on, and to tell how well that generalises.
 
         Where the data are an endless stream, both may be the task itself.
 

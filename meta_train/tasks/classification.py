@@ -1,4 +1,4 @@
-"""What all tasks of classifying rows of a data set share."""
+"""The base of all tasks that classify rows of a data set."""
 
 import math
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.data import datasets as data
+from learned_optim.meta_train.data.readers import CLASSES
 from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
 from learned_optim.meta_train.tasks.mlp import ACTIVATIONS, Activation, restriction
@@ -82,9 +83,9 @@ class ConvNetFamily(TaskFamily):
                 raise ValueError(f"{name} must be some of {', '.join(known)}, got {list(chosen)}")
         if self.classes is not None:
             distinct = len(set(self.classes)) == len(self.classes) >= 2
-            if not distinct or any(not 0 <= label < data.CLASSES for label in self.classes):
+            if not distinct or any(not 0 <= label < CLASSES for label in self.classes):
                 raise ValueError(
-                    f"classes must be two or more different labels in 0..{data.CLASSES - 1}, got {list(self.classes)}"
+                    f"classes must be two or more different labels in 0..{CLASSES - 1}, got {list(self.classes)}"
                 )
 
     @property
@@ -101,7 +102,7 @@ class ConvNetFamily(TaskFamily):
             pixels, labels = pixels[rows], labels[rows]
         return ConvNetTask(
             (pixels, labels),
-            classes=data.CLASSES if self.classes is None else len(self.classes),
+            classes=CLASSES if self.classes is None else len(self.classes),
             batch_size=log_uniform_integer(rng, self.batch_size),
             channels=[log_uniform_integer(rng, self.channels)] * int(rng.integers(*self.layers, endpoint=True)),
             kernel_size=self.kernel_sizes[int(rng.integers(len(self.kernel_sizes)))],

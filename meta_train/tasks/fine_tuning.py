@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_optim.meta_train.common.seeds import fixed_global_state, torch_generator
-from learned_optim.meta_train.data import datasets as data
+from learned_optim.meta_train.data.readers import CLASSES
 from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
 from learned_optim.meta_train.tasks.conv_net import LARGEST_IMAGE, SMALLEST_IMAGE, images
@@ -20,7 +20,7 @@ from learned_optim.meta_train.tasks.sampling import check_choices, check_range, 
 
 DataSet = Literal["cifar10", "mnist", "digits", "fashion-mnist"]
 NETWORKS = ("perceptron", "conv-net")
-FIRST_CLASSES, LAST_CLASSES = tuple(range(data.CLASSES // 2)), tuple(range(data.CLASSES // 2, data.CLASSES))
+FIRST_CLASSES, LAST_CLASSES = tuple(range(CLASSES // 2)), tuple(range(CLASSES // 2, CLASSES))
 RATE, BATCH_SIZE = 1e-3, 64  # Adam's default rate, and a customary batch, of the pretraining
 CHANNELS, KERNEL = (16, 32), 3  # of the convolutions, each followed by ReLU and 2 x 2 max-pooling
 

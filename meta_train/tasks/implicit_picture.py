@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_optim.meta_train.neural_art.style import SMALLEST, find_file, load_picture
+from learned_optim.meta_train.style_transfer.style import SMALLEST, find_file, load_picture
 from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.neural_art import CONTENT
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer
@@ -126,7 +126,7 @@ class FourierFeatures(nn.Module):
 
     projections: Tensor
     DEVIATION = 2.0
-    """Of a projection, in waves from one side of the picture to its middle."""
+    """Frequency of a projection, in waves from one side of the picture to its middle."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

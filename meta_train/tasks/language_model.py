@@ -257,7 +257,7 @@ def encode(text: bytes) -> np.ndarray:
 
 
 def prose(source: bytes) -> bytes:
-    """What stands between triple double quotation marks, each piece on lines of its own."""
+    """The text between triple double quotation marks, each piece on lines of its own."""
     return b"\n".join(re.findall(rb'"""(.*?)"""', source, flags=re.DOTALL))
 
 

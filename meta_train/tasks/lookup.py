@@ -63,7 +63,7 @@ def _family_of_model(name: str, options: Mapping[str, Any], source: str) -> Task
 
 
 def _places() -> str:
-    """Where modules and files of users are looked for, in words."""
+    """The places where modules and files of users are looked for, in words."""
     here = Path.cwd()
     beside = ", ".join(str(folder) for folder in searched_folders() if folder != here)
     return (f"beside the configuration, in {beside}, then " if beside else "") + f"in the current folder, {here}"

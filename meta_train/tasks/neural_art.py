@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learned_optim.meta_train.neural_art.style import (
+from learned_optim.meta_train.style_transfer.style import (
     NETWORKS,
     SMALLEST,
     ArtLoss,
@@ -43,7 +43,7 @@ TEST_STYLES: tuple[Style, ...] = ("the_scream", "water_lilies")
 class NeuralArtFamily(TaskFamily):
     """Paint a photograph in the style of a painting (Andrychowicz et al. 2016, section 3.4; Gatys et al. 2016).
 
-    The loss is :class:`~learned_optim.meta_train.neural_art.style.ArtLoss`, a coordinate ``(pixel - 0.5) / 0.25``.
+    The loss is :class:`~learned_optim.meta_train.style_transfer.style.ArtLoss`, a coordinate ``(pixel - 0.5) / 0.25``.
     Every instance has a photograph of its own, scaled to ``size`` on its shorter side and cut at a random place. The
     splits are fixed (:data:`CONTENT`): nothing is meta-trained on a photograph of the test, nor on :data:`TEST_STYLES`.
 

@@ -137,7 +137,7 @@ class Field(nn.Module):
         return self.last(values).squeeze(-1), (second @ self.last.weight.T).squeeze(-1)
 
     def solution(self, x: Tensor) -> Tensor:
-        """What ``u`` is to become, ``(points,)``."""
+        """The values that ``u`` is to take, ``(points,)``."""
         return torch.sin(self._phases(x)) @ self.coefficients
 
     def source(self, x: Tensor, reaction: float) -> Tensor:

@@ -60,7 +60,7 @@ class ModelTask(Task):
 
 
 def load_model(name: str) -> type[TaskFamily] | TaskFamily:
-    """What ``FILE.py:Class`` names, as a family.
+    """The family that ``FILE.py:Class`` names.
 
     The class is a sub-class of ``TaskFamily`` (returned as it is), of ``Task`` or of ``nn.Module``; the last two are
     constructed without arguments, and beside a module the file defines ``batch(generator)``, the data of one step, and

@@ -34,7 +34,7 @@ class _Progress(TypedDict):
 
 
 class RunCheckpoint(NamedTuple):
-    """What a resumed run needs."""
+    """All that a resumed run needs."""
 
     config: dict[str, Any]
     """The run's configuration as nested tables."""

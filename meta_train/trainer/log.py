@@ -1,4 +1,4 @@
-"""What happens in a meta-training run, step by step, as CSV and TensorBoard."""
+"""The log of a meta-training run, step by step, as CSV and for TensorBoard."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from learned_optim.files import write_atomically
 
 @dataclass(frozen=True)
 class Progress:
-    """What happened in one meta-step."""
+    """The figures of one meta-step."""
 
     meta_step: int
     meta_loss: float
@@ -23,12 +23,12 @@ class Progress:
     skipped: int
     """Meta-steps skipped so far."""
     validation: float | None
-    """Validation score, where there was a validation: see :meth:`Suite.score`."""
+    """Validation score, where there was a validation: see :meth:`ValidationSuite.score`."""
     best_validation: float
     seconds: float
     """Time spent on meta-training so far, resumed parts included."""
     details: Mapping[str, float] = field(default_factory=dict)
-    """What else there is to tell, by names like ``estimator/variance``: see :attr:`Trainer.detail_names`."""
+    """Further figures, by names like ``estimator/variance``: see :attr:`Trainer.detail_names`."""
 
     def row(self) -> dict[str, float]:
         """All numbers by name, without those that are not known at this step."""
@@ -116,7 +116,7 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _fault(names: Sequence[str], row: Sequence[str]) -> str | None:
-    """What is wrong with a row, if anything."""
+    """The fault of a row in words, if there is one."""
     if len(row) != len(names):
         return f"{len(row)} values for {len(names)} columns"
     try:

@@ -19,20 +19,22 @@ from torch import Tensor, nn
 
 from learned_optim import __version__
 from learned_optim.meta_train.common.seeds import cpu_by_default
+from learned_optim.meta_train.config.load import Recorded
 from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.inner.distributed import World, recorded
 from learned_optim.meta_train.trainer.checkpoint import RunCheckpoint, below, finite_or_none, write_checkpoint
 from learned_optim.meta_train.trainer.log import Progress, RunLog
 from learned_optim.meta_train.trainer.meta_optimizer import MetaOptimizer, norm_of
-from learned_optim.meta_train.trainer.record import Recorded, record_session
+from learned_optim.meta_train.trainer.record import record_session
 
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
 
 Trained = TypeVar("Trained", bound=nn.Module)
+Configuration = TypeVar("Configuration", bound="RunConfig")
 
 
 class RunConfig(Recorded, Protocol):
-    """What the loop needs to know of a configuration."""
+    """The part of a configuration that the loop reads."""
 
     @property
     def steps(self) -> int:
@@ -41,11 +43,11 @@ class RunConfig(Recorded, Protocol):
 
     @property
     def meta_optimizer(self) -> MetaOptimizerConfig:
-        """What steps the meta-parameters."""
+        """The settings of the meta-optimizer."""
         ...
 
 
-class MetaTraining(ABC, Generic[Trained]):
+class MetaTraining(ABC, Generic[Configuration, Trained]):
     """A run that improves a module step by step, and keeps its average and the best version of this.
 
     Sub-classes say what a step is and what belongs into a checkpoint beside the weights.
@@ -59,12 +61,12 @@ class MetaTraining(ABC, Generic[Trained]):
     """
 
     module_name: ClassVar[str]
-    """What the module is called in checkpoints."""
+    """The name of the module in checkpoints."""
 
     def __init__(
-        self, config: RunConfig, folder: Path | None, device: torch.device, module: Trained, world: World
+        self, config: Configuration, folder: Path | None, device: torch.device, module: Trained, world: World
     ) -> None:
-        self.folder, self.device, self.world, self.run_config = folder, device, world, config
+        self.config, self.folder, self.device, self.world = config, folder, device, world
         self.module = module.to(device)
         self.averaged = copy.deepcopy(self.module).requires_grad_(False)
         self.best = copy.deepcopy(self.averaged)
@@ -91,7 +93,7 @@ class MetaTraining(ABC, Generic[Trained]):
 
     def _run(self) -> Generator[Progress]:
         if self.folder is not None and self.world.leads and not self.finished:
-            record_session(self.folder, self.run_config, self.meta_step, self.device)
+            record_session(self.folder, self.config, self.meta_step, self.device)
         log = RunLog(self.folder if self.world.leads else None, self.meta_step, self.detail_names)
         consistent, together = True, self.world.size == 1
         last_checkpoint = last_clock = time.monotonic()
@@ -128,7 +130,7 @@ class MetaTraining(ABC, Generic[Trained]):
     @property
     def finished(self) -> bool:
         """Whether all meta-steps are done."""
-        return self.meta_step >= self.run_config.steps
+        return self.meta_step >= self.config.steps
 
     @abstractmethod
     def _step(self) -> Progress:
@@ -151,9 +153,7 @@ class MetaTraining(ABC, Generic[Trained]):
         return grad_norm
 
     def _average(self) -> None:
-        keep = min(
-            self.run_config.meta_optimizer.average, self.meta_step / (self.meta_step + 10)
-        )  # short memory at first
+        keep = min(self.config.meta_optimizer.average, self.meta_step / (self.meta_step + 10))  # short memory at first
         with torch.no_grad():
             for average, parameter in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
                 average.lerp_(parameter, 1 - keep)
@@ -168,7 +168,7 @@ class MetaTraining(ABC, Generic[Trained]):
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Tensor]]]:
-        """What is kept beside the weights: counters and scores for JSON; tensors by part and name."""
+        """All that is kept beside the weights: counters and scores for JSON; tensors by part and name."""
 
     @abstractmethod
     def save_weights(self, module: Trained, path: Path, meta_step: int) -> None:
@@ -200,7 +200,7 @@ class MetaTraining(ABC, Generic[Trained]):
             "seconds": self.seconds,
             **progress,
         }
-        write_checkpoint(self.folder, RunCheckpoint(json.loads(self.run_config.to_json()), progress, tensors))
+        write_checkpoint(self.folder, RunCheckpoint(json.loads(self.config.to_json()), progress, tensors))
         if self.best_validation < math.inf:
             self.save_weights(self.best, self.folder / "best.safetensors", self.best_meta_step)
         self.save_weights(self.averaged, self.folder / "latest.safetensors", self.meta_step)
@@ -208,7 +208,7 @@ class MetaTraining(ABC, Generic[Trained]):
     def provenance(self, meta_step: int) -> dict[str, Any]:
         """How the weights after ``meta_step`` came about: what their file records."""
         return {
-            "config": json.loads(self.run_config.to_json()),
+            "config": json.loads(self.config.to_json()),
             "meta_step": meta_step,
             "best_validation": finite_or_none(self.best_validation),
             "seconds": self.seconds,

@@ -1,12 +1,11 @@
-"""The inner trainings that are under way while a rule is meta-trained.
+"""The inner trainings that are under way while a rule is meta-trained, in one process or divided among several.
 
 What becomes of a member follows from the run's seed, its place in the pool and counters, and from the rule at the steps
-at which it advances: never from what other members do. So members may live in different processes.
+at which it advances: never from what other members do. So members, and parts of them, may live in different processes.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,56 +13,33 @@ from torch import Tensor
 
 from learned_optim.meta_train.common.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.config.settings import Config
-from learned_optim.meta_train.estimators import Estimate, Estimator, Trajectory
-from learned_optim.meta_train.inner.unroll import check_positive, start, unroll
+from learned_optim.meta_train.estimators import Combination, Directions, Trajectory, WindowShare
+from learned_optim.meta_train.inner.distributed import World
+from learned_optim.meta_train.inner.shares import Division, Share, cut, join
+from learned_optim.meta_train.inner.unroll import InnerState, check_positive, start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.sampling import log_uniform_integer
 from learned_optim.meta_train.trainer.checkpoint import below, flatten, unflatten
+from learned_optim.meta_train.trainer.member import InnerTraining, TrainedShare
 from learned_optim.rules import UpdateRule
 
-DIVERGED = 10.0  # initial losses: a training that stays above is given up
 
+class Header(NamedTuple):
+    """The figures that the shares of a window report beside :attr:`Part.sums`, to be added up."""
 
-@dataclass
-class InnerTraining:
-    """A member of the pool: B instances of one task on their way to their horizon."""
-
-    draw: int
-    """Numbers the tasks of a run; with the seed it determines the task."""
-    horizon: int
-    task: VectorizedTask
-    state: Trajectory
-    diverged: bool = False
-    """Whether a loss was far above its initial one for a whole window."""
-
-    @property
-    def step(self) -> int:
-        """Inner steps taken."""
-        return int(self.state.step)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the horizon is reached, or nothing is left to learn from."""
-        return self.step >= self.horizon or self.lost
-
-    @property
-    def lost(self) -> bool:
-        """Whether an instance has diverged, to infinity or just far off: its meta-gradients would drown the others."""
-        return self.diverged or not bool(self.state.inner.parameters.isfinite().all())
-
-    def advance(self, state: Trajectory, losses: Tensor) -> None:
-        """Go on to ``state``; ``losses`` are those of the window that led there, ``(steps, ...)``.
-
-        ``...`` is the shape of the initial losses, particles included: one that is far off is not hidden by the others.
-        """
-        self.state = state
-        initial_loss = state.inner.initial_loss
-        far_off = ~(losses <= DIVERGED * initial_loss) & (initial_loss > 0)  # what is not a number is far off too
-        self.diverged = bool(far_off.all(dim=0).any())
+    step: float
+    """Inner steps taken before the window; the first share alone counts, here and below."""
+    steps: float
+    """Inner steps of the window."""
+    meta_loss: float
+    inner_loss: float
+    """At the end of the window."""
+    lost: float
+    """Shares in which an instance has diverged."""
 
 
 class Outcome(NamedTuple):
-    """What the windows of a meta-step yield together: means over them."""
+    """The outcome of a meta-step: means over its windows."""
 
     grads: list[Tensor]
     """One tensor for each of the rule's parameters, in their order."""
@@ -75,104 +51,192 @@ class Outcome(NamedTuple):
     truncation: float
     """Inner steps of a window."""
     report: dict[str, float]
-    """What the estimator could tell: of :attr:`Estimator.reports`."""
+    """Means of the figures in :attr:`Estimator.reports`, as far as they could be computed."""
 
 
 class Pool:
     """Members, drawn when their turn comes and again when they are finished.
 
+    Of several processes each has a pool, and trains its share of the windows; a process by itself has the share that is
+    the whole. All take the same course, up to rounding, whatever their number. One sum over the processes a meta-step
+    carries everything: for each window a :class:`Header` and what the estimator makes the meta-gradient from. The state
+    of inner trainings stays where it is, and is collected for checkpoints.
+
     Args:
         config: of the run.
-        estimator: takes the windows.
         device: where inner training runs.
-        rule: of the architecture that is trained.
+        rule: is meta-trained; its parameters change between meta-steps.
+        world: the processes of the run; None: this one alone.
+
+    Raises:
+        ValueError: there are more processes than a meta-step has parts, or the estimator cannot be divided.
     """
 
-    def __init__(self, config: Config, estimator: Estimator, device: torch.device, rule: UpdateRule) -> None:
-        self.config, self.estimator, self.device, self.rule = config, estimator, device, rule
+    def __init__(self, config: Config, device: torch.device, rule: UpdateRule, world: World | None = None) -> None:
+        self.config, self.device, self.rule = config, device, rule
+        self.world = World() if world is None else world
+        if self.world.size > 1 and not config.estimator.divisible:
+            raise ValueError(f"{config.estimator.name} runs in one process, got {self.world.size}")
         self.families = [task.build() for task in config.tasks]
+        self.pieces = config.estimator.pieces(config.unroll.instances)
+        windows = config.unroll.windows_per_step
+        self.division = Division(self.world.size, windows, self.pieces)
+        self.team = self.world.team([self.division.team(window) for window in range(windows)])
         self.members: list[InnerTraining | None] = [None] * config.unroll.pool
+        self.learned: dict[str, Tensor] = {}
+        """Tensors that the estimator has learned over all windows so far; the same on all processes."""
 
     def places(self, meta_step: int) -> list[int]:
         """The members whose turn it is at the meta-step ``meta_step`` (from 0)."""
         windows = self.config.unroll.windows_per_step
         return [(meta_step * windows + index) % len(self.members) for index in range(windows)]
 
-    def meta_gradient(self, rule: UpdateRule, meta_step: int, horizon: tuple[int, int]) -> Outcome:
-        """Take the windows of the meta-step ``meta_step`` (from 0); new members get a length from ``horizon``."""
-        windows = [self.advance(rule, place, meta_step, horizon) for place in self.places(meta_step)]
-        return Outcome(
-            grads=mean_grads([window.grads for window in windows]),
-            finite=all(is_finite(window) for window in windows),
-            meta_loss=sum(float(window.meta_loss) for window in windows) / len(windows),
-            inner_loss=sum(float(window.losses[-1].mean()) for window in windows) / len(windows),
-            truncation=sum(len(window.losses) for window in windows) / len(windows),
-            report=mean_report([window.report for window in windows]),
-        )
+    def meta_gradient(self, meta_step: int, horizon: tuple[int, int]) -> Outcome:
+        """Take the windows of the meta-step ``meta_step`` (from 0); new members get a length from ``horizon``.
 
-    def advance(self, rule: UpdateRule, index: int, meta_step: int, horizon: tuple[int, int]) -> Estimate:
-        """Take one window of member ``index``, for the meta-step ``meta_step`` (from 0).
+        The outcome is the same on all processes.
+        """
+        return self.advance(self.places(meta_step), meta_step, horizon)
+
+    def advance(self, places: Sequence[int], meta_step: int, horizon: tuple[int, int]) -> Outcome:
+        """Take one window of each of these members: every process its share, and then their sum.
 
         A member whose turn comes first, or that is finished, is drawn anew with a length from ``horizon``.
         """
-        seed = self.config.seed
-        with fixed_global_state(derive_seed(seed, "dropout", meta_step, index), self.device):
-            member = self.members[index]
-            if member is None or member.finished:
-                member = self.members[index] = self.draw(rule, index, horizon)
-            rng = numpy_generator(seed, "truncation", member.draw, member.step)
-            steps = self.config.unroll.window(meta_step, member.horizon - member.step, rng)
-            generator = torch_generator(seed, "window", member.draw, member.step)
-            result = self.estimator.window(rule, member.task, member.state, steps, generator)
-        member.advance(result.state, result.losses)
-        return result
+        meta_parameters = sum(parameter.numel() for parameter in self.rule.parameters())
+        length = self.config.estimator.sums_length(meta_parameters, self.pieces)
+        rows = torch.zeros(len(places), len(Header._fields) + length, dtype=torch.float64, device=self.device)
+        drawn = [self._train_share(place, meta_step, horizon, row) for place, row in zip(places, rows, strict=True)]
+        rows = self.world.sum(rows)
+        headers = [Header(*row) for row in rows[:, : len(Header._fields)].tolist()]
+        combined = [
+            self._combine(place, directions, header, sums)
+            for place, directions, header, sums in zip(
+                places, drawn, headers, rows[:, len(Header._fields) :], strict=True
+            )
+        ]
+        windows = len(places)
+        meta_loss = sum(header.meta_loss for header in headers) / windows
+        grads = mean_grads([combination.grads for combination in combined])
+        return Outcome(
+            grads=grads,
+            finite=math.isfinite(meta_loss) and all(bool(grad.isfinite().all()) for grad in grads),
+            meta_loss=meta_loss,
+            inner_loss=sum(header.inner_loss for header in headers) / windows,
+            truncation=sum(header.steps for header in headers) / windows,
+            report=mean_report([combination.report for combination in combined]),
+        )
 
-    def draw(self, rule: UpdateRule, index: int, horizon: tuple[int, int]) -> InnerTraining:
-        """What takes the place of member ``index``: a task at its start; first ones of a staggered pool are under way.
+    def _train_share(self, place: int, meta_step: int, horizon: tuple[int, int], row: Tensor) -> Directions | None:
+        """Train this process's share of a window, if any, and add what comes of it to ``row``."""
+        seed = self.config.seed
+        with fixed_global_state(derive_seed(seed, "dropout", meta_step, place), self.device):
+            member = self.members[place]
+            if member is None or member.finished:
+                member = self.members[place] = self.draw(place, horizon)
+            trained = member.trained
+            if trained is None:
+                return None
+            before = int(trained.inner.step)
+            rng = numpy_generator(seed, "truncation", member.draw, before)
+            steps = self.config.unroll.window(meta_step, member.horizon - before, rng)
+            generator = torch_generator(seed, "window", member.draw, before)
+            directions = self.config.estimator.directions(self.rule, self.pieces, member.memory, generator)
+            window = WindowShare(trained.task, trained.inner, steps, generator, trained.share)
+            part = self.config.estimator.train_share(self.rule, window, directions, self.learned)
+        trained.advance(part.inner, part.losses)
+        once = float(trained.share.first == 0)
+        header = Header(
+            step=once * before,
+            steps=once * steps,
+            meta_loss=float(part.meta_loss),
+            inner_loss=trained.share.fraction * float(part.losses[-1].mean()),
+            lost=float(trained.lost),
+        )
+        row += torch.cat([part.sums.new_tensor(header), part.sums])
+        return directions
+
+    def _combine(self, place: int, directions: Directions | None, header: Header, sums: Tensor) -> Combination:
+        """Bring what all processes know of a member to the end of its window."""
+        member = self.members[place]
+        assert member is not None  # its turn has just come
+        if directions is None:  # others have trained the member: only now this process knows its step
+            generator = torch_generator(self.config.seed, "window", member.draw, int(header.step))
+            directions = self.config.estimator.directions(self.rule, self.pieces, member.memory, generator)
+        combination = self.config.estimator.combine(self.rule, directions, sums, self.learned)
+        member.step, member.lost = int(header.step + header.steps), header.lost > 0
+        member.memory = directions.memory
+        return combination
+
+    # New members
+
+    def draw(self, place: int, horizon: tuple[int, int]) -> InnerTraining:
+        """The successor of the member at ``place``: at its start or, in a staggered pool that begins, under way.
 
         Raises:
             ValueError: the meta-loss is a logarithm, and the task starts at a loss that is not positive.
         """
-        previous = self.members[index]
-        draw, length, windows = self.plan(index, None if previous is None else previous.draw, horizon)
-        member = self.begin(rule, draw, length, self.build_task(draw))
-        beginning = member.state
-        if not self.fast_forward(rule, member, windows):
-            member.state, member.diverged = beginning, False
+        previous = self.members[place]
+        draw, length, windows = self.plan(place, None if previous is None else previous.draw, horizon)
         generator = torch_generator(self.config.seed, "estimator", draw)
-        member.state = self.estimator.start(rule, member.task, member.state.inner, generator)
-        return member
+        memory = self.config.estimator.memory(self.rule, self.pieces, generator)
+        share, task = self._own_task(place, draw)
+        if share is None or task is None:
+            return InnerTraining(draw, length, memory, None)
+        trained = TrainedShare(share, task, self.begin(task, draw))
+        beginning = trained.inner
+        lost = not self.fast_forward(trained, draw, windows)
+        if windows > 0 and bool(share.team.gather(lost).any()):
+            trained.inner, trained.diverged = beginning, False
+        trained.inner = self.config.estimator.spread(trained.inner, share.count)
+        return InnerTraining(draw, length, memory, trained, step=int(trained.inner.step))
 
-    def plan(self, index: int, previous: int | None, horizon: tuple[int, int]) -> tuple[int, int, int]:
-        """Draw, length and windows to run ahead of what follows the draw ``previous`` in place ``index``."""
+    def plan(self, place: int, previous: int | None, horizon: tuple[int, int]) -> tuple[int, int, int]:
+        """Draw, length and windows to run ahead of the successor of the draw ``previous`` at ``place``."""
         settings, size = self.config.unroll, len(self.members)
         round_ = 0 if previous is None else (previous - 1) // size + 1
-        draw = 1 + index + size * round_
+        draw = 1 + place + size * round_
         rng = numpy_generator(self.config.seed, "horizon", draw)
         if previous is None and settings.stagger and size > 1:
             # As in a pool that has run for long: log-uniform horizons, met in proportion to their length, are uniform.
             length = int(rng.integers(*horizon, endpoint=True))
-            return draw, length, int(rng.integers(math.ceil(length / settings.truncation)))
+            windows = 1 if settings.truncation == "whole" else math.ceil(length / settings.truncation)
+            return draw, length, int(rng.integers(windows))
         return draw, log_uniform_integer(rng, horizon), 0
 
-    def begin(self, rule: UpdateRule, draw: int, length: int, task: VectorizedTask) -> InnerTraining:
-        """A member at its start, without the estimator's memory."""
+    def begin(self, task: VectorizedTask, draw: int) -> InnerState:
+        """The state of a task's instances at their start."""
         with torch.no_grad():
-            inner = start(rule, task, torch_generator(self.config.seed, "first batch", draw))
+            inner = start(self.rule, task, torch_generator(self.config.seed, "first batch", draw))
         if self.config.estimator.meta_loss == "log":
             check_positive(task, inner, 'meta_loss = "log" takes the logarithm of the loss over its initial value')
-        return InnerTraining(draw, length, task, Trajectory(inner, {}))
+        return inner
 
     @torch.no_grad()
-    def fast_forward(self, rule: UpdateRule, member: InnerTraining, windows: int) -> bool:
+    def fast_forward(self, trained: TrainedShare, draw: int, windows: int) -> bool:
         """Take a new member to a later stage, without a meta-gradient; False if it is lost on the way."""
-        generator = torch_generator(self.config.seed, "fast forward", member.draw)
+        generator = torch_generator(self.config.seed, "fast forward", draw)
         for _ in range(windows):
-            ahead = unroll(rule, member.task, member.state.inner, self.config.unroll.truncation, generator)
-            member.advance(Trajectory(ahead.state, {}), ahead.losses)
-            if member.lost:
+            steps = self.config.unroll.truncation
+            assert steps != "whole"  # then no member starts at a later stage
+            ahead = unroll(self.rule, trained.task, trained.inner, steps, generator)
+            trained.advance(ahead.state, ahead.losses)
+            if trained.lost:
                 return False
         return True
+
+    def _own_task(self, place: int, draw: int) -> tuple[Share | None, VectorizedTask | None]:
+        """This process's share of a member, and its instances of the task; None if it has nothing to do with it."""
+        team = self.division.team(place)
+        if self.world.rank not in team:
+            return None, None
+        task = self.build_task(draw)
+        if len(team) == 1:
+            return Share.whole(self.pieces), task
+        if task.draws_random_numbers:  # it cannot be divided
+            return (Share.whole(self.pieces), task) if self.world.rank == team.start else (None, None)
+        share = self.division.share(self.team)
+        return share, task.part(share.rows(task.instances))
 
     def build_task(self, draw: int) -> VectorizedTask:
         """The task with this number."""
@@ -200,23 +264,40 @@ class Pool:
     # Checkpoints
 
     def state(self) -> tuple[list[dict[str, Any] | None], dict[str, Tensor]]:
-        """What JSON can hold of each member, and tensors by dotted names."""
+        """Entries of each member for JSON, and tensors by dotted names; on all processes but the leader, nothing."""
+        own = {
+            f"{place}.{name}": tensor
+            for place, member in enumerate(self.members)
+            if member is not None and member.trained is not None
+            for name, tensor in flatten(Trajectory(member.trained.inner, {})).items()
+        }
+        collected = self.world.collect(own)
         entries: list[dict[str, Any] | None] = []
         tensors: dict[str, Tensor] = {}
-        for index, member in enumerate(self.members):
+        for place, member in enumerate(self.members if self.world.leads else ()):
             if member is None:
                 entries.append(None)
                 continue
-            entries.append({"draw": member.draw, "horizon": member.horizon, "diverged": member.diverged})
-            tensors |= {f"{index}.{name}": tensor for name, tensor in flatten(member.state).items()}
+            entries.append({"draw": member.draw, "horizon": member.horizon, "diverged": member.lost})
+            parts = (below(f"{place}.", collected[rank]) for rank in self.division.team(place))
+            states = [unflatten(part, torch.device("cpu")).inner for part in parts if part]
+            state = Trajectory(join(states, self.pieces), member.memory)
+            tensors |= {f"{place}.{name}": tensor for name, tensor in flatten(state).items()}
         return entries, tensors
 
     def restore(self, entries: Sequence[Mapping[str, Any] | None], tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` has given."""
-        for index, entry in enumerate(entries):
-            if entry is not None:
-                state = unflatten(below(f"{index}.", tensors), self.device)
-                self.members[index] = InnerTraining(task=self.build_task(entry["draw"]), state=state, **entry)
+        """Take over what :meth:`state` has given: every process is given everything, and keeps its part."""
+        for place, entry in enumerate(entries):
+            if entry is None:
+                continue
+            state = unflatten(below(f"{place}.", tensors), self.device)
+            lost = entry["diverged"] or not bool(state.inner.parameters.isfinite().all())
+            member = InnerTraining(entry["draw"], entry["horizon"], state.memory, None, int(state.step), lost)
+            share, task = self._own_task(place, member.draw)
+            if share is not None and task is not None:
+                inner = state.inner if share.count == self.pieces else cut(state.inner, share)
+                member.trained = TrainedShare(share, task, inner, entry["diverged"])
+            self.members[place] = member
 
 
 def mean_grads(windows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -231,9 +312,3 @@ def mean_report(reports: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         values = [float(report[name].mean()) for report in reports if name in report]
         means[name] = sum(values) / len(values)
     return means
-
-
-def is_finite(window: Estimate) -> bool:
-    """Whether neither the meta-loss of a window nor its gradient is NaN or infinite."""
-    values = (window.meta_loss, *window.grads)
-    return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from learned_optim.meta_train.trainer.loop import MetaTraining
 
 
-def run_with_progress(trainer: MetaTraining[Any]) -> None:
+def run_with_progress(trainer: MetaTraining[Any, Any]) -> None:
     """Run ``trainer`` to its end: a live bar with the remaining time on a terminal, else a line for each validation.
 
     Of several processes the leader shows it.
@@ -18,7 +18,7 @@ def run_with_progress(trainer: MetaTraining[Any]) -> None:
     live = sys.stderr.isatty() and trainer.world.leads
     with (
         tqdm(
-            total=trainer.run_config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
+            total=trainer.config.steps, initial=trainer.meta_step, unit="step", disable=not live, dynamic_ncols=True
         ) as bar,
         contextlib.closing(trainer.run()) as run,  # an interrupted run is saved here, not when memory is tidied up
     ):

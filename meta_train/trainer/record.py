@@ -1,4 +1,4 @@
-"""How a run came about: what it takes to repeat it, in ``run.json`` beside its weights and metrics."""
+"""The record of a run, ``run.json`` beside its weights and metrics: what it takes to repeat it."""
 
 import json
 import os
@@ -6,16 +6,17 @@ import platform
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NotRequired, Protocol
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from learned_optim.files import json_object, write_atomically
-from learned_optim.meta_train.benchmark import provenance
 from learned_optim.meta_train.common.module_search import search_in, searched_folders
+from learned_optim.meta_train.common.provenance import provenance
 from learned_optim.meta_train.common.strict import check_shape
+from learned_optim.meta_train.config.load import Recorded
 
 FILE = "run.json"
 
@@ -29,16 +30,8 @@ class _Record(TypedDict):
     sessions: NotRequired[list[_Session]]
 
 
-class Recorded(Protocol):
-    """A configuration."""
-
-    def to_json(self) -> str:
-        """All of it."""
-        ...
-
-
 def record_session(folder: Path, config: Recorded, meta_step: int, device: torch.device) -> None:
-    """Note that a run is begun, or gone on with after ``meta_step`` meta-steps.
+    """Note that a run is begun, or resumed after ``meta_step`` meta-steps.
 
     ``run.json`` holds the configuration, seed included, and for every session: date, command line, versions, commit of
     the package's checkout, machine and device.
@@ -60,7 +53,7 @@ def record_session(folder: Path, config: Recorded, meta_step: int, device: torch
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What :func:`record_session` has written; empty for a run of an older version.
+    """The record that :func:`record_session` has written; empty for a run of an older version.
 
     Raises:
         ValueError: the file is damaged.

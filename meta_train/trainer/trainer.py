@@ -1,5 +1,6 @@
 """Meta-training of a rule: a pool of inner trainings, validation, what belongs into a checkpoint."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,14 @@ from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.trainer.checkpoint import FILE, below, read_checkpoint, restoring
 from learned_optim.meta_train.trainer.curriculum import Curriculum
-from learned_optim.meta_train.trainer.divided_pool import DividedPool
 from learned_optim.meta_train.trainer.log import Progress
 from learned_optim.meta_train.trainer.loop import MetaTraining
 from learned_optim.meta_train.trainer.pool import Pool
-from learned_optim.meta_train.trainer.validation import Suite
+from learned_optim.meta_train.trainer.validation import ValidationSuite
 from learned_optim.rules import UpdateRule
 
 
-class Trainer(MetaTraining[UpdateRule]):
+class Trainer(MetaTraining[Config, UpdateRule]):
     """Meta-trains one rule.
 
     Everything random follows from the configuration's seed and counters, so a run that is interrupted and resumed
@@ -51,13 +51,10 @@ class Trainer(MetaTraining[UpdateRule]):
         world = World() if world is None else world
         rule = config.rule.build(config.seed) if rule is None else rule
         super().__init__(config, folder, torch.device(device), rule, world)
-        self.config, self.rule = config, rule
-        self.estimator = config.estimator.build()
-        if world.size == 1:
-            self.pool = Pool(config, self.estimator, self.device, rule)
-        else:
-            self.pool = DividedPool(config, self.estimator, self.device, rule, world)
-        self.suites = {suite.name: Suite(config, suite, self.device, world) for suite in config.validation.suites}
+        self.pool = Pool(config, self.device, rule, world)
+        self.suites = {
+            suite.name: ValidationSuite(config, suite, self.device, world) for suite in config.validation.suites
+        }
         self.curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
 
     # One meta-step
@@ -75,7 +72,7 @@ class Trainer(MetaTraining[UpdateRule]):
                 self._evaluate(curriculum)  # the yardstick of a new stage
             horizon = (curriculum.horizon, curriculum.horizon)
             details["curriculum/horizon"] = curriculum.horizon
-        outcome = self.pool.meta_gradient(self.rule, self.meta_step, horizon)
+        outcome = self.pool.meta_gradient(self.meta_step, horizon)
         grad_norm = self._update(outcome.grads, outcome.finite)
         if curriculum is not None and curriculum.due(self.meta_step):
             details["curriculum/score"] = self._evaluate(curriculum)
@@ -105,7 +102,7 @@ class Trainer(MetaTraining[UpdateRule]):
 
     @cpu_by_default()
     def validate(self, rule: UpdateRule, split: Split = "validation") -> float:
-        """Score of ``rule`` on the suite that chooses the best weights: see :meth:`Suite.score`."""
+        """Score of ``rule`` on the suite that chooses the best weights: see :meth:`ValidationSuite.score`."""
         return self.suites[self.config.validation.selected].score(rule, split)
 
     def _evaluate(self, curriculum: Curriculum) -> float:
@@ -120,7 +117,7 @@ class Trainer(MetaTraining[UpdateRule]):
     def detail_names(self) -> list[str]:
         """All names that a :attr:`Progress.details` may have."""
         names = ["meta_optimizer/lr", "unroll/truncation"]
-        names += [f"estimator/{name}" for name in self.estimator.reports]
+        names += [f"estimator/{name}" for name in self.config.estimator.reports]
         names += [f"validation/{name}" for name in self.suites] if len(self.suites) > 1 else []
         return names + (["curriculum/horizon", "curriculum/score"] if self.curriculum is not None else [])
 
@@ -129,11 +126,11 @@ class Trainer(MetaTraining[UpdateRule]):
     def _state(self) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Tensor]]]:
         members, pool_tensors = self.pool.state()
         curriculum = None if self.curriculum is None else self.curriculum.state()
-        parts = {"estimator": self.estimator.state_dict(), "pool": pool_tensors}
+        parts = {"estimator": self.pool.learned, "pool": pool_tensors}
         return {"pool": members, "curriculum": curriculum}, parts
 
     def save_weights(self, module: UpdateRule, path: Path, meta_step: int) -> None:
-        """See :meth:`MetaTraining.save_weights`."""
+        """Write a version of the rule, as it was after ``meta_step``, for use."""
         save_rule(module, path, self.provenance(meta_step))
 
     @classmethod
@@ -155,7 +152,10 @@ class Trainer(MetaTraining[UpdateRule]):
     def _restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         super()._restore(progress, tensors)
         learned = below("estimator.", tensors)
-        self.estimator.load_state_dict({name: tensor.to(self.device) for name, tensor in learned.items()})
+        # Earlier versions called the output gradient of an experience of output-es "asked".
+        learned = {re.sub(r"^(\d+)\.asked$", r"\1.output_gradient", name): tensor for name, tensor in learned.items()}
+        self.config.estimator.check_learned(learned)
+        self.pool.learned = {name: tensor.to(self.device) for name, tensor in learned.items()}
         self.pool.restore(progress["pool"], below("pool.", tensors))
         if self.curriculum is not None:
             self.curriculum.restore(progress["curriculum"])

@@ -11,13 +11,12 @@ from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.inner.unroll import check_positive, start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Split
-from learned_optim.meta_train.trainer.pool import DIVERGED
 from learned_optim.rules import UpdateRule
 
-SOLVED = 1e-3  # initial losses: a final loss counts as at least so much, and as at most DIVERGED
+SOLVED, WORST = 1e-3, 10.0  # initial losses: a final loss counts as at least, and as at most, so much
 
 
-class Suite:
+class ValidationSuite:
     """Held-out tasks of some families; the same ones, with the same batches, at every call.
 
     Args:
@@ -63,7 +62,7 @@ class Suite:
                 check_positive(task, state, "a validation score is relative to the initial loss")
                 losses = unroll(rule, task, state, steps, generator).losses
             final = losses[-max(1, steps // 10) :].mean(0)
-            final = torch.minimum(final.nan_to_num(math.inf), DIVERGED * state.initial_loss)
+            final = torch.minimum(final.nan_to_num(math.inf), WORST * state.initial_loss)
             logarithms[number] = math.log(max(float(final.mean() / state.initial_loss.mean()), SOLVED))
         return math.exp(sum(self.world.sum(logarithms).tolist()) / len(logarithms))
 

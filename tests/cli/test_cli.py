@@ -15,8 +15,9 @@ from helpers.paths import ROOT
 from learned_optim import available_rules, checkpoint, cli, save_rule
 from learned_optim.meta_train.benchmark.evaluation import BASELINES
 from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
-from learned_optim.meta_train.config.load import shipped_configs, shipped_few_shot_configs
+from learned_optim.meta_train.config.load import shipped_configs
 from learned_optim.meta_train.data.datasets import DATA_SETS
+from learned_optim.meta_train.few_shot.settings import shipped_few_shot_configs
 from learned_optim.meta_train.tasks.mlp import image_rows
 from learned_optim.rules import ScaleFreeLSTM
 

@@ -17,7 +17,8 @@ import torch
 from helpers.architecture import pyproject
 from helpers.paths import ROOT
 from learned_optim import cli
-from learned_optim.meta_train.config.load import config_from_tables, shipped_configs, shipped_few_shot_configs
+from learned_optim.meta_train.config.load import config_from_tables, shipped_configs
+from learned_optim.meta_train.few_shot.settings import shipped_few_shot_configs
 
 PAGES = [
     *sorted(ROOT.glob("*.md")),

@@ -3,7 +3,6 @@
 import re
 import sys
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ from helpers.paths import ROOT
 from learned_optim import cli
 from learned_optim.meta_train.config.load import TaskConfig, config_from_tables
 from learned_optim.meta_train.few_shot import FewShotModel
-from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, AlgorithmConfig, few_shot_config
-from learned_optim.meta_train.neural_art.style import NETWORKS, FeatureNetwork
+from learned_optim.meta_train.few_shot.options import ALGORITHMS, MAMLOptions
+from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, few_shot_config
+from learned_optim.meta_train.style_transfer.style import NETWORKS, FeatureNetwork
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
 
@@ -116,10 +116,10 @@ def anchors(page: Path) -> set[str]:
 def test_few_shot_page_names_all_algorithms_and_tasks() -> None:
     first_cells = " ".join(re.findall(r"^\| (.*?) \|", FEW_SHOT, flags=re.MULTILINE))
     shown = set(re.findall(r"`([a-z-]+)`", first_cells))
-    names = AlgorithmConfig.__dataclass_fields__["name"].type
-    assert shown == {*get_args(names), *FEW_SHOT_TASKS}
+    assert shown == {*ALGORITHMS, *FEW_SHOT_TASKS}
     (configuration,) = blocks(FEW_SHOT, "toml")
     config = few_shot_config(_toml(configuration))
+    assert isinstance(config.algorithm, MAMLOptions)
     assert config.algorithm.train_rule
 
 

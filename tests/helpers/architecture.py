@@ -19,6 +19,25 @@ FOLDERS = {
 """Top-level folders and the names that they are imported by, from the bottom up: each may import those before it."""
 
 
+META_TRAIN = FOLDERS["meta_train"]
+ROOMS = (
+    "common",
+    "data",
+    "style_transfer",
+    "tasks",
+    "inner",
+    "estimators",
+    "config",
+    "trainer",
+    "benchmark",
+    "reports",
+    "few_shot",
+)
+"""Rooms of meta_train/ from the bottom up: each may import those before it."""
+ENTRIES = ("demo", "kinds")
+"""Modules of meta_train/ in no room: the command line starts there. They may import every room, and no room them."""
+
+
 def is_within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from learned_optim.meta_train.neural_art.style import NETWORKS, save_picture
+from learned_optim.meta_train.style_transfer.style import NETWORKS, save_picture
 from learned_optim.meta_train.tasks import (
     Augmentation,
     AutoencoderFamily,

@@ -22,8 +22,8 @@ from helpers.slots import PLAIN, as_slots, clones
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.kernels import cpu, libraries
 from learned_optim.kernels.compiler import CompilationError, Compiler
-from learned_optim.meta_train.inner.fused import step_in_place
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.inner.training_kernels import step_in_place
 from learned_optim.rules import LSTML2L, MLP, Conditions, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")

@@ -15,8 +15,8 @@ from helpers.triton import HAS_TRITON
 from learned_optim import fused
 from learned_optim.execution import Slot, apply_per_tensor
 from learned_optim.kernels import cpu
-from learned_optim.meta_train.inner.fused import FusedRule
 from learned_optim.meta_train.inner.particles import flat_meta_parameters
+from learned_optim.meta_train.inner.training_kernels import FusedRule
 from learned_optim.rules import RuleState, UpdateRule
 
 pytestmark = [

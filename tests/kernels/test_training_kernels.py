@@ -16,9 +16,9 @@ from learned_optim import fused
 from learned_optim.kernels import training
 from learned_optim.kernels.sources import module_of
 from learned_optim.meta_train.estimators import PES, Estimator, Reparameterization, TruncatedBPTT
-from learned_optim.meta_train.inner import fused as dispatch
-from learned_optim.meta_train.inner.fused import FusedRule, fused_equivalent
+from learned_optim.meta_train.inner import training_kernels as dispatch
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
+from learned_optim.meta_train.inner.training_kernels import FusedRule, fused_equivalent
 from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from helpers.triton import HAS_TRITON
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.kernels import cpu
-from learned_optim.meta_train.inner.fused import FusedRule
+from learned_optim.meta_train.inner.training_kernels import FusedRule
 from learned_optim.rules import RuleState, UpdateRule
 
 pytestmark = [

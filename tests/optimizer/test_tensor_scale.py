@@ -216,7 +216,7 @@ def test_part_of_a_task_in_steps_is_not_another() -> None:
 def test_pool_does_not_hold_tasks_in_other_steps() -> None:
     config = config_of_wide_tasks()
     rule = config.rule.build(0)
-    task = Pool(config, config.estimator.build(), torch.device("cpu"), rule).build_task(1)
+    task = Pool(config, torch.device("cpu"), rule).build_task(1)
     assert task.scale is not None
     assert float(task.scale.min()) < 0.9 <= float(task.scale.max()) == 1
 
@@ -263,8 +263,8 @@ class Blind(ScheduleFreeLSTM):
 def test_validation_does_not_judge_other_steps() -> None:
     trainer = Trainer(config_of_wide_tasks())
     blind = Blind()
-    blind.load_state_dict(trainer.rule.state_dict())
-    assert trainer.validate(trainer.rule) != trainer.validate(blind)
+    blind.load_state_dict(trainer.module.state_dict())
+    assert trainer.validate(trainer.module) != trainer.validate(blind)
 
 
 @pytest.mark.slow

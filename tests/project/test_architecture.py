@@ -11,7 +11,18 @@ from typing import NamedTuple
 import pytest
 
 import learned_optim
-from helpers.architecture import FOLDERS, INSTALLED, MODULES, is_within, modules, pyproject, undocumented
+from helpers.architecture import (
+    ENTRIES,
+    FOLDERS,
+    INSTALLED,
+    META_TRAIN,
+    MODULES,
+    ROOMS,
+    is_within,
+    modules,
+    pyproject,
+    undocumented,
+)
 from helpers.paths import ROOT
 
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
@@ -75,6 +86,28 @@ def import_violations(source: str, module: str, *, is_package: bool = False) -> 
             found.append(f"{module}:{imported.line} imports {imported.name} instead of learned_optim.{imported.name}")
         if imported.is_of("triton") and not is_within(module, "learned_optim.kernels", "tests"):
             found.append(f"{module}:{imported.line} imports triton outside kernels/")
+    return found
+
+
+def place_in_meta_train(name: str) -> int | None:
+    """Index of a module's room among ``ROOMS``, behind all of them for an entry; None outside the rooms."""
+    if not is_within(name, META_TRAIN) or name == META_TRAIN:
+        return None
+    room = name.removeprefix(f"{META_TRAIN}.").partition(".")[0]
+    assert room in (*ROOMS, *ENTRIES), f"{name} lies in no room: enter it in ROOMS or ENTRIES"
+    return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+
+def room_violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """What a module of meta_train/ imports from a room that comes after its own."""
+    place = place_in_meta_train(module)
+    if place is None:
+        return []
+    found = []
+    for imported in imports(source, module if is_package else module.rpartition(".")[0]):
+        target = place_in_meta_train(imported.name)
+        if target is not None and target > place:
+            found.append(f"{module}:{imported.line} imports {imported.name} from a room after its own")
     return found
 
 
@@ -155,6 +188,19 @@ def test_imports_point_downwards(module: str) -> None:
     assert import_violations(path.read_text(), module, is_package=path.name == "__init__.py") == []
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if is_within(name, META_TRAIN)])
+def test_rooms_import_only_rooms_before_them(module: str) -> None:
+    path = MODULES[module]
+    assert room_violations(path.read_text(), module, is_package=path.name == "__init__.py") == []
+
+
+def test_every_room_is_there_and_few_shot_comes_last() -> None:
+    folder = ROOT / "meta_train"
+    assert all((folder / room / "__init__.py").is_file() for room in ROOMS)
+    assert all((folder / f"{entry}.py").is_file() for entry in ENTRIES)
+    assert ROOMS[-1] == "few_shot"  # so that no other room may import it
+
+
 @pytest.mark.parametrize("module", INSTALLED)
 def test_package_never_pickles(module: str) -> None:
     assert pickle_violations(INSTALLED[module].read_text(), module) == []
@@ -220,6 +266,37 @@ class TestChecksCanFail:
     )
     def test_allowed_import_is_not(self, module: str, source: str) -> None:
         assert import_violations(source, module) == []
+
+    @pytest.mark.parametrize(
+        ("module", "source"),
+        [
+            ("learned_optim.meta_train.inner.unroll", "from learned_optim.meta_train.trainer.pool import Pool"),
+            ("learned_optim.meta_train.inner.unroll", "from ..trainer import pool"),
+            ("learned_optim.meta_train.common.seeds", "from learned_optim.meta_train import data"),
+            ("learned_optim.meta_train.config.load", "def f():\n    import learned_optim.meta_train.trainer.record"),
+            ("learned_optim.meta_train.reports.runs", "from learned_optim.meta_train.few_shot import settings"),
+            ("learned_optim.meta_train.few_shot.kind", "import learned_optim.meta_train.kinds"),
+        ],
+    )
+    def test_import_from_a_later_room_is_found(self, module: str, source: str) -> None:
+        assert len(room_violations(source, module)) == 1
+
+    @pytest.mark.parametrize(
+        ("module", "source"),
+        [
+            ("learned_optim.meta_train.trainer.pool", "from learned_optim.meta_train.inner import unroll"),
+            ("learned_optim.meta_train.trainer.pool", "from . import loop\nfrom .loop import MetaTraining"),
+            ("learned_optim.meta_train.few_shot.kind", "import learned_optim.meta_train.reports.runs"),
+            ("learned_optim.meta_train.kinds", "from learned_optim.meta_train.few_shot import kind"),
+            ("learned_optim.meta_train.inner.unroll", "from learned_optim.rules import base\nimport torch"),
+        ],
+    )
+    def test_import_from_an_earlier_room_is_not(self, module: str, source: str) -> None:
+        assert room_violations(source, module) == []
+
+    def test_module_in_no_room_is_found(self) -> None:
+        with pytest.raises(AssertionError, match="lies in no room"):
+            room_violations("", "learned_optim.meta_train.sessions")
 
     def test_relative_import_of_a_package_starts_at_the_package(self) -> None:
         assert import_violations("from .trainer import train", "learned_optim.meta_train", is_package=True) == []

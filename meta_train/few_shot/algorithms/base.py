@@ -1,4 +1,4 @@
-"""What all few-shot algorithms share: what is learned across tasks, and how it becomes a learner for one."""
+"""The interface of all few-shot algorithms: learn something across tasks, and adapt a learner to one of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from learned_optim.meta_train.few_shot.learner import Learner
 
 
 class MetaGradient(NamedTuple):
-    """What an algorithm makes of a meta-batch of episodes."""
+    """The meta-gradient of a meta-batch of episodes."""
 
     grads: tuple[Tensor, ...]
     """One tensor for each of :meth:`Algorithm.learned`."""
@@ -35,7 +35,7 @@ class Adapted(ABC):
 
 
 class Algorithm(nn.Module, ABC):
-    """What is learned across tasks (its parameters that require a gradient), and how it serves a new one."""
+    """A module of what is learned across tasks (the parameters that require a gradient), and its use on a new one."""
 
     @abstractmethod
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
@@ -46,5 +46,5 @@ class Algorithm(nn.Module, ABC):
         """The learners after 0, 1, ..., ``steps`` steps on ``support``; only one where there is nothing to step."""
 
     def learned(self) -> list[nn.Parameter]:
-        """What is meta-trained."""
+        """The parameters that are meta-trained."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -49,7 +49,7 @@ class Comparison(Algorithm):
 
     @torch.no_grad()
     def adapt(self, learner: Learner, support: Examples, steps: int, generator: torch.Generator) -> Iterator[Adapted]:
-        """See :meth:`Algorithm.adapt`; there are no steps."""
+        """The learners with their support examples; there are no steps."""
         yield from self.compare(learner, support)
 
     def compare(self, learner: Learner, support: Examples) -> Iterator[Adapted]:
@@ -72,6 +72,6 @@ class ComparedExamples(Adapted):
         self.features = algorithm.features(learner, self.inputs)
 
     def predict(self, inputs: Tensor, *, transductive: bool = True) -> Tensor:
-        """See :meth:`Adapted.predict`."""
+        """Logits ``(B, n, ways)`` of the inputs ``(B, n, ...)``, from their likeness to the support examples."""
         queries = self.algorithm.features(self.learner, inputs, None if transductive else self.inputs)
         return self.algorithm.logits(self.features, self.labels, queries)

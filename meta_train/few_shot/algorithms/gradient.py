@@ -19,14 +19,14 @@ NO_RANDOMNESS = torch.Generator()
 
 
 class Point(NamedTuple):
-    """Where the training of B learners stands."""
+    """A point in the training of B learners."""
 
     parameters: Tensor
     """``(B, N)``"""
     loss: Tensor
     """On the batch of the next step, ``(B,)``."""
     grad: Tensor
-    """Its gradient, ``(B, N)``."""
+    """Gradient of the loss, ``(B, N)``."""
 
 
 class AdaptedParameters(Adapted):
@@ -36,7 +36,7 @@ class AdaptedParameters(Adapted):
         self.learner, self.parameters, self.support = learner, parameters, support
 
     def predict(self, inputs: Tensor, *, transductive: bool = True) -> Tensor:
-        """See :meth:`Adapted.predict`."""
+        """Predictions ``(B, n, outputs)`` with the adapted parameters."""
         return self.learner.predict(self.parameters, inputs, None if transductive else self.support)
 
 
@@ -59,11 +59,11 @@ class GradientAlgorithm(Algorithm):
         self.inner, self.steps, self.batch_size = inner, steps, batch_size
 
     def starting_points(self, learner: Learner, count: int) -> Tensor:
-        """Where ``count`` learners start, ``(count, N)``."""
+        """Starting points of ``count`` learners, ``(count, N)``."""
         return self.initial.expand(count, -1)
 
     def _inner_for(self, learner: Learner) -> InnerOptimizer:
-        """The inner optimizer; a rule may heed the learner's tensors, by their fresh parameters."""
+        """The inner optimizer; a rule may use the learner's tensors, by their fresh parameters."""
         if self.inner is None:
             raise TypeError(f"{type(self).__name__} has no inner optimizer: it must take the steps in points()")
         if not isinstance(self.inner, UpdateRule):
@@ -83,7 +83,7 @@ class GradientAlgorithm(Algorithm):
             batches: one for each inner step, and one more for the loss after the last.
             count: B.
             steps: inner steps.
-            second_derivatives: see above.
+            second_derivatives: let gradients flow through the inner gradients as well.
         """
         fed, inner = learner.fed(self.starting_points(learner, count), batches), self._inner_for(learner)
         state = start(inner, fed, NO_RANDOMNESS, second_derivatives=second_derivatives)
@@ -104,7 +104,7 @@ class GradientAlgorithm(Algorithm):
 
     @torch.no_grad()
     def adapt(self, learner: Learner, support: Examples, steps: int, generator: torch.Generator) -> Iterator[Adapted]:
-        """See :meth:`Algorithm.adapt`."""
+        """The learners at the starting point, and after each inner step on the support examples."""
         batches = minibatches(support, self.batch_size, generator)
         for point in self.points(learner, batches, len(support[0]), steps):
             yield AdaptedParameters(learner, point.parameters, support[0])

@@ -22,7 +22,7 @@ class Leap(GradientAlgorithm):
 
     @torch.no_grad()
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
-        """See :meth:`Algorithm.meta_gradient`."""
+        """The direction that lengthens the paths of the inner trainings, averaged over the episodes."""
         batches = minibatches(episodes.support, self.batch_size, generator)
         path = self.points(learner, batches, len(episodes.support[0]), self.steps)
         point = first = next(path)

@@ -26,12 +26,12 @@ from learned_optim.meta_train.few_shot.low_rank import LowRankSGD, applies, is_c
 
 
 class QueryTrained(GradientAlgorithm):
-    """What is learned follows from the query loss after the inner training; see the module's formula."""
+    """Base of the algorithms that learn from the query loss after the inner training; see the module's formula."""
 
     second_derivatives: ClassVar[bool] = True
 
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
-        """See :meth:`Algorithm.meta_gradient`."""
+        """Gradient of the query loss after the inner training, through its steps."""
         with torch.enable_grad():
             points = self.judged_points(learner, episodes, generator, second_derivatives=self.second_derivatives)
             final = points[-1]
@@ -44,10 +44,10 @@ class MAML(QueryTrained):
     """Model-agnostic meta-learning with an inner optimizer; see the module's formula."""
 
     low_rank: bool | None = None
-    """Whether adapted weights are never formed, where that is possible; None: where it pays. The result is the same."""
+    """Whether adapted weights are never formed, if possible; None: where it is cheaper. The result is the same."""
 
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
-        """See :meth:`Algorithm.meta_gradient`."""
+        """Gradient of the query loss after the inner training, by the cheaper of two ways."""
         inputs = episodes.support[0]
         rows = inputs.shape[1] if self.batch_size is None else min(self.batch_size, inputs.shape[1])
         wanted = is_cheaper(learner, rows * self.steps) if self.low_rank is None else self.low_rank

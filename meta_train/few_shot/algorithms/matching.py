@@ -15,6 +15,6 @@ class Matching(Comparison):
     """Attention over the support examples in a learned space."""
 
     def logits(self, support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-        """See :meth:`Comparison.logits`."""
+        """Logarithms of the attention that the examples of each class get, ``(B, n, ways)``."""
         similarities = F.normalize(queries, dim=-1) @ F.normalize(support, dim=-1).transpose(1, 2)
         return (similarities.softmax(-1) @ labels).clamp(min=SMALLEST).log()

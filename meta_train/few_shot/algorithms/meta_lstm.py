@@ -82,7 +82,7 @@ class MetaLSTM(QueryTrained):
     def points(
         self, learner: Learner, batches: Iterator[Examples], count: int, steps: int, *, second_derivatives: bool = False
     ) -> Iterator[Point]:
-        """See :meth:`GradientAlgorithm.points`."""
+        """The starting point of ``count`` learners, and their parameters after each step of the LSTM."""
         parameters = self.initial.expand(count, -1)
         hidden = parameters.new_zeros(self.lstm.hidden, *parameters.shape)
         cell, kept, rate = hidden, torch.zeros_like(parameters), torch.zeros_like(parameters)

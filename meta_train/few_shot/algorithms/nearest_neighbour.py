@@ -21,7 +21,7 @@ class NearestNeighbour(Comparison):
         self.pixels = pixels
 
     def features(self, learner: Learner, inputs: Tensor, beside: Tensor | None = None) -> Tensor:
-        """See :meth:`Comparison.features`."""
+        """The pixels, or the features of a learner, ``(B, n, features)``."""
         return inputs.flatten(2) if self.pixels else super().features(learner, inputs, beside)
 
     def logits(self, support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

@@ -10,6 +10,6 @@ class Prototypical(Comparison):
     """Nearest class mean in a learned space."""
 
     def logits(self, support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-        """See :meth:`Comparison.logits`."""
+        """Minus the squared distances to the mean feature of each class, ``(B, n, ways)``."""
         means = labels.transpose(1, 2) @ support / labels.sum(1)[..., None]
         return -torch.cdist(queries, means).square()

@@ -46,7 +46,7 @@ class Reptile(GradientAlgorithm):
 
     @torch.no_grad()
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:
-        """See :meth:`Algorithm.meta_gradient`."""
+        """The way back from the ends of the inner trainings, or a combination of their gradients."""
         points = self.judged_points(learner, episodes, generator)
         final = points[-1]
         if self.combination is None:

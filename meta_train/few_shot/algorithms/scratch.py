@@ -26,7 +26,7 @@ class Scratch(GradientAlgorithm):
         self.seed = seed
 
     def starting_points(self, learner: Learner, count: int) -> Tensor:
-        """See :meth:`GradientAlgorithm.starting_points`."""
+        """Random starting points, one for each of ``count`` learners, ``(count, N)``."""
         return VectorizedTask(learner.few_shot, count, self.seed, device=learner.device).initial_parameters
 
     def meta_gradient(self, learner: Learner, episodes: Episodes, generator: torch.Generator) -> MetaGradient:

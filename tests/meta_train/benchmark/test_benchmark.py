@@ -15,13 +15,13 @@ from learned_optim import save_rule
 from learned_optim.meta_train.benchmark import evaluation
 from learned_optim.meta_train.benchmark import harness as harness_module
 from learned_optim.meta_train.benchmark.cache import Cache
-from learned_optim.meta_train.benchmark.command import compare
 from learned_optim.meta_train.benchmark.contenders import baseline, baselines, rules
 from learned_optim.meta_train.benchmark.evaluation import Problem, final_loss
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import as_json, problem_table, save_results, scores, summary_table
 from learned_optim.meta_train.benchmark.timing import time_steps
+from learned_optim.meta_train.reports.comparison import compare
 from learned_optim.rules import ScaleFreeLSTM
 
 

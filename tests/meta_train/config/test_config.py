@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,13 +25,13 @@ from learned_optim.meta_train.config.load import (
 )
 from learned_optim.meta_train.config.settings import (
     CurriculumConfig,
-    EstimatorConfig,
     MetaOptimizerConfig,
     RuleConfig,
     SuiteConfig,
     UnrollConfig,
     ValidationConfig,
 )
+from learned_optim.meta_train.estimators import ESTIMATORS, Estimator, TruncatedBPTT
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
 from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM
 
@@ -81,7 +82,7 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
     assert config.tasks[0].build() == QuadraticFamily()
     assert isinstance(config.rule.build(config.seed), ScheduleFreeLSTM)
     assert config.unroll.truncation == 20
-    assert config.estimator.replay_coordinates is None
+    assert config.estimator == TruncatedBPTT(meta_loss="mean", replay_coordinates=None)
 
 
 def test_values_arrive_where_they_belong(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_wrong_value_is_refused_with_its_place(override: str, message: str, tmp_
         ("Top level", Config),
         ("`[rule]`", RuleConfig),
         ("`[unroll]`", UnrollConfig),
-        ("`[estimator]`", EstimatorConfig),
+        ("`[estimator]`", None),
         ("`[meta_optimizer]`", MetaOptimizerConfig),
         ("`[validation]`", ValidationConfig),
         ("`[[validation.suites]]`", SuiteConfig),
@@ -217,12 +218,19 @@ def test_wrong_value_is_refused_with_its_place(override: str, message: str, tmp_
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_option_is_documented_with_its_default(heading: str, settings: Any) -> None:
+    """An option that several estimators have stands there once, with the default of the first."""
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     section = re.split(r"^##", text.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in section.splitlines() if line.startswith("| `")]
     documented = {name.strip("`"): default.strip("`") for name, default in rows}
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    assert list(documented) == list(fields)
+    if settings is None:
+        assert documented.pop("name") == json.dumps(TruncatedBPTT.name)
+        options = [*map(dataclasses.fields, reversed(ESTIMATORS.values())), dataclasses.fields(Estimator)]
+        fields = {field.name: field for each in options for field in each}
+        assert set(documented) == set(fields)
+    else:
+        fields = {field.name: field for field in dataclasses.fields(settings)}
+        assert list(documented) == list(fields)
     for name, default in documented.items():
         factory: Any = fields[name].default_factory
         value = fields[name].default if factory is dataclasses.MISSING else factory()
@@ -243,6 +251,29 @@ def test_option_of_another_estimator_is_refused(tmp_path: Path) -> None:
     assert "estimator: estimator 'pes' has no option 'replay_coordinates'; it has sigma, pairs" in refusal(
         text, tmp_path
     )
+
+
+FORMER = {"sigma": 0.01, "pairs": 1, "groups": None, "perturbed": None, "caution": 8.0, "covariance": True}
+"""Options that earlier versions recorded with every estimator."""
+
+
+def test_configuration_that_an_earlier_version_recorded_is_understood() -> None:
+    tables = json.loads(load_config("default").to_json())
+    tables["unroll"] |= {"truncation": 2000, "truncation_up_to": 2000}
+    tables["estimator"] |= {**FORMER, "pairs": 8, "sigma": 0.1, "replay_coordinates": None, "second_derivatives": False}
+    assert config_from_tables(tables) == load_config("default")
+    tables["estimator"]["covariance"] = False
+    with pytest.raises(ConfigError, match="estimator 'output-es' has no option 'covariance'; it has sigma, pairs"):
+        config_from_tables(tables)
+
+
+def test_window_is_a_number_of_steps_or_the_whole_training(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, SMALLEST), ["unroll.truncation=whole"])
+    assert config.unroll.window(0, 73, np.random.default_rng(0)) == 73
+    for override in ("unroll.truncation_up_to=30", "unroll.truncation_growth={to=30,over=5}"):
+        message = refusal(SMALLEST, tmp_path, ["unroll.truncation=whole", override])
+        assert 'truncation = "whole" leaves nothing to truncation_up_to and truncation_growth' in message
+    assert "unroll.truncation: " in refusal(SMALLEST, tmp_path, ["unroll.truncation=half"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.meta_train.data import datasets as data
+from learned_optim.meta_train.data import readers
 from learned_optim.meta_train.data.fetch import fetch
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -203,7 +204,7 @@ def test_digits_are_scikit_learns_in_a_fixed_order() -> None:
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    data._digits.cache_clear()
+    readers.digits.cache_clear()
     with pytest.raises(ImportError, match=r"pip install learned-optim\[demo\]"):
         data.load("digits", "train")
 
@@ -255,7 +256,7 @@ def test_a_damaged_or_foreign_idx_file_is_refused(mnist: Path, file: str, conten
 @pytest.fixture
 def cifar10(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with the binary version of CIFAR-10, ten images a file instead of 10,000."""
-    monkeypatch.setattr(data, "_CIFAR10_IMAGES", 10)
+    monkeypatch.setattr(readers, "_CIFAR10_IMAGES", 10)
     folder = nowhere / "synthetic" / "cifar10" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     for number, name in enumerate(CIFAR10_FILES):

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from helpers.reference import central_difference
 from helpers.user_tasks import Plane
-from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
+from learned_optim.meta_train.estimators import WindowGradient, truncated_bptt
 from learned_optim.meta_train.estimators.truncated_bptt import sample_coordinates
 from learned_optim.meta_train.inner.meta_loss import MetaLoss
 from learned_optim.meta_train.inner.unroll import InnerState, start, unroll
@@ -78,7 +78,7 @@ def under_way(
     return rule, instances, state
 
 
-def flat(result: MetaGradient) -> Tensor:
+def flat(result: WindowGradient) -> Tensor:
     return parameters_to_vector(result.grads)
 
 

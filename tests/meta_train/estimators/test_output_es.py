@@ -1,4 +1,4 @@
-"""ES on outputs: what a task asks for, what is remembered of it, and what the LSTM makes of that."""
+"""ES on outputs: the output gradient of a task, what is remembered of it, and what the LSTM makes of that."""
 
 import itertools
 from pathlib import Path
@@ -19,6 +19,7 @@ from learned_optim.meta_train.estimators.output_es import (
     PHASES,
     Experience,
     credited,
+    experiences,
     observed,
     some_coordinates,
     with_outputs,
@@ -31,6 +32,7 @@ from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Task
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
+from learned_optim.meta_train.trainer.checkpoint import read_checkpoint, write_checkpoint
 from learned_optim.meta_train.trainer.trainer import Trainer
 from learned_optim.rules import ScheduleFreeLSTM
 
@@ -72,13 +74,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def remembered(signal: float, asked: Tensor, *, anchor: bool, steps: int = 40) -> Experience:
+def remembered(signal: float, output_gradient: Tensor, *, anchor: bool, steps: int = 40) -> Experience:
     """A task whose signals are all ``signal``."""
     signals = torch.full((steps, SIGNALS, COORDINATES), signal, dtype=torch.float16)
-    return Experience(signals, asked, torch.tensor(anchor))
+    return Experience(signals, output_gradient, torch.tensor(anchor))
 
 
-class TestWhatATaskAsksFor:
+class TestOutputGradient:
     @pytest.mark.parametrize(
         ("steps", "phases", "sigma", "pairs"),
         [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
@@ -86,9 +88,9 @@ class TestWhatATaskAsksFor:
     def test_it_is_the_gradient_of_the_log_speed_up(self, steps: int, phases: int, sigma: float, pairs: int) -> None:
         rule, task = steered(), quadratics(distance=100.0)  # so far that the last phase is needed
         inner = start(rule, task, generator())
-        asked = OutputES(sigma=sigma, pairs=pairs).asked(rule, task, inner, steps, 5, generator())
-        assert asked.shape == (len(PHASES), 3)
-        assert asked[phases:].count_nonzero() == 0  # phases that these trainings do not reach
+        found = OutputES(sigma=sigma, pairs=pairs).output_gradient(rule, task, inner, steps, 5, generator())
+        assert found.shape == (len(PHASES), 3)
+        assert found[phases:].count_nonzero() == 0  # phases that these trainings do not reach
         bounds = [min(bound, steps) for bound in (*PHASES, steps)]
         exact = torch.zeros(phases, 3)
         for phase, output in itertools.product(range(phases), range(3)):
@@ -103,17 +105,18 @@ class TestWhatATaskAsksFor:
                 losses.append(window.losses)
             above, below = log_slowdowns(torch.cat(losses), particles.initial_loss, 2)
             exact[phase, output] = (below - above) / (2 * sigma)
-        assert (asked[:phases] - exact).norm() < 0.3 * exact.norm()
+        assert (found[:phases] - exact).norm() < 0.3 * exact.norm()
         assert (exact.abs().amax(1) > 0.1).all()
 
-    def test_an_anchor_asks_for_nothing(self) -> None:
+    def test_that_of_an_anchor_is_zero(self) -> None:
         rule, task = steered(), quadratics(anchor=True)
         estimator = OutputES(pairs=2)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
-        estimator.window(rule, task, state, 30, generator())
-        (experience,) = estimator.experience
+        learned: dict[str, Tensor] = {}
+        estimator.window(rule, task, state, 30, generator(), learned)
+        (experience,) = experiences(learned)
         assert experience.anchor
-        assert experience.asked.count_nonzero() == 0
+        assert experience.output_gradient.count_nonzero() == 0
 
 
 class TestWhatIsRemembered:
@@ -147,9 +150,11 @@ class TestWhatIsRemembered:
         rule, task = steered(), VectorizedTask(Cliff(), 2, seed=0)
         estimator = OutputES(pairs=1)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
-        estimate = estimator.window(rule, task, state, 700, generator())
-        assert estimator.experience[0].signals.isfinite().all()
-        assert estimator.experience[0].signals[-1].max() == LARGEST
+        learned: dict[str, Tensor] = {}
+        estimate = estimator.window(rule, task, state, 700, generator(), learned)
+        (experience,) = experiences(learned)
+        assert experience.signals.isfinite().all()
+        assert experience.signals[-1].max() == LARGEST
         assert all(grad.isfinite().all() for grad in estimate.grads)
 
     def test_coordinates_come_from_all_tensors_and_instances_alike(self) -> None:
@@ -160,68 +165,72 @@ class TestWhatIsRemembered:
         assert counts[:, 0].sum() == pytest.approx(0.5, abs=0.05)
         assert counts.sum(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.05)
 
-    def test_what_is_asked_of_a_phase_is_divided_among_its_steps(self) -> None:
-        asked = torch.arange(1.0, 10.0).view(3, 3)
+    def test_output_gradient_of_a_phase_is_divided_among_its_steps(self) -> None:
+        gradient = torch.arange(1.0, 10.0).view(3, 3)
         for steps, phases in ((40, 1), (100, 1), (300, 2), (900, 3)):
-            credit = credited(asked, steps)
+            credit = credited(gradient, steps)
             assert credit.shape == (steps, 3)
-            torch.testing.assert_close(credit.sum(0), asked[:phases].sum(0))
-            torch.testing.assert_close(credit[: min(100, steps)].sum(0), asked[0])
+            torch.testing.assert_close(credit.sum(0), gradient[:phases].sum(0))
+            torch.testing.assert_close(credit[: min(100, steps)].sum(0), gradient[0])
 
 
 class TestReplay:
-    def test_constant_outputs_are_worth_what_is_asked_less_caution(self) -> None:
+    def test_constant_outputs_are_worth_their_output_gradient_less_caution(self) -> None:
         rule = ScheduleFreeLSTM(hidden_size=2)  # the output layer is zero, but for the bias
         bias = torch.tensor([0.1, -0.2, 0.3])
         with torch.no_grad():
             rule.output_bias.copy_(bias)
         estimator = OutputES(caution=5.0)
-        asked = torch.arange(9.0).view(3, 3)
-        estimator.experience = [
-            remembered(0.5, asked, anchor=False, steps=300),  # two phases
+        gradient = torch.arange(9.0).view(3, 3)
+        experience = [
+            remembered(0.5, gradient, anchor=False, steps=300),  # two phases
             remembered(0.5, torch.zeros(3, 3), anchor=True, steps=20),
         ]
-        gain, size = (value.detach() for value in estimator.replay(rule, generator()))
-        assert float(gain) == pytest.approx(float(asked[:2].sum(0) @ bias) / 2, rel=1e-5)
+        gain, size = (value.detach() for value in estimator.replay(rule, experience, generator()))
+        assert float(gain) == pytest.approx(float(gradient[:2].sum(0) @ bias) / 2, rel=1e-5)
         assert float(size) == pytest.approx(float(bias @ bias) * (1 + ANCHORED) / 2, rel=1e-5)
 
     def test_lstm_learns_to_tell_tasks_apart(self) -> None:
         torch.manual_seed(0)
         rule = ScheduleFreeLSTM(hidden_size=4)
         estimator = OutputES(caution=2.0)
-        asked = torch.zeros(3, 3)
-        asked[0] = torch.tensor([0.5, -0.5, 0.0])
-        estimator.experience = [
-            remembered(1.0, asked, anchor=False),
+        gradient = torch.zeros(3, 3)
+        gradient[0] = torch.tensor([0.5, -0.5, 0.0])
+        experience = [
+            remembered(1.0, gradient, anchor=False),
             remembered(-1.0, torch.zeros(3, 3), anchor=True),
         ]
         optimizer = torch.optim.Adam(rule.parameters(), lr=0.03)
         for step in range(150):
-            gain, size = estimator.replay(rule, generator(step))
+            gain, size = estimator.replay(rule, experience, generator(step))
             optimizer.zero_grad()
             (estimator.caution / 2 * size - gain).backward()
             optimizer.step()
-        known, anchor = (
-            rule.outputs(experience.signals.float())[20:].mean((0, 2)).detach() for experience in estimator.experience
-        )
-        torch.testing.assert_close(known, asked[0] / estimator.caution, rtol=0, atol=0.06)  # where the gain is largest
+        known, anchor = (rule.outputs(task.signals.float())[20:].mean((0, 2)).detach() for task in experience)
+        torch.testing.assert_close(
+            known, gradient[0] / estimator.caution, rtol=0, atol=0.06
+        )  # where the gain is largest
         assert anchor.abs().max() < 0.05
 
     def test_a_window_returns_the_gradient_of_the_objective(self) -> None:
         rule, task = steered(), quadratics()
         estimator = OutputES(pairs=2, caution=3.0)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
-        estimate = estimator.window(rule, task, state, 30, generator())
+        learned: dict[str, Tensor] = {}
+        estimate = estimator.window(rule, task, state, 30, generator(), learned)
+        experience = experiences(learned)
         assert estimate.losses.shape == (30, 4)
         assert estimate.state.step == 30
-        gain, size = (value.detach() for value in estimator.replay(rule, generator()))  # there is a single task
+        gain, size = (
+            value.detach() for value in estimator.replay(rule, experience, generator())
+        )  # there is a single task
         assert float(estimate.meta_loss) == pytest.approx(float(1.5 * size - gain))
         assert float(estimate.report["outputs"]) == pytest.approx(float(size.sqrt()))
         moved = steered()
         with torch.no_grad():
             for parameter, grad in zip(moved.parameters(), estimate.grads, strict=True):
                 parameter.sub_(1e-3 * grad / grad.norm().clamp(min=1e-12))
-        new_gain, new_size = estimator.replay(moved, generator())
+        new_gain, new_size = estimator.replay(moved, experience, generator())
         assert 1.5 * new_size - new_gain < estimate.meta_loss
 
 
@@ -229,7 +238,7 @@ def output_es_config(**changes: Any) -> Config:
     tables: dict[str, Any] = {
         "steps": 6,
         "rule": {"architecture": "schedule-free-lstm", "settings": {"hidden_size": 2}},
-        "unroll": {"truncation": 60, "truncation_up_to": 60, "horizon": [40, 60], "stagger": False},
+        "unroll": {"truncation": "whole", "horizon": [40, 60], "stagger": False},
         "tasks": [QUADRATIC, {**QUADRATIC, "gradient_noise": 1.0, "anchor": True}],
         "estimator": OUTPUT_ES,
     }
@@ -238,27 +247,40 @@ def output_es_config(**changes: Any) -> Config:
 
 @pytest.mark.slow
 def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
-    before = weights(Trainer(output_es_config()).rule)
+    before = weights(Trainer(output_es_config()).module)
     whole = Trainer(output_es_config(), tmp_path / "whole")
     run(whole)
-    assert not weights(whole.rule).equal(before)
+    assert not weights(whole.module).equal(before)
     for progress in Trainer(output_es_config(), tmp_path / "parts").run():
         if progress.meta_step == 3:
             break
     resumed = Trainer.resume(tmp_path / "parts")
     run(resumed)
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
-    assert isinstance(resumed.estimator, OutputES)
-    anchors = [bool(experience.anchor) for experience in resumed.estimator.experience]
+    anchors = [bool(experience.anchor) for experience in experiences(resumed.pool.learned)]
     assert len(anchors) == 6
     assert set(anchors) == {True, False}
+
+
+def test_experience_of_an_earlier_version_is_read_under_its_former_name(tmp_path: Path) -> None:
+    trainer = Trainer(output_es_config(), tmp_path)
+    for progress in trainer.run():
+        if progress.meta_step == 2:
+            break
+    checkpoint = read_checkpoint(tmp_path)
+    tensors = {name.replace("output_gradient", "asked"): tensor for name, tensor in checkpoint.tensors.items()}
+    assert tensors.keys() != checkpoint.tensors.keys()
+    write_checkpoint(tmp_path, checkpoint._replace(tensors=tensors))
+    learned = Trainer.resume(tmp_path).pool.learned
+    assert learned.keys() == trainer.pool.learned.keys()
+    assert all(tensor.equal(trainer.pool.learned[name]) for name, tensor in learned.items())
 
 
 class TestRefused:
     def test_what_does_not_fit_together(self) -> None:
         with pytest.raises(ConfigError, match=r"output-es needs a rule that is steered by outputs.*scale-free-lstm"):
             output_es_config(rule={"architecture": "scale-free-lstm", "settings": {"hidden_size": 2}})
-        with pytest.raises(ConfigError, match="output-es asks for speed-ups"):
+        with pytest.raises(ConfigError, match=r"estimator\.meta_loss: Input should be 'speedup', got 'log'"):
             output_es_config(estimator={**OUTPUT_ES, "meta_loss": "log"})
         with pytest.raises(ConfigError, match="anchor needs estimator"):
             plain(tasks=[{**QUADRATIC, "anchor": True}])
@@ -271,8 +293,8 @@ class TestRefused:
             OutputES(**options)
 
     def test_windows_that_are_not_whole_trainings(self) -> None:
-        with pytest.raises(ValueError, match=r"whole inner trainings: raise unroll\.truncation"):
-            run(Trainer(output_es_config(unroll={"truncation": 5, "truncation_up_to": 5, "horizon": [10, 30]})))
+        with pytest.raises(ValueError, match=r'whole inner trainings: set unroll\.truncation = "whole"'):
+            run(Trainer(output_es_config(unroll={"truncation": 5, "horizon": [10, 30]})))
 
     def test_several_processes(self) -> None:
         world = World()
@@ -281,5 +303,5 @@ class TestRefused:
             Trainer(output_es_config(), world=world)
 
     def test_a_memory_of_another_kind(self) -> None:
-        with pytest.raises(ValueError, match=r"not what output-es remembers: .*0\.signal"):
-            OutputES().load_state_dict({"0.signal": torch.zeros(1)})
+        with pytest.raises(ValueError, match=r"not an experience of output-es: .*0\.signal"):
+            OutputES().check_learned({"0.signal": torch.zeros(1)})

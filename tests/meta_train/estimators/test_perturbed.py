@@ -47,9 +47,9 @@ def test_estimate_is_the_gradient_of_the_part_and_zero_elsewhere(strategy: type[
 @each_strategy
 def test_only_the_part_is_meta_trained(strategy: type[EvolutionStrategy]) -> None:
     trainer = Trainer(plain(steps=3, estimator={"name": strategy.name, "perturbed": ["output_bias"]}))
-    before = {name: weights.detach().clone() for name, weights in trainer.rule.named_parameters()}
+    before = {name: weights.detach().clone() for name, weights in trainer.module.named_parameters()}
     run(trainer)
-    moved = {name for name, weights in trainer.rule.named_parameters() if not weights.equal(before[name])}
+    moved = {name for name, weights in trainer.module.named_parameters() if not weights.equal(before[name])}
     assert moved == {"output_bias"}
 
 

@@ -13,13 +13,13 @@ from helpers.small_few_shot import write_omniglot
 from helpers.small_runs import contents, metrics, plain
 from learned_optim import cli
 from learned_optim.meta_train.common.strict import ConfigError
-from learned_optim.meta_train.config.load import load_tables, shipped_few_shot_configs
+from learned_optim.meta_train.config.load import load_tables
 from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
 from learned_optim.meta_train.few_shot.images import ImageClasses
 from learned_optim.meta_train.few_shot.model import FewShotModel
 from learned_optim.meta_train.few_shot.omniglot import TRAINING, Omniglot
-from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
+from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, shipped_few_shot_configs
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.trainer.meta_optimizer import MetaOptimizer
@@ -83,7 +83,8 @@ def test_no_algorithm_fails_on_the_task_of_a_shipped_configuration(
         pytest.skip("these classify")
     images, classes = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8), torch.zeros(TRAINING, dtype=torch.int64)
     monkeypatch.setattr(Omniglot, "classes", lambda *_: ImageClasses(images, classes, classes + 20))  # all the same
-    tables = load_tables(shipped, ["steps=1", "episodes=1", "validation.episodes=2", "validation.steps=1"])
+    changes = ["steps=1", "episodes=1", "validation.episodes=2", "validation.steps=1"]
+    tables = load_tables(shipped, changes, shipped_few_shot_configs())
     progress = next(FewShotTrainer(few_shot_config({**tables, "algorithm": {"name": name}})).run())
     assert progress.skipped == 0
 
@@ -102,10 +103,10 @@ def test_no_algorithm_fails_for_few_or_many_rows_and_units(name: str, steps: int
 @pytest.mark.parametrize(("train_rule", "moves"), [(True, True), (False, False)])
 def test_rule_is_trained_only_if_asked(train_rule: bool, moves: bool) -> None:
     trainer = FewShotTrainer(config({"name": "maml", "steps": 2, **RULE, "train_rule": train_rule}))
-    before = {name: value.clone() for name, value in trainer.algorithm.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.module.state_dict().items()}
     for _ in trainer.run():
         pass
-    changed = {name for name, value in trainer.algorithm.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {name for name, value in trainer.module.state_dict().items() if not torch.equal(value, before[name])}
     assert "initial" in changed
     assert any(name.startswith("inner.") for name in changed) == moves
 
@@ -123,7 +124,7 @@ def test_maml_learns_waves() -> None:
 def test_step_whose_loss_is_not_a_number_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = FewShotTrainer(config())
     with torch.no_grad():
-        trainer.algorithm.get_parameter("initial").fill_(torch.inf)
+        trainer.module.get_parameter("initial").fill_(torch.inf)
     progress = next(trainer.run())
     assert progress.skipped == 1
 
@@ -136,7 +137,7 @@ def test_rate_of_a_linear_schedule() -> None:
 
 @pytest.mark.parametrize("name", shipped_few_shot_configs())
 def test_shipped_configuration_loads_and_says_what_it_is(name: str) -> None:
-    loaded = few_shot_config(load_tables(name), name)
+    loaded = few_shot_config(load_tables(name, shipped=shipped_few_shot_configs()), name)
     assert loaded.description
     assert few_shot_config(json.loads(loaded.to_json())) == loaded
 
@@ -149,7 +150,7 @@ def test_shipped_configuration_loads_and_says_what_it_is(name: str) -> None:
         ({"algorithm": {"name": "meta-sgd", "optimizer": "adam"}}, "algorithm 'meta-sgd' has no option 'optimizer'"),
         ({"algorithm": {"name": "maml", "combination": [1.0]}}, "algorithm 'maml' has no option 'combination'"),
         ({"algorithm": {"name": "maml", "optimizer": "rule"}}, "belong together"),
-        ({"algorithm": {"name": "leap", **RULE, "train_rule": True}}, "train_rule needs algorithm maml or fomaml"),
+        ({"algorithm": {"name": "leap", **RULE, "train_rule": True}}, "algorithm 'leap' has no option 'train_rule'"),
         ({"algorithm": {"name": "reptile", "steps": 2, "combination": [1.0]}}, "a factor for each of 2 inner steps"),
         ({"algorithm": {"name": "prototypical"}}, "'prototypical' classifies; the task is a regression"),
         ({"algorithm": {"name": "maml"}, "stepps": 3}, r"unknown key 'stepps' \(did you mean 'steps'\?\)"),

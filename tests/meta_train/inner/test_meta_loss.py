@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.inner.meta_loss import BOUND, FLOOR, MetaLoss, final_loss, log_loss, mean_loss
+from learned_optim.meta_train.inner.meta_loss import (
+    BOUND,
+    FLOOR,
+    MetaLoss,
+    end_of_window,
+    mean_log_ratio,
+    mean_of_window,
+)
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Task
 from learned_optim.meta_train.tasks.mlp import MLPTask
@@ -29,11 +36,11 @@ def classifiers(classes: int) -> VectorizedTask:
 def test_reductions_are_their_formulas() -> None:
     losses = torch.tensor([[2.0, 0.5], [1.0, 8.0]])
     initial = torch.tensor([4.0, 2.0])
-    assert float(mean_loss(losses, initial)) == pytest.approx(11.5 / 4)
-    assert float(final_loss(losses, initial)) == pytest.approx(4.5)
+    assert float(mean_of_window(losses, initial)) == pytest.approx(11.5 / 4)
+    assert float(end_of_window(losses, initial)) == pytest.approx(4.5)
     expected = np.log(np.array([0.5, 0.25, 0.25, 4.0]) + FLOOR).mean()
-    assert float(log_loss(losses, initial)) == pytest.approx(expected, rel=1e-12)
-    assert float(log_loss(torch.zeros(2, 2), initial)) == pytest.approx(np.log(FLOOR))
+    assert float(mean_log_ratio(losses, initial)) == pytest.approx(expected, rel=1e-12)
+    assert float(mean_log_ratio(torch.zeros(2, 2), initial)) == pytest.approx(np.log(FLOOR))
 
 
 @pytest.mark.parametrize("wrong", [9.0, math.inf, -math.inf, math.nan])

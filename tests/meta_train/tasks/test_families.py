@@ -94,11 +94,11 @@ def test_configuration_of_the_family_can_be_meta_trained_on(name: str, second_de
         "validation": {"horizon": 2, "instances": 2},
     }
     trainer = Trainer(config_from_tables(tables))
-    before = [parameter.detach().clone() for parameter in trainer.rule.parameters()]
+    before = [parameter.detach().clone() for parameter in trainer.module.parameters()]
     *_, last = trainer.run()
     assert last.skipped == 0
     assert math.isfinite(last.best_validation)
-    after = list(trainer.rule.parameters())
+    after = list(trainer.module.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 

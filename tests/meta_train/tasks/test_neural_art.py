@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from learned_optim import cli
-from learned_optim.meta_train.neural_art import style as neural_art
-from learned_optim.meta_train.neural_art.command import descend, make_optimizer
-from learned_optim.meta_train.neural_art.style import (
+from learned_optim.meta_train.style_transfer import style as neural_art
+from learned_optim.meta_train.style_transfer.command import descend, make_optimizer
+from learned_optim.meta_train.style_transfer.style import (
     NETWORKS,
     ArtLoss,
     FeatureNetwork,

@@ -8,7 +8,7 @@ from helpers.small_runs import metrics, plain, run
 from learned_optim.meta_train.config.settings import CurriculumConfig
 from learned_optim.meta_train.trainer.curriculum import Curriculum
 from learned_optim.meta_train.trainer.trainer import Trainer
-from learned_optim.meta_train.trainer.validation import Suite
+from learned_optim.meta_train.trainer.validation import ValidationSuite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = CurriculumConfig(horizons=(2, 4, 8), every=5, evaluations=3)
@@ -61,11 +61,11 @@ def test_run_evaluates_at_the_next_horizon_and_trains_at_its_own(
     asked: list[tuple[int, int | None]] = []
     scores = iter([1.0, 0.9, 0.8, 0.8, 5.0, 5.0, 5.0, 5.0])  # the second stage never improves
 
-    def scripted(self: Suite, rule: object, split: str = "validation", horizon: int | None = None) -> float:
+    def scripted(self: ValidationSuite, rule: object, split: str = "validation", horizon: int | None = None) -> float:
         asked.append((trainer.meta_step, horizon))
         return next(scores) if horizon is not None else 1.0
 
-    monkeypatch.setattr(Suite, "score", scripted)
+    monkeypatch.setattr(ValidationSuite, "score", scripted)
     config = plain(
         steps=100,
         unroll={"horizon": [100, 100]},

@@ -10,10 +10,10 @@ import torch
 
 from helpers.small_runs import L2L, QUADRATIC, STEPS, configuration, drifting, plain, run
 from learned_optim.meta_train.common.seeds import torch_generator
-from learned_optim.meta_train.estimators import Trajectory
 from learned_optim.meta_train.tasks.mlp import MLPTask
 from learned_optim.meta_train.trainer import pool as pool_module
-from learned_optim.meta_train.trainer.pool import InnerTraining, Pool
+from learned_optim.meta_train.trainer.member import InnerTraining, TrainedShare
+from learned_optim.meta_train.trainer.pool import Pool
 from learned_optim.meta_train.trainer.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,9 +23,15 @@ def redraw(trainer: Trainer) -> list[InnerTraining]:
     """New members in all places: at first those of a pool that begins, then their successors."""
     pool = trainer.pool
     horizon = trainer.config.unroll.horizon
-    members = [pool.draw(trainer.rule, index, horizon) for index in range(len(pool.members))]
+    members = [pool.draw(index, horizon) for index in range(len(pool.members))]
     pool.members = list(members)
     return members
+
+
+def share_of(member: InnerTraining) -> TrainedShare:
+    """The instances of a member, all of which are trained in this process."""
+    assert member.trained is not None
+    return member.trained
 
 
 @pytest.mark.slow
@@ -36,7 +42,7 @@ def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> 
         for member in trainer.pool.members:
             if member is not None:
                 assert member.horizon == 20
-                after_first_window.setdefault(member.draw, float(member.state.step))
+                after_first_window.setdefault(member.draw, float(member.step))
     first = [after_first_window[draw] for draw in range(1, 41)]
     later = [stage for draw, stage in after_first_window.items() if draw > 40]
     assert set(first) == {2.0 * window for window in range(1, 11)}  # of 40 draws, one of 10 is missing in 14%
@@ -51,7 +57,7 @@ def test_late_stages_are_met_as_often_in_the_first_round_as_later() -> None:
     trainer = Trainer(plain(unroll={"pool": draws, "truncation": 1, "horizon": [2, 50]}))
     members = redraw(trainer)
     horizons = torch.tensor([float(member.horizon) for member in members])
-    fractions = torch.tensor([(float(member.state.step) + 0.5) / member.horizon for member in members])
+    fractions = torch.tensor([(float(member.step) + 0.5) / member.horizon for member in members])
     # Uniform on 2 ... 50 and 0 ... 1: standard deviations 14.1 and 0.289.
     assert float(horizons.mean()) == pytest.approx(26, abs=5 * 14.1 / draws**0.5)
     assert float(fractions.mean()) == pytest.approx(0.5, abs=5 * 0.289 / draws**0.5)
@@ -62,7 +68,7 @@ def test_late_stages_are_met_as_often_in_the_first_round_as_later() -> None:
 def test_member_that_runs_ahead_into_divergence_starts_at_its_beginning() -> None:
     config = plain(rule=L2L, unroll={"pool": 20, "horizon": [20, 20]})
     members = redraw(Trainer(config, rule=drifting(1e4)))
-    assert {float(member.state.step) for member in members} == {0.0}
+    assert {float(member.step) for member in members} == {0.0}
     assert not any(member.finished for member in members)
 
 
@@ -89,9 +95,9 @@ def test_diverged_is_a_whole_window_above_ten_initial_losses(
 ) -> None:
     config = plain()
     (member,) = redraw(Trainer(config))
-    inner = member.state.inner._replace(initial_loss=torch.tensor(initial))
-    member.advance(Trajectory(inner, {}), torch.tensor(losses))
-    assert member.finished == member.diverged == diverged
+    trained = share_of(member)
+    trained.advance(trained.inner._replace(initial_loss=torch.tensor(initial)), torch.tensor(losses))
+    assert trained.lost == trained.diverged == diverged
 
 
 def test_divergence_is_not_forgotten_by_a_checkpoint(tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_divergence_is_not_forgotten_by_a_checkpoint(tmp_path: Path) -> None:
     next(trainer.run())
     member = trainer.pool.members[0]
     assert isinstance(member, InnerTraining)
-    member.diverged = True
+    member.lost = True
     trainer.save_checkpoint()
     restored = Trainer.resume(tmp_path).pool.members[0]
     assert restored is not None
@@ -116,7 +122,7 @@ def test_single_member_is_not_cut_short() -> None:
 def test_members_take_turns() -> None:
     config = plain(steps=3, unroll={"pool": 3, "windows_per_step": 2, "horizon": [100, 100], "stagger": False})
     trainer = Trainer(config)
-    stages = [[float(member.state.step) if member else 0.0 for member in trainer.pool.members] for _ in trainer.run()]
+    stages = [[float(member.step) if member else 0.0 for member in trainer.pool.members] for _ in trainer.run()]
     assert stages == [[2, 2, 0], [4, 2, 2], [4, 4, 4]]
 
 
@@ -127,7 +133,7 @@ def test_inner_training_ends_with_the_window_that_reaches_its_horizon(horizon: i
     stages = []
     for _ in trainer.run():
         assert trainer.pool.members[0] is not None
-        stages.append((trainer.pool.members[0].draw, float(trainer.pool.members[0].state.step)))
+        stages.append((trainer.pool.members[0].draw, float(trainer.pool.members[0].step)))
     assert stages == [(draw, step) for draw in (1, 2, 3) for step in ends]
 
 
@@ -179,15 +185,17 @@ def test_course_of_a_member_does_not_depend_on_the_others(estimator: str, family
     horizon = config.unroll.horizon
     together = []
     for meta_step in range(24):
-        estimate = trainer.pool.advance(trainer.rule, meta_step % 3, meta_step, horizon)
+        outcome = trainer.pool.advance([meta_step % 3], meta_step, horizon)
         if meta_step % 3 == 1:
-            together.append(estimate)
-    alone = Pool(config, config.estimator.build(), torch.device("cpu"), trainer.rule)
+            together.append(outcome)
+    alone = Pool(config, torch.device("cpu"), trainer.module)
     for meta_step, expected in zip(range(1, 24, 3), together, strict=True):
-        estimate = alone.advance(trainer.rule, 1, meta_step, horizon)
-        assert torch.equal(estimate.losses, expected.losses)
-        assert all(torch.equal(*pair) for pair in zip(estimate.grads, expected.grads, strict=True))
+        outcome = alone.advance([1], meta_step, horizon)
+        assert (outcome.meta_loss, outcome.inner_loss) == (expected.meta_loss, expected.inner_loss)
+        assert all(torch.equal(*pair) for pair in zip(outcome.grads, expected.grads, strict=True))
     assert alone.members[1] is not None
+    assert trainer.pool.members[1] is not None
+    assert torch.equal(share_of(alone.members[1]).inner.parameters, share_of(trainer.pool.members[1]).inner.parameters)
     assert alone.members[1].draw > 3  # it has been drawn anew
     assert alone.members[0] is None
 
@@ -196,13 +204,14 @@ def test_particle_that_is_far_off_is_not_hidden_by_the_others() -> None:
     """The mean over 8 particles would be 3.5 initial losses."""
     config = plain(estimator={"name": "pes", "pairs": 2}, unroll={"instances": 2})
     (member,) = redraw(Trainer(config))
-    assert member.state.inner.initial_loss.shape == (8, 1)
-    losses = torch.ones(2, 8, 1) * member.state.inner.initial_loss
-    member.advance(member.state, losses)
-    assert not member.finished
+    trained = share_of(member)
+    assert trained.inner.initial_loss.shape == (8, 1)
+    losses = torch.ones(2, 8, 1) * trained.inner.initial_loss
+    trained.advance(trained.inner, losses)
+    assert not trained.lost
     losses[:, 5] *= 21
-    member.advance(member.state, losses)
-    assert member.finished
+    trained.advance(trained.inner, losses)
+    assert trained.lost
 
 
 class TestWindows:

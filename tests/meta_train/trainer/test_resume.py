@@ -190,7 +190,7 @@ class TestResume:
         """The weights that a run started from may have been moved, or replaced by others."""
         first = Trainer(plain(seed=5))
         run(first)
-        save_rule(first.rule, tmp_path / "start.safetensors")
+        save_rule(first.module, tmp_path / "start.safetensors")
         config = plain(rule={"start_from": str(tmp_path / "start.safetensors")})
         run(Trainer(config, tmp_path / "whole"))
         folder = tmp_path / "interrupted"

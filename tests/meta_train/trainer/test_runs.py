@@ -27,7 +27,8 @@ from learned_optim.meta_train.reports.run_plots import (
     short_names,
 )
 from learned_optim.meta_train.reports.runs import different_settings, find_runs, read_run
-from learned_optim.meta_train.run_settings import settings_of
+from learned_optim.meta_train.reports.settings import settings_of
+from learned_optim.meta_train.trainer.kind import RULE
 from learned_optim.meta_train.trainer.log import read_metrics
 from learned_optim.meta_train.trainer.record import read_record
 from learned_optim.meta_train.trainer.trainer import Trainer
@@ -114,8 +115,9 @@ class TestReading:
         runs = find_runs([folder])
         assert different_settings(runs) == {
             "estimator.name": ["truncated-bptt", "pes"],
-            "estimator.pairs": [1, 2],
+            "estimator.pairs": [None, 2],  # a setting that only one of the estimators has
             "estimator.replay_coordinates": [3, None],
+            "estimator.sigma": [None, 0.01],
             "seed": [0, 3],
         }
         del runs[0].config["unroll"]["stagger"]  # as in a run of a version that did not know it
@@ -210,7 +212,7 @@ def test_settings_are_beside_the_defaults_of_their_own_class() -> None:
         "validation": {"suites": [{"name": "mixture"}, {"name": "other", "families": [{"family": "mlp"}], "tasks": 3}]},
         "unknown": {"to": "us"},
     }
-    changed = {setting.name: setting.value for setting in settings_of(config) if setting.value != setting.default}
+    changed = {setting.name: setting.value for setting in settings_of(config, RULE) if setting.value != setting.default}
     assert changed == {
         "steps": 5,
         "rule.architecture": "lstm-l2l",
@@ -224,6 +226,17 @@ def test_settings_are_beside_the_defaults_of_their_own_class() -> None:
         "validation.suites[1].tasks": 3,
         "unknown.to": "us",
     }
+
+
+def test_options_that_an_earlier_version_recorded_for_every_estimator_are_no_settings(
+    folder: Path, tmp_path: Path
+) -> None:
+    with safe_open(folder / "b" / "checkpoint.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+    config["estimator"] |= {"covariance": True, "caution": 8.0, "second_derivatives": False}
+    save_file({}, tmp_path / "checkpoint.safetensors", {**metadata, "config": json.dumps(config)})
+    assert read_run(tmp_path).settings() == read_run(folder / "b").settings()
 
 
 def test_names_are_drawn_letter_by_letter(folder: Path, tmp_path: Path) -> None:

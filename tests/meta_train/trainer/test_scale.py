@@ -77,7 +77,7 @@ def train_all(folder: Path) -> None:
     world = World(dist.get_rank(), dist.get_world_size())
     for name in CASES:
         trainer = Trainer(case(name), folder / name, world=world)
-        steps = [weights(trainer.rule) for _ in trainer.run()]
+        steps = [weights(trainer.module) for _ in trainer.run()]
         save_file({"weights": torch.stack(steps)}, folder / f"{name} {world.rank}.safetensors")
     for name in RESUMED:
         trainer = Trainer(case(name), folder / f"{name} halfway", world=world)

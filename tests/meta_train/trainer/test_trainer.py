@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from helpers.small_runs import configuration, plain, run, weights
-from learned_optim.meta_train.estimators import Estimate, Trajectory
-from learned_optim.meta_train.inner.unroll import InnerState
+from learned_optim.meta_train.estimators import Part, TruncatedBPTT
 from learned_optim.meta_train.trainer import progress as progress_module
-from learned_optim.meta_train.trainer.pool import is_finite
 from learned_optim.meta_train.trainer.progress import run_with_progress
 from learned_optim.meta_train.trainer.trainer import Trainer
 
@@ -27,11 +24,11 @@ class TestStep:
     ) -> None:
         infinite: list[bool] = []
 
-        def recording(*arguments: Any) -> Estimate:
-            window = estimate(*arguments)
-            assert all(bool(grad.isfinite().all()) for grad in window.grads)
-            infinite.append(not bool(window.losses.isfinite().all()))
-            return window
+        def recording(*arguments: Any) -> Part:
+            part = train_share(*arguments)
+            assert bool(part.sums.isfinite().all())
+            infinite.append(not bool(part.losses.isfinite().all()))
+            return part
 
         config = plain(
             steps=20,
@@ -40,21 +37,26 @@ class TestStep:
             validation={"every": 1000},
         )
         trainer = Trainer(config)
-        estimate = trainer.estimator.window
-        monkeypatch.setattr(trainer.estimator, "window", recording)
+        train_share = TruncatedBPTT.train_share
+        monkeypatch.setattr(TruncatedBPTT, "train_share", recording)
         skipped = [not math.isfinite(progress.grad_norm) for progress in trainer.run()]
         assert skipped == infinite
         assert 3 <= sum(skipped) <= 17  # half the windows of two batches hold an infinite one
 
     @pytest.mark.parametrize("place", ["meta-loss", "meta-gradient", None])
-    def test_meta_loss_or_gradient_that_is_not_finite_counts(self, place: str | None) -> None:
-        def values(name: str) -> Tensor:
-            return torch.tensor([[1.0, math.nan if place == name else 2.0]])
+    def test_meta_loss_or_gradient_that_is_not_finite_counts(
+        self, place: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*arguments: Any) -> Part:
+            part = train_share(*arguments)
+            if place == "meta-gradient":
+                part.sums[1] = math.nan
+            return part._replace(meta_loss=part.meta_loss * math.nan) if place == "meta-loss" else part
 
-        state = InnerState(values(""), values(""), {}, torch.zeros(()), torch.ones(1))
-        grads = (torch.zeros(3), values("meta-gradient"))
-        window = Estimate(grads, values("meta-loss").sum(), values(""), Trajectory(state, {}), {})
-        assert is_finite(window) == (place is None)
+        train_share = TruncatedBPTT.train_share
+        monkeypatch.setattr(TruncatedBPTT, "train_share", broken)
+        outcome = Trainer(configuration()).pool.meta_gradient(0, (9, 9))
+        assert outcome.finite == (place is None)
 
     def test_logarithm_of_a_negative_loss_is_refused(self) -> None:
         tasks = [{"family": "helpers.user_tasks:PlaneFamily", "offset": -100.0}]
@@ -74,9 +76,9 @@ class TestStep:
             validation={"every": 1000},
         )
         trainer = Trainer(config)
-        before, skipped = weights(trainer.rule), 0
+        before, skipped = weights(trainer.module), 0
         for progress in trainer.run():
-            after = weights(trainer.rule)
+            after = weights(trainer.module)
             skipped += not math.isfinite(progress.grad_norm)
             assert progress.skipped == trainer.skipped == skipped
             assert torch.equal(before, after) == (not math.isfinite(progress.grad_norm))
@@ -93,15 +95,15 @@ class TestStep:
 
     def test_first_update_is_a_step_of_adam_against_the_gradient(self) -> None:
         trainer = Trainer(plain(meta_optimizer={"lr": 1e-3}))
-        before = weights(trainer.rule)
+        before = weights(trainer.module)
         next(trainer.run())
         grad = torch.cat(
             [
                 (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).flatten()
-                for parameter in trainer.rule.parameters()
+                for parameter in trainer.module.parameters()
             ]
         )
-        moved = weights(trainer.rule) - before
+        moved = weights(trainer.module) - before
         pushed = grad.abs() > 1e-5  # where Adam's epsilon, 1e-8, does not count
         assert int(pushed.sum()) >= 5
         torch.testing.assert_close(moved[pushed], -1e-3 * grad[pushed].sign(), rtol=0.01, atol=0)
@@ -111,19 +113,21 @@ class TestStep:
         trainer = Trainer(plain(steps=3, meta_optimizer={"clip_norm": bound}))
         for progress in trainer.run():
             assert progress.grad_norm > 1e-3
-            norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.rule.parameters() if p.grad is not None))
+            norm = math.sqrt(
+                sum(float(p.grad.square().sum()) for p in trainer.module.parameters() if p.grad is not None)
+            )
             assert norm == pytest.approx(min(bound, progress.grad_norm), rel=1e-5)
 
     @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
     def test_average_is_exponential_with_a_short_memory_at_the_start(self, decay: float) -> None:
         trainer = Trainer(plain(steps=8, meta_optimizer={"average": decay}))
-        expected = torch.zeros_like(weights(trainer.rule))
+        expected = torch.zeros_like(weights(trainer.module))
         for progress in trainer.run():
             done = progress.meta_step - 1
             keep = min(decay, done / (done + 10))
-            expected = keep * expected + (1 - keep) * weights(trainer.rule)
+            expected = keep * expected + (1 - keep) * weights(trainer.module)
             torch.testing.assert_close(weights(trainer.averaged), expected, rtol=1e-5, atol=1e-7)
-        assert torch.equal(weights(trainer.averaged), weights(trainer.rule)) == (decay == 0)
+        assert torch.equal(weights(trainer.averaged), weights(trainer.module)) == (decay == 0)
 
     def test_meta_training_lowers_the_validation_score(self) -> None:
         """From Adam at 0.003, which goes 0.06 far in 20 steps, towards optima at a distance of 2."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from helpers.small_runs import QUADRATIC, configuration, metrics, plain, run, weights
-from learned_optim.meta_train.trainer.pool import DIVERGED
 from learned_optim.meta_train.trainer.trainer import Trainer
-from learned_optim.meta_train.trainer.validation import SOLVED
+from learned_optim.meta_train.trainer.validation import SOLVED, WORST
 from learned_optim.rules import LSTML2L, RuleState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +28,7 @@ def test_does_not_disturb_meta_training() -> None:
     often, never = Trainer(configuration(validation={"every": 1})), Trainer(configuration(validation={"every": 99}))
     run(often)
     run(never)
-    assert torch.equal(weights(often.rule), weights(never.rule))
+    assert torch.equal(weights(often.module), weights(never.module))
 
 
 @pytest.mark.parametrize("output_bias", [300.0, 1e20, math.nan], ids=["far-off", "overflow", "not-a-number"])
@@ -41,7 +40,7 @@ def test_diverged_counts_as_ten_times_the_initial_loss(output_bias: float) -> No
     moving = LSTML2L(2)
     torch.nn.init.zeros_(moving.output_weight)
     torch.nn.init.constant_(moving.output_bias, output_bias)
-    assert trainer.validate(moving) == pytest.approx(DIVERGED, rel=1e-5)
+    assert trainer.validate(moving) == pytest.approx(WORST, rel=1e-5)
 
 
 def test_solved_counts_as_a_thousandth_of_the_initial_loss() -> None:
@@ -65,7 +64,7 @@ def test_score_is_the_geometric_mean_over_tasks_of_the_last_tenth() -> None:
         batch = task.batch(torch.Generator())
         finals = [task.losses(task.initial_parameters + 0.01 * step, batch) for step in (19, 20)]
         initial = task.losses(task.initial_parameters, batch)
-        assert bool((torch.stack(finals).mean(0) < DIVERGED * initial).all())
+        assert bool((torch.stack(finals).mean(0) < WORST * initial).all())
         logarithms.append(math.log(float(torch.stack(finals).mean() / initial.mean())))
     assert len(logarithms) == 4
     expected = math.exp(sum(logarithms) / 4)
@@ -93,8 +92,8 @@ class TestSuites:
 
     def test_mixture_has_the_same_score_whatever_its_name(self) -> None:
         alone, named = Trainer(configuration()), Trainer(configuration(validation={"suites": SUITES}))
-        assert named.suites["near"].score(named.rule) == alone.validate(alone.rule)
-        assert named.suites["far"].score(named.rule) != alone.validate(alone.rule)
+        assert named.suites["near"].score(named.module) == alone.validate(alone.module)
+        assert named.suites["far"].score(named.module) != alone.validate(alone.module)
 
     @pytest.mark.parametrize("select", [None, "far", "kinds"])
     def test_selected_one_chooses_the_best_weights_and_all_are_logged(self, select: str | None, tmp_path: Path) -> None:

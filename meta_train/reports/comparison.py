@@ -1,4 +1,4 @@
-"""What ``learned-optim benchmark`` does."""
+"""Rules beside tuned baselines on a suite: runs, tables, results and figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,38 +12,10 @@ from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import as_json, problem_table, save_results, scores, summary_table
 from learned_optim.meta_train.benchmark.scores import Result
-from learned_optim.meta_train.benchmark.suites import Suite, load_suite, shipped_suites, suite_of_model
+from learned_optim.meta_train.benchmark.suites import Suite
 from learned_optim.meta_train.benchmark.timing import Timing, time_steps
 from learned_optim.meta_train.reports.plots import plot_all
 from learned_optim.terminal import say
-
-
-def chosen_suite(
-    source: str | None,
-    model: str | None = None,
-    *,
-    problems: Sequence[str] = (),
-    seeds: int | None = None,
-    steps: int | None = None,
-) -> Suite:
-    """The suite, or that of a user's own model, cut to some problems and with another number of seeds.
-
-    Raises:
-        ValueError: neither or both, ``steps`` for a suite, or what the suite does not have.
-    """
-    if (source is None) == (model is None):
-        raise ValueError(
-            f"name a suite ({', '.join(shipped_suites())}, or a TOML file), or your own --model FILE.py:CLASS"
-        )
-    if source is not None:
-        if steps is not None:
-            raise ValueError("--steps goes with --model; a suite says itself how long its problems are")
-        suite = load_suite(source)
-    else:
-        suite = suite_of_model(str(model), steps)
-    if problems:
-        suite = suite.only(problems)
-    return suite if seeds is None else suite.with_seeds(seeds)
 
 
 def compare(
@@ -102,13 +74,3 @@ def compare(
         say(f"\n{summary_table(scores(results, timings), 'seconds')}")
     say(f"\nwritten to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
     return results
-
-
-def listing() -> str:
-    """The shipped suites and their problems."""
-    lines = []
-    for name in shipped_suites():
-        suite = load_suite(name)
-        lines.append(f"{name:20}{suite.title}")
-        lines += [f"  {problem.name:30}{problem.label}" for problem in suite.problems]
-    return "\n".join(lines)

@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from learned_optim.meta_train.common.strict import dataclass_of
-from learned_optim.meta_train.config.settings import Config
-from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, FewShotConfig, is_few_shot
-from learned_optim.meta_train.tasks import FAMILIES
-from learned_optim.rules import ARCHITECTURES
+from learned_optim.meta_train.trainer.kind import RunKind
 
 NO_DEFAULT = object()
 
@@ -25,44 +22,37 @@ class Setting(NamedTuple):
     """:data:`NO_DEFAULT` where it must be given, or is not known to this version."""
 
 
-def settings_of(config: Mapping[str, Any]) -> list[Setting]:
-    """All settings of a run of either kind; what an older version did not know is at its default."""
-    kind = FewShotConfig if is_few_shot(config) else Config
-    return list(_settings(config, NO_DEFAULT, kind, ""))
+def settings_of(config: Mapping[str, Any], kind: RunKind) -> list[Setting]:
+    """All settings of a run of this kind; what an older version did not know is at its default."""
+    return list(_settings(config, NO_DEFAULT, kind.config_class, "", kind))
 
 
-def _settings(value: Any, default: Any, kind: Any, place: str) -> Iterator[Setting]:
-    """The settings in ``value``, which lies at ``place``; ``kind`` is what its tables are read into, if it is known."""
+def _settings(value: Any, default: Any, cls: Any, place: str, kind: RunKind) -> Iterator[Setting]:
+    """The settings in ``value``, which lies at ``place``; its tables are read into the class ``cls``, if known."""
     if isinstance(value, Mapping):
-        defaults = {**_defaults(kind), **(default if isinstance(default, Mapping) else {})}
+        defaults = {**_defaults(cls), **(default if isinstance(default, Mapping) else {})}
         for key, entry in {**defaults, **value}.items():
             below = f"{place}.{key}" if place else str(key)
-            yield from _settings(entry, defaults.get(key, NO_DEFAULT), _kind_below(kind, key, value), below)
+            below_cls = kind.options_class(key, value) if key in value else None
+            below_cls = dataclass_of(cls, key) if below_cls is None else below_cls
+            yield from _settings(entry, defaults.get(key, NO_DEFAULT), below_cls, below, kind)
     elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
         defaults_of_entries = default if isinstance(default, list) else []
         for index, entry in enumerate(value):
             own = defaults_of_entries[index] if index < len(defaults_of_entries) else NO_DEFAULT
-            yield from _settings(entry, own, kind, f"{place}[{index}]")
+            yield from _settings(entry, own, cls, f"{place}[{index}]", kind)
     else:
         yield Setting(place, value, default)
 
 
-def _kind_below(kind: Any, key: str, table: Mapping[str, Any]) -> Any:
-    if key == "options":  # of the family that is named beside them
-        return ({**FAMILIES, **FEW_SHOT_TASKS}).get(str(table.get("family")))
-    if key == "settings":  # of an architecture
-        return ARCHITECTURES.get(str(table.get("architecture")))
-    return dataclass_of(kind, key)
-
-
-def _defaults(kind: Any) -> dict[str, Any]:
+def _defaults(cls: Any) -> dict[str, Any]:
     """Defaults of a class's fields or, where it is no dataclass, of its constructor, as JSON gives them."""
-    if kind is None:
+    if cls is None:
         return {}
-    if dataclasses.is_dataclass(kind):
-        values = {field.name: _default(field) for field in dataclasses.fields(kind)}
+    if dataclasses.is_dataclass(cls):
+        values = {field.name: _default(field) for field in dataclasses.fields(cls)}
     else:
-        parameters = inspect.signature(kind).parameters
+        parameters = inspect.signature(cls).parameters
         values = {name: parameter.default for name, parameter in parameters.items()}
     known = {
         name: value for name, value in values.items() if value not in (dataclasses.MISSING, inspect.Parameter.empty)

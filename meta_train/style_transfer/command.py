@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from learned_optim import LearnedOptimizer
 from learned_optim.meta_train.common.seeds import torch_generator
-from learned_optim.meta_train.neural_art.style import (
+from learned_optim.meta_train.style_transfer.style import (
     ArtLoss,
     FeatureNetwork,
     load_picture,
@@ -30,7 +30,7 @@ LINE_SEARCH = 25  # evaluations of the loss in one step of L-BFGS, at most
 
 @dataclass(frozen=True)
 class Painting:
-    """What is painted, and how.
+    """The options of a painting.
 
     Args:
         content: file of the photograph.

@@ -98,7 +98,7 @@ class ArtLoss(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What a picture is to look like."""
+    """The features that a picture is to have."""
 
     content: Tensor
     """Activations of the content picture, ``(channels, height, width)``."""
@@ -135,7 +135,7 @@ class FeatureNetwork:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Device of the weights."""
         return next(iter(self._weights.values())).dtype
 
     def activations(self, picture: Tensor) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class FeatureNetwork:
         return found
 
     def targets(self, content: Tensor, style: Tensor) -> Targets:
-        """What a picture with the content of one and the style of the other is to look like."""
+        """The features of a picture with the content of one and the style of the other."""
         with torch.no_grad():
             content_activations = self.to(content).activations(content)[self.architecture.content]
             styled = self.activations(style)

@@ -35,7 +35,7 @@ class FusedRule:
     def __call__(
         self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = fused.ALONE
     ) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward` and :meth:`ParticleRule.__call__`.
+        """The update and the new state, as :meth:`UpdateRule.forward` and :meth:`ParticleRule.__call__` return them.
 
         Raises:
             RuntimeError: later, if the result is differentiated twice.
@@ -86,8 +86,8 @@ def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
     """The rule's step without a graph by its kernel for CPUs, or None where there is none.
 
     Args:
-        rule: as above; of particles, all arguments of the step have their axis in front.
-        like: as above.
+        rule: an :class:`UpdateRule`, or a :class:`ParticleRule`, whose arguments have the axis of particles in front.
+        like: a tensor on the device of the inner training.
     """
     if isinstance(rule, ParticleRule):
         architecture, meta_parameters = rule.rule, rule.meta_parameters
