@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_code_for_users_is_not_out_of_date() -> None:
+def test_readme_code_runs() -> None:
     promise, training, _ = blocks("python")
     exec(compile(promise, "README.md", "exec"), {"model": torch.nn.Linear(2, 1)})
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def test_code_for_users_is_not_out_of_date() -> None:
     assert float(loss.detach()) < 0.9  # targets are N(0, 1): learning nothing leaves 1
 
 
-def test_own_task_of_the_readme_is_not_out_of_date(
+def test_readme_task_meta_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "my_tasks.py").write_text(blocks("python")[2])
@@ -43,19 +43,19 @@ def test_own_task_of_the_readme_is_not_out_of_date(
     assert "best validation" in capsys.readouterr().out
 
 
-def test_links_to_files_are_not_broken() -> None:
+def test_links_to_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
 
 
 class TestTables:
-    def test_show_the_committed_results(self) -> None:
+    def test_tables_show_the_committed_results(self) -> None:
         results = readme_tables.read_results()
         for document in readme_tables.TABLES:
             text = (readme_tables.ROOT / document).read_text(encoding="utf-8")
             assert readme_tables.updated(document, text, results) == text, "run python -m benchmarks.readme_tables"
 
-    def test_check_says_what_is_out_of_date_and_changes_nothing(
+    def test_check_reports_stale_documents_and_changes_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = tmp_path / "README.md"
@@ -74,7 +74,7 @@ class TestTables:
         assert readme_tables.main() == 0
         assert path.read_text() == README
 
-    def test_cells_say_what_is_won_what_is_lost_and_what_is_doubtful(self) -> None:
+    def test_cells_mark_the_best_rule_and_rates_at_an_edge(self) -> None:
         def row(loss: float, rate: str = "", **others: str) -> dict[str, str]:
             return {"final_loss": str(loss), "rate": rate, **others}
 
@@ -91,9 +91,7 @@ class TestTables:
         assert readme_tables.rule_cell(results, "p", "good") == "**0.1**"
         assert readme_tables.rule_cell(results, "p", "between") == "0.15"
 
-    def test_results_that_stand_in_two_places_are_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_duplicate_results_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(readme_tables, "FOLDERS", ("first", "second"))
         for folder in readme_tables.FOLDERS:
             (tmp_path / folder).mkdir()

@@ -58,7 +58,7 @@ def round_recurrent_state(reference: Any) -> None:
         pytest.param(torch.float32, torch.bfloat16, 2e-3, id="float32-recurrent-bfloat16"),
     ],
 )
-def test_thirty_steps_do_not_depart_from_the_oracle(
+def test_thirty_steps_match_the_oracle(
     build: Build, dtype: torch.dtype, state_dtype: torch.dtype | None, tolerance: float
 ) -> None:
     net = Net().to(dtype)
@@ -86,7 +86,7 @@ def test_thirty_steps_do_not_depart_from_the_oracle(
             assert error <= tolerance * (largest[index] if comes_back else change.abs().max())
 
 
-def test_default_rule_does_not_fail_out_of_the_box() -> None:
+def test_default_rule_trains_out_of_the_box() -> None:
     net = Net()
     first = mean_square(net).item()
     train(net, LearnedOptimizer(net.parameters()), steps=200)
@@ -95,7 +95,7 @@ def test_default_rule_does_not_fail_out_of_the_box() -> None:
 
 
 @each(ALL_RULES)
-def test_learning_rate_zero_does_not_move_anything(build: Build) -> None:
+def test_learning_rate_zero_leaves_parameters_unchanged(build: Build) -> None:
     net = Net()
     before = [value.detach().clone() for value in net.parameters()]
     optimizer = LearnedOptimizer(net.parameters(), build(), lr=0.0, weight_decay=0.1)
@@ -104,7 +104,7 @@ def test_learning_rate_zero_does_not_move_anything(build: Build) -> None:
 
 
 @each(RANDOM_RULES)
-def test_maximize_does_not_differ_from_minimising_the_negated_loss(build: Build) -> None:
+def test_maximize_equals_minimising_the_negated_loss(build: Build) -> None:
     rule, net, mirror = build(), Net(), Net()
     ascended = train(net, LearnedOptimizer(net.parameters(), rule, weight_decay=0.01, maximize=True))
     descended = train(mirror, LearnedOptimizer(mirror.parameters(), rule, weight_decay=0.01), sign=-1.0)
@@ -112,7 +112,7 @@ def test_maximize_does_not_differ_from_minimising_the_negated_loss(build: Build)
 
 
 @each(ALL_RULES)
-def test_rule_that_was_handed_over_is_not_shared(build: Build) -> None:
+def test_optimizer_copies_its_rule(build: Build) -> None:
     rule = build().requires_grad_(True)
     optimizer = LearnedOptimizer([parameter(1.0)], rule)
     assert all(value.requires_grad for value in rule.parameters())
@@ -124,7 +124,7 @@ def test_rule_that_was_handed_over_is_not_shared(build: Build) -> None:
 
 
 @each({name: build for name, build in ALL_RULES.items() if name != "lstm-l2l"})
-def test_coordinate_that_was_never_pushed_does_not_move(build: Build) -> None:
+def test_coordinate_with_zero_gradients_does_not_move(build: Build) -> None:
     embedding = nn.Embedding(6, 3)
     before = embedding.weight.detach().clone()
     optimizer = LearnedOptimizer(embedding.parameters(), build())
@@ -147,18 +147,18 @@ def step_with_a_nan(nonfinite: str) -> nn.Parameter:
     return values
 
 
-def test_nan_gradient_does_not_destroy_parameter_or_state() -> None:
+def test_nan_gradient_keeps_parameter_and_state_finite() -> None:
     values = step_with_a_nan("skip")
     assert values.isfinite().all()
     assert values[1] != 2.0  # the second step moves it
 
 
-def test_nan_gradient_that_is_to_propagate_does_not_spread() -> None:
+def test_propagated_nan_stays_in_its_coordinate() -> None:
     assert step_with_a_nan("propagate").isnan().tolist() == [False, True, False]  # for good
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")], ids=str)
-def test_nonfinite_gradient_that_is_an_error_does_not_change_anything(value: float) -> None:
+def test_nonfinite_error_leaves_everything_unchanged(value: float) -> None:
     first, second, empty = parameter(1.0, 2.0), parameter(3.0), parameter()
     groups: list[dict[str, Any]] = [{"params": [first, empty], "nonfinite": "error"}, {"params": [second]}]
     optimizer = LearnedOptimizer(groups)
@@ -185,9 +185,7 @@ def test_nonfinite_gradient_that_is_an_error_does_not_change_anything(value: flo
         pytest.param(torch.float64, torch.float64, torch.float64, id="float64"),
     ],
 )
-def test_precision_of_parameters_is_not_that_of_their_state(
-    dtype: torch.dtype, moments: torch.dtype, recurrent: torch.dtype
-) -> None:
+def test_state_has_its_documented_dtypes(dtype: torch.dtype, moments: torch.dtype, recurrent: torch.dtype) -> None:
     net = Net().to(dtype)
     optimizer = LearnedOptimizer(net.parameters())
     before = [value.detach().clone() for value in net.parameters()]
@@ -202,7 +200,7 @@ def test_precision_of_parameters_is_not_that_of_their_state(
         assert state["scale"].dtype == state["step"].dtype == torch.float32
 
 
-def test_mixed_precisions_and_shapes_are_not_mixed_up() -> None:
+def test_mixed_dtypes_and_shapes_step_as_alone() -> None:
     def make() -> list[nn.Parameter]:
         tensors = [normal(4, 3), normal(2), normal(2).bfloat16(), normal(3, 5).float().t(), normal(0, 2), normal()]
         return [nn.Parameter(tensor) for tensor in tensors]
@@ -222,7 +220,7 @@ def test_mixed_precisions_and_shapes_are_not_mixed_up() -> None:
         assert torch.equal(one, other)
 
 
-def test_channels_last_parameter_does_not_lose_its_layout_or_updates() -> None:
+def test_channels_last_parameter_keeps_layout_and_updates() -> None:
     plain, last = nn.Conv2d(3, 4, 2), nn.Conv2d(3, 4, 2)
     last.load_state_dict(plain.state_dict())
     last.weight.data = last.weight.data.to(memory_format=torch.channels_last)
@@ -239,7 +237,7 @@ def test_channels_last_parameter_does_not_lose_its_layout_or_updates() -> None:
     torch.testing.assert_close(last.weight, plain.weight, rtol=0.0, atol=1e-4)
 
 
-def test_parameter_without_gradient_is_not_touched() -> None:
+def test_parameter_without_gradient_is_unchanged() -> None:
     values, frozen = parameter(1.0, 2.0), parameter(3.0)
     optimizer = LearnedOptimizer([values, frozen])
     values.grad = torch.ones(2)
@@ -255,7 +253,7 @@ def test_parameter_without_gradient_is_not_touched() -> None:
     assert optimizer.state[frozen]["step"] == 1
 
 
-def test_parameter_that_joins_late_does_not_take_over_the_others_clock() -> None:
+def test_late_parameter_has_its_own_step_count() -> None:
     early, late = nn.Parameter(normal(3)), nn.Parameter(normal(2))
     optimizer = LearnedOptimizer([early, late], randomised(ScaleFreeLSTM()))
     references = {early: as_reference(optimizer.rule), late: as_reference(optimizer.rule)}
@@ -272,7 +270,7 @@ def test_parameter_that_joins_late_does_not_take_over_the_others_clock() -> None
     assert (optimizer.state[early]["step"], optimizer.state[late]["step"]) == (6, 3)
 
 
-def test_step_does_not_write_to_gradients() -> None:
+def test_step_leaves_gradients_unchanged() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters(), lr=0.5, weight_decay=0.1, maximize=True)
     mean_square(net).backward()
@@ -285,7 +283,7 @@ def test_step_does_not_write_to_gradients() -> None:
         assert grad._version == version
 
 
-def test_global_random_state_is_not_touched() -> None:
+def test_global_random_state_is_unchanged() -> None:
     net = Net()
     before = torch.get_rng_state()
     train(net, LearnedOptimizer(net.parameters()))
@@ -294,7 +292,7 @@ def test_global_random_state_is_not_touched() -> None:
 
 
 @pytest.mark.slow
-def test_later_steps_do_not_allocate_what_lasts() -> None:
+def test_later_steps_allocate_no_lasting_memory() -> None:
     def pointers() -> dict[tuple[int, str], int]:
         return {(id(v), entry): t.data_ptr() for v, state in optimizer.state.items() for entry, t in state.items()}
 
@@ -316,7 +314,7 @@ def test_later_steps_do_not_allocate_what_lasts() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
-def test_tensor_learning_rate_is_not_unlike_a_number(shape: tuple[int, ...]) -> None:
+def test_tensor_learning_rate_matches_a_number(shape: tuple[int, ...]) -> None:
     net, other = Net(), Net()
     optimizer = LearnedOptimizer(net.parameters(), lr=0.5, weight_decay=0.01)
     tensor_lr = torch.full(shape, 0.5)
@@ -329,7 +327,7 @@ def test_tensor_learning_rate_is_not_unlike_a_number(shape: tuple[int, ...]) -> 
     torch.testing.assert_close(train(net, optimizer), train(other, other_optimizer), rtol=1e-6, atol=1e-7)
 
 
-def test_groups_do_not_share_their_learning_rate() -> None:
+def test_groups_keep_their_own_learning_rates() -> None:
     slow, fast = parameter(1.0, 1.0), parameter(1.0, 1.0)
     groups: list[dict[str, Any]] = [{"params": [slow], "lr": 0.25}, {"params": [fast]}]
     optimizer = LearnedOptimizer(groups, randomised(ScaleFreeLSTM()), lr=2.0)
@@ -339,7 +337,7 @@ def test_groups_do_not_share_their_learning_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 2.0]
 
 
-def test_group_that_is_added_later_does_not_disturb_the_first() -> None:
+def test_added_group_leaves_the_first_unchanged() -> None:
     first, second = parameter(1.0, 2.0), parameter(3.0)
     optimizer = LearnedOptimizer([first], lr=0.5)
     first.grad, second.grad = torch.ones(2), torch.ones(1)
@@ -361,7 +359,7 @@ def test_group_that_is_added_later_does_not_disturb_the_first() -> None:
         pytest.param({"params": [parameter(1.0)], "lr": "fast"}, TypeError, id="lr-text"),
     ],
 )
-def test_refused_group_does_not_leave_a_trace(group: dict[str, Any], error: type[Exception]) -> None:
+def test_refused_group_leaves_the_optimizer_unchanged(group: dict[str, Any], error: type[Exception]) -> None:
     first = parameter(1.0)
     optimizer = LearnedOptimizer([first])
     before = repr(optimizer)
@@ -376,7 +374,7 @@ def test_refused_group_does_not_leave_a_trace(group: dict[str, Any], error: type
     assert second.item() != 2.0
 
 
-def test_parameters_that_were_exchanged_by_hand_are_not_stepped_with_old_state() -> None:
+def test_exchanged_parameters_start_with_fresh_state() -> None:
     first, second = parameter(1.0, 2.0), parameter(1.0, 2.0, 3.0)
     optimizer = LearnedOptimizer([first])
     first.grad = torch.ones(2)
@@ -391,7 +389,7 @@ def test_parameters_that_were_exchanged_by_hand_are_not_stepped_with_old_state()
 # Closures and gradients.
 
 
-def test_closure_is_not_called_twice_nor_without_gradients() -> None:
+def test_closure_is_called_once_with_gradients_enabled() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     losses: list[float] = []
@@ -410,7 +408,7 @@ def test_closure_is_not_called_twice_nor_without_gradients() -> None:
     assert net.scale.item() != before
 
 
-def test_zero_grad_does_not_leave_gradients() -> None:
+def test_zero_grad_clears_gradients() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     mean_square(net).backward()
@@ -420,7 +418,7 @@ def test_zero_grad_does_not_leave_gradients() -> None:
     assert all(value.grad is None for value in net.parameters())
 
 
-def test_overflow_under_grad_scaler_does_not_step() -> None:
+def test_overflow_under_grad_scaler_skips_the_step() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -436,7 +434,7 @@ def test_overflow_under_grad_scaler_does_not_step() -> None:
     assert optimizer.state[net.scale]["step"] == 1
 
 
-def test_verdict_of_a_grad_scaler_does_not_stay_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grad_scaler_tensors_move_to_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several GPUs, the scaler's tensors are on one. Here "meta" stands for the other."""
     seen: list[tuple[str, ...]] = []
 
@@ -472,7 +470,9 @@ def test_verdict_of_a_grad_scaler_does_not_stay_on_another_device(monkeypatch: p
         ),
     ],
 )
-def test_schedule_is_not_ignored(make: Callable[[LearnedOptimizer], LRScheduler], expected: list[float]) -> None:
+def test_schedule_sets_the_size_of_moves(
+    make: Callable[[LearnedOptimizer], LRScheduler], expected: list[float]
+) -> None:
     # The untrained rule is Adam: a constant gradient moves by lr * rate at each step.
     values = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = LearnedOptimizer([values], ScaleFreeLSTM(rate=1.0))
@@ -486,7 +486,7 @@ def test_schedule_is_not_ignored(make: Callable[[LearnedOptimizer], LRScheduler]
     assert moves == pytest.approx(expected, abs=1e-4)
 
 
-def test_plateau_does_not_leave_the_learning_rate() -> None:
+def test_plateau_scheduler_lowers_a_tensor_learning_rate() -> None:
     optimizer = LearnedOptimizer([parameter(1.0)], lr=torch.tensor(1.0))
     scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
     for loss in (1.0, 1.0, 1.0):
@@ -562,12 +562,12 @@ COMPLEX, INTEGER = torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=tor
         pytest.param(construct([VALUES[0] * 2]), ValueError, "non-leaf", id="non-leaf"),
     ],
 )
-def test_impossible_argument_is_not_accepted(call: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_invalid_argument_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
 
 
-def test_graph_capture_does_not_freeze_the_step_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_capture_without_capturable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = LearnedOptimizer([parameter(1.0)])
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -578,7 +578,7 @@ def test_graph_capture_does_not_freeze_the_step_count(monkeypatch: pytest.Monkey
 # What the base class promises.
 
 
-def test_duplicate_parameter_is_not_let_through_without_warning() -> None:
+def test_duplicate_parameter_warns() -> None:
     values = parameter(1.0)
     with pytest.warns(UserWarning, match="duplicate parameters"):
         optimizer = LearnedOptimizer([values, values])
@@ -587,7 +587,7 @@ def test_duplicate_parameter_is_not_let_through_without_warning() -> None:
     assert optimizer.state[values]["step"] == 2  # as with torch.optim's for-loops
 
 
-def test_repr_does_not_hide_an_option() -> None:
+def test_repr_shows_every_option() -> None:
     text = repr(LearnedOptimizer([parameter(1.0)], lr=0.5, weight_decay=0.01))
     assert re.sub(r"\s+", " ", text) == (
         "LearnedOptimizer ( Parameter Group 0 averaging: True capturable: False decoupled_weight_decay: True "
@@ -596,7 +596,7 @@ def test_repr_does_not_hide_an_option() -> None:
     )
 
 
-def test_names_of_parameters_are_not_lost() -> None:
+def test_parameter_names_are_kept() -> None:
     net = Net()
     names = [name for name, _ in net.named_parameters()]
     optimizer = LearnedOptimizer(net.named_parameters())
@@ -604,7 +604,7 @@ def test_names_of_parameters_are_not_lost() -> None:
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == names
 
 
-def test_step_hooks_are_not_skipped() -> None:
+def test_step_hooks_are_called_until_removed() -> None:
     values = parameter(1.0)
     optimizer = LearnedOptimizer([values])
     values.grad = torch.ones(1)
@@ -619,7 +619,7 @@ def test_step_hooks_are_not_skipped() -> None:
     assert len(seen) == 2
 
 
-def test_profiler_does_not_miss_the_step() -> None:
+def test_profiler_records_step_and_zero_grad() -> None:
     values = parameter(1.0)
     optimizer = LearnedOptimizer([values])
     values.grad = torch.ones(1)
@@ -641,7 +641,7 @@ def default_dtype_float64() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("default", [lambda: torch.device("meta"), default_dtype_float64], ids=["device", "dtype"])
-def test_torchs_defaults_do_not_displace_state(default: Callable[[], Any]) -> None:
+def test_state_is_independent_of_torchs_defaults(default: Callable[[], Any]) -> None:
     def run() -> tuple[Tensor, list[Tensor]]:
         values = nn.Parameter(torch.ones(3, device="cpu", dtype=torch.float32))
         values.grad = torch.ones_like(values)
@@ -656,7 +656,7 @@ def test_torchs_defaults_do_not_displace_state(default: Callable[[], Any]) -> No
     assert same(state, expected_state)
 
 
-def test_rate_of_another_optimizer_is_not_taken_silently() -> None:
+def test_learning_rate_of_another_optimizer_warns() -> None:
     with pytest.warns(UserWarning, match=r"lr=0.001 makes every learned step 1,000 times smaller.*leave lr out"):
         LearnedOptimizer([parameter(1.0)], lr=1e-3)
     with warnings.catch_warnings():
@@ -666,7 +666,7 @@ def test_rate_of_another_optimizer_is_not_taken_silently() -> None:
         LearnedOptimizer([parameter(1.0)], lr=torch.tensor(1e-3))  # a tensor is meant to be changed
 
 
-def test_state_that_a_user_added_is_not_refused() -> None:
+def test_user_entries_in_the_state_are_loaded() -> None:
     def stepped() -> tuple[LearnedOptimizer, torch.nn.Parameter]:
         values = parameter(1.0, 2.0)
         values.grad = torch.ones(2)

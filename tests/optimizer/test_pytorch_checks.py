@@ -496,7 +496,7 @@ def small(*shape: int, seed: int = 0) -> Tensor:
     order=st.randoms(use_true_random=False),
     cuts=st.sets(st.integers(1, 5)),
 )
-def test_partition_does_not_change_a_trajectory(
+def test_partition_gives_the_same_trajectory(
     configuration: Configuration, shapes: list[tuple[int, ...]], order: Any, cuts: set[int]
 ) -> None:
     """One group, many groups, separate optimizers, any order: equal to the bit."""
@@ -526,7 +526,7 @@ def test_partition_does_not_change_a_trajectory(
 @over({name: each for name, each in KINDS.items() if each.kind is LearnedOptimizer})
 @few_examples
 @given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=6), order=st.randoms(use_true_random=False))
-def test_cutting_and_shuffling_coordinates_does_not_change_a_trajectory(
+def test_cutting_and_shuffling_coordinates_gives_the_same_trajectory(
     configuration: Configuration, sizes: list[int], order: Any
 ) -> None:
     """To the bit; Adam's last bits depend on whether a coordinate falls into a vector register or the remainder."""

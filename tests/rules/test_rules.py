@@ -83,7 +83,7 @@ def assert_close(actual: Tensor, expected: Tensor | Array, tolerance: float, sma
 
 
 @each(RULES | VARIANTS)
-def test_rule_does_not_depart_from_its_equations(build: Build) -> None:
+def test_rule_matches_the_oracle(build: Build) -> None:
     rule = randomised(build())
     grads = hostile_grads(largest=1e20)
     reference = as_reference(rule)
@@ -98,7 +98,7 @@ def test_rule_does_not_depart_from_its_equations(build: Build) -> None:
 
 
 @each(RULES | VARIANTS)
-def test_float32_step_keeps_its_digits(build: Build) -> None:
+def test_float32_step_matches_the_oracle_within_rounding(build: Build) -> None:
     rule = randomised(build()).float()
     # The largest magnitude whose square is a float32; beyond it see the test of overflow.
     grads = hostile_grads(largest=1e20 if isinstance(rule, LSTML2L) else 1e18)
@@ -140,7 +140,7 @@ def test_scale_free_rule_survives_gradients_whose_square_overflows(build: Build)
 
 
 @each(SMALL)
-def test_meta_gradient_is_not_that_of_another_function(build: Build) -> None:
+def test_meta_gradient_matches_finite_differences(build: Build) -> None:
     rule = randomised(build())
     grads, payoff = normal(5, 3, seed=1), normal(5, 3, seed=2)
 
@@ -166,7 +166,7 @@ def test_meta_gradient_is_not_that_of_another_function(build: Build) -> None:
         torch.testing.assert_close(parameter.grad, torch.from_numpy(expected), rtol=1e-7, atol=1e-9)
 
 
-def test_untrained_scale_free_lstm_is_not_off_adams_updates() -> None:
+def test_untrained_scale_free_lstm_equals_adam() -> None:
     grads = normal(60, 5) * torch.tensor([1.0, 1e-3, 1e3, 1e20, 0.0], dtype=torch.float64)
     updates, _ = run(ScaleFreeLSTM().double(), grads)
     # Adam adds eps to the root, the rule its square under the root: apart by eps / rms, 1e-12 / 3e-4 for the first
@@ -175,7 +175,7 @@ def test_untrained_scale_free_lstm_is_not_off_adams_updates() -> None:
     assert_close(updates, expected, 1e-8)
 
 
-def test_untrained_mlp_is_not_off_adams_updates() -> None:
+def test_untrained_mlp_equals_adam() -> None:
     grads = normal(60, 5) * torch.tensor([1.0, 1e-3, 1e3, 1e20, 0.0], dtype=torch.float64)
     updates, _ = run(MLP().double(), grads)
     expected = adam_updates(grads.numpy(), lr=1e-3, betas=(0.9, 0.9), eps=1e-12)
@@ -185,7 +185,7 @@ def test_untrained_mlp_is_not_off_adams_updates() -> None:
 @pytest.mark.slow
 @few_examples
 @given(history=hnp.arrays(np.float64, (40, 3), elements=st.floats(-1e6, 1e6, allow_subnormal=False)))
-def test_no_direction_of_a_momentum_exceeds_one(history: Array) -> None:
+def test_momentum_directions_of_the_mlp_are_at_most_one(history: Array) -> None:
     # What the rule reads is then bounded, whatever the gradients: a weighted mean is at most the weighted root mean
     # square. Each direction is read off by a coefficient of its own.
     rule = MLP(1, rate=1.0).double()
@@ -207,7 +207,7 @@ def test_no_direction_of_a_momentum_exceeds_one(history: Array) -> None:
         pytest.param(1e-8, 5e-7, id="default-eps"),
     ],
 )
-def test_untrained_scale_free_lstm_does_not_leave_torch_adams_trajectory(eps: float, tolerance: float) -> None:
+def test_untrained_scale_free_lstm_follows_torchs_adam(eps: float, tolerance: float) -> None:
     curvature = torch.tensor([0.1, 1.0, 10.0, 100.0], dtype=torch.float64)
     adams = torch.nn.Parameter(torch.tensor([1.0, -1.0, 0.5, -0.2], dtype=torch.float64))
     optimizer = torch.optim.Adam([adams], lr=3e-3, eps=eps)
@@ -224,7 +224,7 @@ def test_untrained_scale_free_lstm_does_not_leave_torch_adams_trajectory(eps: fl
     torch.testing.assert_close(ours, adams.detach(), rtol=0.0, atol=tolerance)
 
 
-def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None:
+def test_untrained_schedule_free_lstm_follows_its_two_sequences() -> None:
     # RMSprop with hypergradients and, kept apart as in the paper, its points and their mean.
     constants, rate, steps = ScheduleFreeLSTMReference, 0.03, 300
     second_moment, squares, momentum, log_rate = np.zeros(5), np.zeros((0, 5)), np.zeros(5), np.zeros(5)
@@ -268,7 +268,7 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
     assert expected[last_push + 1, 4] - expected[-1, 4] > 0.05
 
 
-def test_log_rate_does_not_leave_its_bounds() -> None:
+def test_log_rate_stops_at_its_bound() -> None:
     rule = randomised(ScheduleFreeLSTM(2))
     reference = as_reference(rule)
     grads = torch.ones(120, 3, dtype=torch.float64)  # agree for so long that the bound is reached
@@ -277,7 +277,7 @@ def test_log_rate_does_not_leave_its_bounds() -> None:
     assert (state["log_rate"] == schedule_free_lstm.HIGHEST).all()
 
 
-def test_derivative_is_not_passed_on_beyond_a_cut() -> None:
+def test_derivative_is_zero_beyond_a_clip() -> None:
     rule = randomised(ScheduleFreeLSTM(2, rate=1.0))
     bound, highest = schedule_free_lstm.BOUND, schedule_free_lstm.HIGHEST
     grad = torch.tensor([5.0, 5.0, 0.5, -5.0], dtype=torch.float64)  # against a root mean square of .3 before
@@ -298,7 +298,7 @@ def test_derivative_is_not_passed_on_beyond_a_cut() -> None:
     assert (d_rate == 0).tolist() == [[False, True, False, True]]
 
 
-def test_lstm_l2l_does_not_change_its_number_of_meta_parameters() -> None:
+def test_lstm_l2l_has_the_papers_number_of_meta_parameters() -> None:
     # 4 * 20 * (2 + 20 + 1) + 4 * 20 * (20 + 20 + 1) + 20 + 1
     assert sum(parameter.numel() for parameter in LSTML2L().parameters()) == 5141
 
@@ -307,7 +307,7 @@ def test_lstm_l2l_does_not_change_its_number_of_meta_parameters() -> None:
 @each(SCALE_FREE)
 @few_examples
 @given(exponent=st.floats(-6.0, 6.0), seed=st.integers(0, 1000))
-def test_scale_free_rule_does_not_see_the_scale_of_the_loss(build: Build, exponent: float, seed: int) -> None:
+def test_scale_free_rule_is_invariant_to_the_loss_scale(build: Build, exponent: float, seed: int) -> None:
     rule = randomised(build(), seed)
     grads = normal(30, 5, seed=seed)
     grads = grads.sign() * (0.5 + grads.abs())  # root mean squares of at least 0.5
@@ -322,7 +322,7 @@ def test_scale_free_rule_does_not_see_the_scale_of_the_loss(build: Build, expone
 
 @each(SCALE_FREE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_scale_free_rule_never_moves_a_coordinate_that_was_never_pushed(dtype: torch.dtype, build: Build) -> None:
+def test_scale_free_rule_keeps_coordinates_with_zero_gradients(dtype: torch.dtype, build: Build) -> None:
     grads = normal(60, 6).to(dtype)
     pushed = torch.tensor([True, False, True, True, False, True])
     grads[:, ~pushed] = 0.0
@@ -333,7 +333,7 @@ def test_scale_free_rule_never_moves_a_coordinate_that_was_never_pushed(dtype: t
     assert "hidden" not in state or (state["hidden"][:, ~pushed] != 0).any()
 
 
-def test_lstm_l2l_is_not_tamed_into_leaving_still_coordinates_alone() -> None:
+def test_lstm_l2l_moves_coordinates_with_zero_gradients() -> None:
     # Faithful to the paper: its biases reach the update. The documentation warns of it.
     updates, _ = run(randomised(LSTML2L()), torch.zeros(60, 1, dtype=torch.float64))
     assert (updates != 0).all()
@@ -359,7 +359,7 @@ def assert_same_block(actual: Tensor, expected: Tensor) -> None:
 @each(RULES)
 @few_examples
 @given(history=histories, data=st.data())
-def test_permuting_coordinates_does_not_change_their_updates(build: Build, history: Array, data: st.DataObject) -> None:
+def test_updates_are_equivariant_to_permutation(build: Build, history: Array, data: st.DataObject) -> None:
     rule, grads = randomised(build()), torch.from_numpy(history)
     order = data.draw(st.permutations(range(grads.shape[1])))
     updates, state = run(rule, grads)
@@ -372,7 +372,7 @@ def test_permuting_coordinates_does_not_change_their_updates(build: Build, histo
 @each(RULES)
 @few_examples
 @given(history=histories, data=st.data())
-def test_splitting_a_block_does_not_change_updates(build: Build, history: Array, data: st.DataObject) -> None:
+def test_updates_are_independent_of_block_boundaries(build: Build, history: Array, data: st.DataObject) -> None:
     rule, grads = randomised(build()), torch.from_numpy(history)
     cut = data.draw(st.integers(0, grads.shape[1]))
     updates, state = run(rule, grads)
@@ -385,7 +385,7 @@ def test_splitting_a_block_does_not_change_updates(build: Build, history: Array,
 @each(RULES)
 @few_examples
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_flattening_a_parameter_does_not_change_a_bit(build: Build, rows: int, columns: int, seed: int) -> None:
+def test_flattening_a_parameter_is_bit_exact(build: Build, rows: int, columns: int, seed: int) -> None:
     rule, grads = randomised(build()), normal(3, rows, columns, seed=seed)
     updates, state = run(rule, grads)
     flat_updates, flat_state = run(rule, grads.flatten(1))
@@ -395,7 +395,7 @@ def test_flattening_a_parameter_does_not_change_a_bit(build: Build, rows: int, c
 
 
 @each(RULES)
-def test_scalar_parameter_is_not_treated_unlike_a_vector_of_one(build: Build) -> None:
+def test_scalar_parameter_steps_as_a_vector_of_one(build: Build) -> None:
     rule, grads = randomised(build()), normal(4)
     updates, state = run(rule, grads)
     vector_updates, vector_state = run(rule, grads[:, None])
@@ -406,7 +406,7 @@ def test_scalar_parameter_is_not_treated_unlike_a_vector_of_one(build: Build) ->
 
 @each(RULES)
 @pytest.mark.parametrize("coordinates", [(0,), (3, 0)], ids=str)
-def test_empty_parameter_does_not_raise(build: Build, coordinates: tuple[int, ...]) -> None:
+def test_empty_parameter_is_accepted(build: Build, coordinates: tuple[int, ...]) -> None:
     rule = randomised(build())
     updates, state = run(rule, torch.empty(2, *coordinates, dtype=torch.float64))
     assert updates.shape == (2, *coordinates)
@@ -415,7 +415,7 @@ def test_empty_parameter_does_not_raise(build: Build, coordinates: tuple[int, ..
 
 
 @each(RULES)
-def test_forward_does_not_write_to_its_inputs_or_weights(build: Build) -> None:
+def test_forward_is_pure(build: Build) -> None:
     rule = randomised(build())
     grad, state, step = normal(5), random_state(rule, 5), torch.tensor(3)
     before = [value.clone() for value in (grad, *state.values(), step, *rule.state_dict().values())]
@@ -432,7 +432,7 @@ def test_forward_does_not_write_to_its_inputs_or_weights(build: Build) -> None:
 
 
 @each(RULES)
-def test_global_random_state_is_not_touched(build: Build) -> None:
+def test_global_random_state_is_unchanged(build: Build) -> None:
     torch_before, python_before = torch.get_rng_state(), random.getstate()
     rule = build()
     rule.reset_parameters(seed=1)
@@ -442,7 +442,7 @@ def test_global_random_state_is_not_touched(build: Build) -> None:
 
 
 @each(RULES)
-def test_seed_does_not_leave_the_weights_to_chance(build: Build) -> None:
+def test_seed_determines_the_weights(build: Build) -> None:
     def weights(seed: int) -> Tensor:
         rule = build()
         rule.reset_parameters(seed)
@@ -454,7 +454,7 @@ def test_seed_does_not_leave_the_weights_to_chance(build: Build) -> None:
 
 
 @each(SMALL)
-def test_no_derivative_of_forward_is_wrong(build: Build) -> None:
+def test_forward_passes_gradcheck(build: Build) -> None:
     rule = randomised(build())
     entries, names = list(rule.state_features), [name for name, _ in rule.named_parameters()]
 
@@ -472,7 +472,7 @@ def test_no_derivative_of_forward_is_wrong(build: Build) -> None:
 
 
 @each(RULES)
-def test_input_that_is_always_zero_does_not_poison_the_meta_gradient(build: Build) -> None:
+def test_meta_gradient_is_finite_for_an_input_that_is_always_zero(build: Build) -> None:
     # A pixel that is black in every image: its weight's gradient is zero, and with second derivatives the
     # meta-gradient flows back through that gradient.
     rule = randomised(build())
@@ -492,7 +492,7 @@ def test_input_that_is_always_zero_does_not_poison_the_meta_gradient(build: Buil
 
 
 @each(RULES)
-def test_vmap_over_meta_parameters_is_not_unlike_a_loop(build: Build) -> None:
+def test_vmap_over_meta_parameters_matches_a_loop(build: Build) -> None:
     rule = build()
     members = [{n: p.detach().clone() for n, p in randomised(build(), seed).named_parameters()} for seed in range(3)]
     stacked = {name: torch.stack([member[name] for member in members]) for name in members[0]}
@@ -512,7 +512,7 @@ def test_vmap_over_meta_parameters_is_not_unlike_a_loop(build: Build) -> None:
 
 
 @each(RULES)
-def test_tasks_of_different_age_do_not_share_a_clock(build: Build) -> None:
+def test_tasks_use_their_own_step_counts(build: Build) -> None:
     rule = randomised(build())
     grads, state, steps = normal(3, 4), random_state(rule, 3, 4), torch.tensor([[1], [7], [4000]])
 
@@ -528,7 +528,7 @@ def test_tasks_of_different_age_do_not_share_a_clock(build: Build) -> None:
 
 @each(RULES)
 @pytest.mark.parametrize("everything", [False, True], ids=["recurrent", "everything"])
-def test_bfloat16_state_is_not_refused_nor_used_for_arithmetic(build: Build, everything: bool) -> None:
+def test_bfloat16_state_is_upcast_for_arithmetic(build: Build, everything: bool) -> None:
     rule = randomised(build()).float()
     grad, step = normal(5).float(), torch.tensor(3)
     assert rule.recurrent_state == {"hidden", "cell"} & rule.state_features.keys()
@@ -548,7 +548,7 @@ def test_bfloat16_state_is_not_refused_nor_used_for_arithmetic(build: Build, eve
 
 
 @each(RULES | VARIANTS)
-def test_settings_do_not_forget_part_of_the_architecture(build: Build) -> None:
+def test_settings_rebuild_the_rule(build: Build) -> None:
     rule = randomised(build())
     written = json.loads(json.dumps(dict(rule.settings)))  # as a file carries them: tuples come back as lists
     rebuilt = ARCHITECTURES[rule.name](**written).double()
@@ -587,12 +587,12 @@ NAN = float("nan")
         pytest.param(partial(MLP, magnitude_rate=NAN), "magnitude_rate", id="mlp-magnitude-rate-nan"),
     ],
 )
-def test_impossible_setting_is_not_accepted(build: Build, argument: str) -> None:
+def test_invalid_setting_is_refused(build: Build, argument: str) -> None:
     with pytest.raises(ValueError, match=rf"\b{argument}\b"):
         build()
 
 
-def test_schedule_free_lstm_steps_with_outputs_of_zero_and_tells_what_its_lstm_would_say() -> None:
+def test_schedule_free_lstm_observe_and_outputs_match_forward() -> None:
     generator = torch.Generator().manual_seed(0)
     rule = ScheduleFreeLSTM(hidden_size=3)
     unsteered = ScheduleFreeLSTM(hidden_size=3)

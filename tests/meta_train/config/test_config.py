@@ -67,7 +67,7 @@ def test_shipped_configurations_are_all_found() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_json_gives_the_same_configuration_back(name: str) -> None:
+def test_json_round_trip_gives_an_equal_configuration(name: str) -> None:
     config = load_config(name)
     again = config_from_tables(json.loads(config.to_json()))
     assert again == config
@@ -84,7 +84,7 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
     assert config.estimator.replay_coordinates is None
 
 
-def test_values_arrive_where_they_belong(tmp_path: Path) -> None:
+def test_toml_values_reach_their_settings(tmp_path: Path) -> None:
     text = """
         steps = 1_000
         seed = 7
@@ -252,11 +252,11 @@ def test_option_of_another_estimator_is_refused(tmp_path: Path) -> None:
         ('name = "combined"\ngroups = 1', "the combined estimator needs two pairs or more"),
     ],
 )
-def test_groups_that_cannot_be_are_refused_before_training(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_groups_are_refused_before_training(text: str, message: str, tmp_path: Path) -> None:
     assert message in refusal(SMALLEST + f"[estimator]\n{text}", tmp_path)
 
 
-def test_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+def test_conflicting_settings_are_refused(tmp_path: Path) -> None:
     text = SMALLEST + "[unroll]\ntruncation_up_to = 30\ntruncation_growth = { to = 30, over = 5 }"
     assert "truncation_growth and truncation_up_to exclude each other" in refusal(text, tmp_path)
     text = SMALLEST + "[unroll]\nhorizon = [5, 10]\n[curriculum]\nhorizons = [5, 10]"
@@ -269,24 +269,24 @@ def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.001])
-def test_data_for_evaluation_are_refused(weight: float, tmp_path: Path) -> None:
+def test_evaluation_data_is_refused_for_training(weight: float, tmp_path: Path) -> None:
     text = SMALLEST + f'[[tasks]]\nfamily = "mlp"\ndataset = "fashion-mnist"\nweight = {weight}\n'
     message = refusal(text, tmp_path)
     assert "tasks[mlp]: not for meta-training: data set 'fashion-mnist', evaluation only" in message
 
 
-def test_data_for_evaluation_select_no_weights_either(tmp_path: Path) -> None:
+def test_evaluation_data_is_refused_for_validation(tmp_path: Path) -> None:
     suite = '[[validation.suites]]\nname = "far"\n[[validation.suites.families]]\nfamily = "mlp"\n'
     assert load_config(write(tmp_path, SMALLEST + suite + "width = [3, 4]")).families[1].options == {"width": [3, 4]}
     message = refusal(SMALLEST + suite + 'dataset = "fashion-mnist"', tmp_path)
     assert "not for meta-training: data set 'fashion-mnist', evaluation only" in message
 
 
-def test_other_data_are_not_refused(tmp_path: Path) -> None:
+def test_training_data_is_accepted(tmp_path: Path) -> None:
     load_config(write(tmp_path, SMALLEST + '[[tasks]]\nfamily = "mlp"\ndataset = "cifar10"\n'))
 
 
-def test_unknown_names_come_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_name_error_lists_the_known(tmp_path: Path) -> None:
     message = refusal(SMALLEST, tmp_path, ["tasks[0].family=quadratik"])
     assert "unknown name 'quadratik' (did you mean 'quadratic'?)" in message
     assert all(name in message for name in FAMILIES)
@@ -297,7 +297,7 @@ def test_unknown_names_come_with_the_known_ones(tmp_path: Path) -> None:
 
 
 class TestUserFamily:
-    def test_is_found_by_module_and_class(self, tmp_path: Path) -> None:
+    def test_user_family_is_imported_by_module_and_class(self, tmp_path: Path) -> None:
         text = 'steps = 1\n[[tasks]]\nfamily = "helpers.user_tasks:DropoutFamily"\nprobability = 0.25'
         config = load_config(write(tmp_path, text))
         assert config.tasks[0].build() == user_tasks.DropoutFamily(probability=0.25)
@@ -314,10 +314,10 @@ class TestUserFamily:
             (":DropoutFamily", "cannot import"),
         ],
     )
-    def test_that_cannot_be_used_is_refused(self, family: str, message: str, tmp_path: Path) -> None:
+    def test_unusable_user_family_is_refused(self, family: str, message: str, tmp_path: Path) -> None:
         assert message in refusal(f'steps = 1\n[[tasks]]\nfamily = "{family}"', tmp_path)
 
-    def test_options_are_checked(self, tmp_path: Path) -> None:
+    def test_user_family_options_are_checked(self, tmp_path: Path) -> None:
         text = 'steps = 1\n[[tasks]]\nfamily = "helpers.user_tasks:DropoutFamily"\n'
         assert "unknown key 'probabilty' (did you mean 'probability'?)" in refusal(text + "probabilty = 1", tmp_path)
         assert "probability: Input should be a valid number" in refusal(text + "probability = 'high'", tmp_path)
@@ -340,23 +340,25 @@ class TestOverride:
             ("tasks.1.weight=3", ("tasks", 1, "weight"), 3.0),
         ],
     )
-    def test_changes_one_value(self, override: str, path: Sequence[str | int], value: object, tmp_path: Path) -> None:
+    def test_override_changes_one_value(
+        self, override: str, path: Sequence[str | int], value: object, tmp_path: Path
+    ) -> None:
         text = SMALLEST + '[[tasks]]\nfamily = "quadratic"\n'
         found: Any = load_config(write(tmp_path, text), [override])
         for part in path:
             found = found[part] if isinstance(part, int) else getattr(found, part)
         assert found == value
 
-    def test_later_ones_win(self, tmp_path: Path) -> None:
+    def test_last_override_wins(self, tmp_path: Path) -> None:
         assert load_config(write(tmp_path, SMALLEST), ["steps=5", "steps=6"]).steps == 6
 
-    def test_does_not_change_the_file(self, tmp_path: Path) -> None:
+    def test_override_leaves_the_file_unchanged(self, tmp_path: Path) -> None:
         path = write(tmp_path, SMALLEST)
         load_config(path, ["steps=5"])
         assert path.read_text() == SMALLEST
 
     @pytest.mark.parametrize("override", ["steps", "=3", "", ".=3", "[]=3"])
-    def test_that_is_no_assignment_is_refused(self, override: str, tmp_path: Path) -> None:
+    def test_override_without_assignment_is_refused(self, override: str, tmp_path: Path) -> None:
         assert "expected key=value" in refusal(SMALLEST, tmp_path, [override])
 
     @pytest.mark.parametrize(
@@ -370,28 +372,28 @@ class TestOverride:
             ("unroll.pol=3", "unknown key 'unroll.pol' (did you mean 'pool'?)"),
         ],
     )
-    def test_of_what_is_not_there_is_refused(self, override: str, message: str, tmp_path: Path) -> None:
+    def test_override_of_an_unknown_key_is_refused(self, override: str, message: str, tmp_path: Path) -> None:
         assert message in refusal(SMALLEST, tmp_path, [override])
 
 
 class TestFile:
-    def test_missing_one_lists_the_shipped(self, tmp_path: Path) -> None:
+    def test_missing_file_error_lists_the_shipped(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no configuration file .*absent\.toml; shipped ones: ") as caught:
             load_config(tmp_path / "absent.toml")
         assert all(name in str(caught.value) for name in shipped_configs())
 
     @pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe", b"[[tasks]\n"])
-    def test_that_is_not_toml_is_refused(self, content: bytes, tmp_path: Path) -> None:
+    def test_invalid_toml_is_refused(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "mine.toml").write_bytes(content)
         with pytest.raises(ConfigError, match=r"mine\.toml: not valid TOML"):
             load_config(tmp_path / "mine.toml")
 
-    def test_is_read_as_utf8(self, tmp_path: Path) -> None:
+    def test_file_is_read_as_utf8(self, tmp_path: Path) -> None:
         assert load_config(write(tmp_path, 'description = "größer"\n' + SMALLEST)).description == "größer"
 
 
 class TestStartFrom:
-    def test_weights_are_taken_over(self, tmp_path: Path) -> None:
+    def test_start_from_loads_the_weights(self, tmp_path: Path) -> None:
         rule = LSTML2L(3)
         rule.reset_parameters(seed=5)
         save_rule(rule, tmp_path / "start.safetensors")
@@ -408,13 +410,13 @@ class TestStartFrom:
             assert all(torch.equal(tensor, rule.state_dict()[name]) for name, tensor in built.state_dict().items())
             assert all(parameter.requires_grad for parameter in built.parameters())
 
-    def test_without_it_they_follow_from_the_seed(self, tmp_path: Path) -> None:
+    def test_weights_without_start_from_follow_from_the_seed(self, tmp_path: Path) -> None:
         config = load_config(write(tmp_path, SMALLEST))
         first, again, other = (config.rule.build(seed).state_dict()["cell.weight"] for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_file_that_is_missing_or_does_not_fit_is_refused(self, tmp_path: Path) -> None:
+    def test_missing_or_mismatched_start_from_is_refused(self, tmp_path: Path) -> None:
         save_rule(LSTML2L(3), tmp_path / "start.safetensors")
         overrides = [f"rule.start_from={tmp_path / 'start.safetensors'}"]
         assert "rule.start_from: " in refusal(SMALLEST, tmp_path, overrides)
@@ -422,7 +424,7 @@ class TestStartFrom:
         assert "rule.start_from: unknown rule 'nobody'" in refusal(SMALLEST, tmp_path, ["rule.start_from=nobody"])
 
 
-def test_architecture_of_a_users_file_is_not_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_architecture_registered_by_a_user_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/own-rule.md: the file of one's own tasks may import one's own rule."""
     monkeypatch.setitem(ARCHITECTURES, "mine", ScaleFreeLSTM)  # so that it is taken out after the test
     del ARCHITECTURES["mine"]

@@ -83,7 +83,9 @@ class TestWhatATaskAsksFor:
         ("steps", "phases", "sigma", "pairs"),
         [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
     )
-    def test_it_is_the_gradient_of_the_log_speed_up(self, steps: int, phases: int, sigma: float, pairs: int) -> None:
+    def test_asked_outputs_are_the_gradient_of_the_log_speedup(
+        self, steps: int, phases: int, sigma: float, pairs: int
+    ) -> None:
         rule, task = steered(), quadratics(distance=100.0)  # so far that the last phase is needed
         inner = start(rule, task, generator())
         asked = OutputES(sigma=sigma, pairs=pairs).asked(rule, task, inner, steps, 5, generator())
@@ -106,7 +108,7 @@ class TestWhatATaskAsksFor:
         assert (asked[:phases] - exact).norm() < 0.3 * exact.norm()
         assert (exact.abs().amax(1) > 0.1).all()
 
-    def test_an_anchor_asks_for_nothing(self) -> None:
+    def test_anchor_asks_for_zero_outputs(self) -> None:
         rule, task = steered(), quadratics(anchor=True)
         estimator = OutputES(pairs=2)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
@@ -117,7 +119,7 @@ class TestWhatATaskAsksFor:
 
 
 class TestWhatIsRemembered:
-    def test_signals_are_those_of_a_training_with_outputs_of_zero(self) -> None:
+    def test_signals_are_those_of_a_training_with_zero_outputs(self) -> None:
         rule, task, steps = steered(), quadratics(), 130
         inner = start(rule, task, generator())
         signals, losses, end = observed(rule, task, inner, steps, 5, generator(7))
@@ -134,7 +136,7 @@ class TestWhatIsRemembered:
             torch.testing.assert_close(signals[step - 1], expected, rtol=1e-3, atol=1e-4)
             _, state = unsteered(grad, state, torch.tensor(float(step)))
 
-    def test_only_the_beginning_of_a_long_training_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_signals_of_a_long_training_are_cut_to_its_beginning(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(output_es, "RECORDED", CHUNK)
         rule, task, steps = steered(), quadratics(), 2 * CHUNK + 7
         inner = start(rule, task, generator())
@@ -142,7 +144,7 @@ class TestWhatIsRemembered:
         assert (len(signals), len(losses), int(end.step)) == (CHUNK, steps, steps)
 
     @pytest.mark.slow
-    def test_gradients_that_vanish_leave_finite_signals(self) -> None:
+    def test_vanishing_gradients_give_finite_signals(self) -> None:
         # Means forget at different speeds: momentum over root mean square grows beyond what float16 holds.
         rule, task = steered(), VectorizedTask(Cliff(), 2, seed=0)
         estimator = OutputES(pairs=1)
@@ -152,7 +154,7 @@ class TestWhatIsRemembered:
         assert estimator.experience[0].signals[-1].max() == LARGEST
         assert all(grad.isfinite().all() for grad in estimate.grads)
 
-    def test_coordinates_come_from_all_tensors_and_instances_alike(self) -> None:
+    def test_coordinates_are_drawn_evenly_from_tensors_and_instances(self) -> None:
         task = quadratics(instances=3)
         task.shapes = {"small": torch.Size([1]), "large": torch.Size([3])}
         draws = torch.cat([some_coordinates(task, generator(seed)) for seed in range(400)])
@@ -160,7 +162,7 @@ class TestWhatIsRemembered:
         assert counts[:, 0].sum() == pytest.approx(0.5, abs=0.05)
         assert counts.sum(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.05)
 
-    def test_what_is_asked_of_a_phase_is_divided_among_its_steps(self) -> None:
+    def test_credit_of_a_phase_is_divided_among_its_steps(self) -> None:
         asked = torch.arange(1.0, 10.0).view(3, 3)
         for steps, phases in ((40, 1), (100, 1), (300, 2), (900, 3)):
             credit = credited(asked, steps)
@@ -170,7 +172,7 @@ class TestWhatIsRemembered:
 
 
 class TestReplay:
-    def test_constant_outputs_are_worth_what_is_asked_less_caution(self) -> None:
+    def test_replay_of_constant_outputs_matches_its_formula(self) -> None:
         rule = ScheduleFreeLSTM(hidden_size=2)  # the output layer is zero, but for the bias
         bias = torch.tensor([0.1, -0.2, 0.3])
         with torch.no_grad():
@@ -185,7 +187,7 @@ class TestReplay:
         assert float(gain) == pytest.approx(float(asked[:2].sum(0) @ bias) / 2, rel=1e-5)
         assert float(size) == pytest.approx(float(bias @ bias) * (1 + ANCHORED) / 2, rel=1e-5)
 
-    def test_lstm_learns_to_tell_tasks_apart(self) -> None:
+    def test_replay_trains_the_lstm_to_distinguish_tasks(self) -> None:
         torch.manual_seed(0)
         rule = ScheduleFreeLSTM(hidden_size=4)
         estimator = OutputES(caution=2.0)
@@ -207,7 +209,7 @@ class TestReplay:
         torch.testing.assert_close(known, asked[0] / estimator.caution, rtol=0, atol=0.06)  # where the gain is largest
         assert anchor.abs().max() < 0.05
 
-    def test_a_window_returns_the_gradient_of_the_objective(self) -> None:
+    def test_window_returns_the_gradient_of_the_objective(self) -> None:
         rule, task = steered(), quadratics()
         estimator = OutputES(pairs=2, caution=3.0)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
@@ -237,7 +239,7 @@ def output_es_config(**changes: Any) -> Config:
 
 
 @pytest.mark.slow
-def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
+def test_output_es_resume_is_bit_exact(tmp_path: Path) -> None:
     before = weights(Trainer(output_es_config()).rule)
     whole = Trainer(output_es_config(), tmp_path / "whole")
     run(whole)
@@ -255,7 +257,7 @@ def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
 
 
 class TestRefused:
-    def test_what_does_not_fit_together(self) -> None:
+    def test_conflicting_options_are_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"output-es needs a rule that is steered by outputs.*scale-free-lstm"):
             output_es_config(rule={"architecture": "scale-free-lstm", "settings": {"hidden_size": 2}})
         with pytest.raises(ConfigError, match="output-es asks for speed-ups"):
@@ -266,20 +268,20 @@ class TestRefused:
             output_es_config(estimator={**OUTPUT_ES, "groups": 2})
 
     @pytest.mark.parametrize("options", [{"sigma": 0.0}, {"pairs": 0}, {"caution": -1.0}])
-    def test_numbers_out_of_range(self, options: dict[str, Any]) -> None:
+    def test_numbers_out_of_range_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="must be positive"):
             OutputES(**options)
 
-    def test_windows_that_are_not_whole_trainings(self) -> None:
+    def test_windows_shorter_than_a_training_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"whole inner trainings: raise unroll\.truncation"):
             run(Trainer(output_es_config(unroll={"truncation": 5, "truncation_up_to": 5, "horizon": [10, 30]})))
 
-    def test_several_processes(self) -> None:
+    def test_several_processes_are_refused(self) -> None:
         world = World()
         world.size = 2
         with pytest.raises(ValueError, match="output-es runs in one process, got 2"):
             Trainer(output_es_config(), world=world)
 
-    def test_a_memory_of_another_kind(self) -> None:
+    def test_foreign_experience_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"not what output-es remembers: .*0\.signal"):
             OutputES().load_state_dict({"0.signal": torch.zeros(1)})

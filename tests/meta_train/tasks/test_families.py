@@ -59,7 +59,7 @@ def drawn(task: Task, seed: int = 0) -> Any:
 
 @pytest.mark.usefixtures("double", "neural_art")
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_grads_are_the_slopes_of_the_loss(build: Callable[[], Task]) -> None:
+def test_grads_match_finite_differences(build: Callable[[], Task]) -> None:
     task = VectorizedTask(build(), instances=2, seed=1)
     batch = task.batch(generator())
     points = task.initial_parameters
@@ -85,7 +85,7 @@ def test_adam_lowers_the_loss(name: str) -> None:
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("second_derivatives", [False, True], ids=["first-order", "second-order"])
 @pytest.mark.parametrize("name", [name for name in SMALL_FAMILIES if not SMALL_FAMILIES[name].evaluation_only])
-def test_configuration_of_the_family_can_be_meta_trained_on(name: str, second_derivatives: bool) -> None:
+def test_family_can_be_meta_trained_on(name: str, second_derivatives: bool) -> None:
     tables = {
         "steps": 2,
         "tasks": [{"family": name, **vars(SMALL_FAMILIES[name])}],
@@ -103,7 +103,7 @@ def test_configuration_of_the_family_can_be_meta_trained_on(name: str, second_de
 
 
 @pytest.mark.parametrize("cls", FAMILIES.values(), ids=FAMILIES)
-def test_no_option_is_undocumented(cls: type[TaskFamily]) -> None:
+def test_every_option_is_documented(cls: type[TaskFamily]) -> None:
     described = (cls.__doc__ or "").partition("Args:")[2]
     assert [name for name in getattr(cls, "__dataclass_fields__") if name not in described] == []  # noqa: B009
 
@@ -184,7 +184,7 @@ def test_option_out_of_range_is_refused(cls: Callable[..., Any], options: dict[s
 
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "factorization"])
-def test_parts_held_out_share_no_data_and_train_the_same_modules(name: str) -> None:
+def test_hold_out_divides_the_data_and_keeps_the_modules(name: str) -> None:
     task = BUILDERS[name]()
     whole: Any = getattr(task, "task", task)
     parts = task.hold_out()
@@ -221,12 +221,12 @@ class TestQuadratic:
             assert float(spectrum.min()) == pytest.approx(0.01, rel=1e-10)
         assert not torch.allclose(*spectra)
 
-    def test_axes_that_are_not_turned_leave_the_coordinates_independent(self) -> None:
+    def test_unrotated_axes_give_a_diagonal_matrix(self) -> None:
         matrix = conditioned_matrix(4, 100.0, "geometric", rotated=False)
         assert torch.equal(matrix, matrix.diag().diag())
 
     @pytest.mark.usefixtures("double")
-    def test_scale_of_coordinates_changes_neither_loss_nor_minimum(self) -> None:
+    def test_coordinate_scale_keeps_loss_and_minimum(self) -> None:
         plain = drawn(QuadraticTask(5, 10.0, 0.0, 1.0))
         scaled_task = QuadraticTask(5, 10.0, 0.0, 1.0, coordinate_scale=(0.01, 100.0))
         scaled = drawn(scaled_task)
@@ -236,7 +236,7 @@ class TestQuadratic:
         torch.testing.assert_close(scaled.point * ratio, plain.point)
         assert float(ratio.max() / ratio.min()) > 10
 
-    def test_noise_in_the_gradient_has_its_deviation_and_leaves_the_loss(self) -> None:
+    def test_gradient_noise_has_its_deviation_and_keeps_the_loss(self) -> None:
         task = VectorizedTask(QuadraticTask(40, None, 0.0, 1.0, gradient_noise=0.5), 50, seed=0)
         quiet = VectorizedTask(QuadraticTask(40, None, 0.0, 1.0), 50, seed=0)
         points = task.initial_parameters
@@ -247,7 +247,7 @@ class TestQuadratic:
         assert float(noise.std()) == pytest.approx(0.5, rel=SIGMAS / math.sqrt(2 * noise.numel()))
         assert abs(float(noise.mean())) < SIGMAS * 0.5 / math.sqrt(noise.numel())
 
-    def test_noise_in_the_gradient_does_not_hide_that_of_the_residual(self) -> None:
+    def test_gradient_noise_and_residual_noise_are_drawn_apart(self) -> None:
         residual, gradient = QuadraticTask(3, None, 0.1, 1.0, gradient_noise=0.5).batch(2, generator())
         assert residual.shape == gradient.shape == (2, 3)
         assert not torch.equal(residual, gradient)
@@ -268,7 +268,7 @@ class TestValleys:
         assert float(grad.abs().max()) < 1e-10
         assert float(module.scale.max() / module.scale.min()) > 1.5
 
-    def test_values_are_those_of_the_formulas(self) -> None:
+    def test_values_match_the_formulas(self) -> None:
         u = torch.tensor([0.5, 2.0, -1.0])
         module = Coordinates(torch.eye(3), torch.zeros(3), torch.ones(3), u - 1)
         values = [
@@ -305,7 +305,7 @@ class TestFactorization:
 
 
 class TestSoftmaxRegression:
-    def test_gaussian_classes_are_as_asked_for(self) -> None:
+    def test_gaussian_classes_have_their_sizes_and_deviations(self) -> None:
         features, labels = gaussian_classes(np.random.default_rng(0), 20_000, 3, 4, separation=2.0, condition=100.0)
         assert features.shape == (20_000, 3)
         assert torch.equal(labels.bincount(), torch.full((4,), 5000))
@@ -337,7 +337,7 @@ class TestImages:
             assert torch.equal((task.data[0] * 255).round().byte(), data.load("digits", split).images.flatten(1))
 
     @each_family_of_images
-    def test_missing_data_are_named(
+    def test_missing_data_names_the_fetch_command(
         self, cls: Callable[..., TaskFamily], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LEARNED_OPTIM_DATA", str(tmp_path))
@@ -347,11 +347,11 @@ class TestImages:
             cls(dataset="mnist").sample(np.random.default_rng(0), "train")
 
     @pytest.mark.parametrize("family", ["softmax-regression", "residual", "autoencoder"])
-    def test_data_for_evaluation_are_refused(self, family: str) -> None:
+    def test_evaluation_data_is_refused(self, family: str) -> None:
         with pytest.raises(ConfigError, match="not for meta-training: data set 'fashion-mnist'"):
             TaskConfig(family, options={"dataset": "fashion-mnist"}).build()
 
-    def test_autoencoder_is_its_own_mirror_image(self) -> None:
+    def test_autoencoder_is_symmetric(self) -> None:
         task = AutoencoderTask(torch.rand(5, 9), 2, [7, 6], 3, "tanh", "squared", gain=1.0)
         kinds = [type(layer).__name__ for layer in drawn(task)]
         assert kinds == ["Linear", "Tanh", "Linear", "Tanh", "Linear", *["Linear", "Tanh"] * 2, "Linear"]
@@ -379,7 +379,7 @@ class TestImages:
 class TestPhysics:
     @pytest.mark.usefixtures("double")
     @pytest.mark.parametrize("activation", ["tanh", "sine"])
-    def test_second_derivative_is_that_of_autograd(self, activation: str) -> None:
+    def test_second_derivative_matches_autograd(self, activation: str) -> None:
         torch.manual_seed(0)
         field, x = Field([5, 4], activation, torch.ones(2)), torch.rand(6)
         values, second = field(x)
@@ -405,6 +405,6 @@ class TestPhysics:
         monkeypatch.setattr(field, "forward", solved)
         assert float(task.loss(field, points).detach()) < 1e-20
 
-    def test_is_for_evaluation_only(self) -> None:
+    def test_physics_family_is_evaluation_only(self) -> None:
         with pytest.raises(ConfigError, match="not for meta-training: physics-informed networks are held out"):
             TaskConfig("physics").build()

@@ -71,7 +71,7 @@ def assert_normal(values: Tensor, deviation: float) -> None:
 class TestQuadratic:
     @pytest.mark.parametrize("condition", [1.0, 30.0, 1e4])
     @pytest.mark.usefixtures("double")
-    def test_hessian_has_the_condition_number_asked_for(self, condition: float) -> None:
+    def test_hessian_has_the_given_condition_number(self, condition: float) -> None:
         for module in quadratics(QuadraticFamily((6, 6), (condition, condition)), instances=3):
             eigenvalues = torch.linalg.eigvalsh(module.matrix.T @ module.matrix)
             assert float(eigenvalues[-1]) == pytest.approx(1.0, rel=1e-10)  # float64 at condition 1e4 loses 4 digits
@@ -89,7 +89,7 @@ class TestQuadratic:
             modules[0].point.copy_(optima[0])
         assert float(task.loss(modules[0], (torch.zeros(1), torch.zeros(1))).detach()) < 1e-20
 
-    def test_default_is_the_paper(self) -> None:
+    def test_default_quadratic_is_that_of_the_paper(self) -> None:
         family = QuadraticFamily()
         modules = quadratics(family, instances=300)
         assert modules[0].matrix.shape == (10, 10)
@@ -115,7 +115,7 @@ class TestQuadratic:
         assert not torch.equal(first, second)
         assert not torch.equal(first[0], first[1])
 
-    def test_dimensions_and_conditions_stay_in_range_and_fill_it(self) -> None:
+    def test_dimensions_and_conditions_fill_their_ranges(self) -> None:
         rng = np.random.default_rng(0)
         tasks = [QuadraticFamily((2, 4), (10.0, 1000.0)).sample(rng, "train") for _ in range(200)]
         drawn = [(task.dimension, task.condition) for task in tasks if isinstance(task, QuadraticTask)]
@@ -141,7 +141,7 @@ class TestMLP:
         # Ten logits of size 0.01 differ little from none at all: log 10 nats.
         torch.testing.assert_close(losses, torch.full((2,), math.log(10)), rtol=0, atol=0.05)
 
-    def test_architectures_stay_in_range_and_fill_it(self) -> None:
+    def test_architectures_fill_their_ranges(self) -> None:
         family = MLPFamily(
             dataset="digits",
             layers=(0, 2),
@@ -171,7 +171,7 @@ class TestMLP:
         shapes = [tuple(parameter.shape) for parameter in plain.parameters()]
         assert shapes == [(5, 6), (5,), (3, 5), (3,), (4, 3), (4,)]
 
-    def test_gain_multiplies_the_initial_parameters_and_torch_keeps_its_own(self) -> None:
+    def test_gain_multiplies_torchs_initial_parameters(self) -> None:
         images = torch.zeros(20, 6), torch.arange(20) % 4
         with fixed_global_state(5):
             expected = [parameter.detach() for parameter in nn.Linear(6, 4).parameters()]
@@ -195,7 +195,7 @@ class TestMLP:
         assert rows[0].isdisjoint(rows[2])
         assert rows[1].isdisjoint(rows[2])
 
-    def test_held_out_rows_are_of_the_same_split_and_never_trained_on(self) -> None:
+    def test_hold_out_divides_the_rows_of_the_split(self) -> None:
         task = SMALL_FAMILIES["mlp"].sample(np.random.default_rng(0), "train")
         assert isinstance(task, MLPTask)
         kept, held_out = task.hold_out()
@@ -208,7 +208,7 @@ class TestMLP:
             assert part.module().state_dict().keys() == task.module().state_dict().keys()
             assert part.classes == 10
 
-    def test_bound_is_half_above_a_network_that_knows_nothing(self) -> None:
+    def test_loss_bound_is_half_above_that_of_a_zero_network(self) -> None:
         task = SMALL_FAMILIES["mlp"].sample(np.random.default_rng(0), "train")
         module = task.module()
         for parameter in module.parameters():
@@ -223,7 +223,7 @@ class TestMLP:
         assert all(set(own.flatten().tolist()) == set(range(7)) for own in images)
         assert not torch.equal(images[0], images[1])
 
-    def test_images_are_averaged_down_to_the_size_asked_for(self) -> None:
+    def test_images_are_pooled_to_the_given_size(self) -> None:
         task = MLPFamily(dataset="digits", image_size=4).sample(np.random.default_rng(0), "train")
         assert isinstance(task, MLPTask)
         pixels, _ = task.data
@@ -274,7 +274,7 @@ class TestConvNet:
         task = ConvNetTask(pictures(), 4, 8, [3], 3, hidden=4, activation="relu", norm="batch", gain=1.0)
         assert not list(task.module().buffers())
 
-    def test_gain_multiplies_the_initial_weights_and_not_the_norms(self) -> None:
+    def test_gain_multiplies_weights_but_not_norms(self) -> None:
         def network(gain: float) -> nn.Module:
             with fixed_global_state(5):
                 return ConvNetTask(pictures(), 4, 8, [3], 3, None, "relu", "batch", gain).module()
@@ -283,7 +283,7 @@ class TestConvNet:
             factor = 1.0 if name.startswith("1.") else 3.0  # the layer behind the convolution is the norm
             torch.testing.assert_close(parameter, factor * unscaled, rtol=0, atol=0)
 
-    def test_classes_are_kept_with_their_images_and_numbered_in_their_order(self) -> None:
+    def test_chosen_classes_are_renumbered_in_order(self) -> None:
         task = ConvNetFamily(dataset="digits", classes=(7, 0, 3)).sample(np.random.default_rng(0), "train")
         assert isinstance(task, ConvNetTask)
         pixels, labels = task.data
@@ -294,7 +294,7 @@ class TestConvNet:
         assert len(labels) == sum(int((every.labels == label).sum()) for label in (7, 0, 3))
         assert VectorizedTask(task, 1, seed=0).skeleton.module[-1].out_features == 3  # type: ignore[index]
 
-    def test_choices_stay_in_range_and_fill_it(self) -> None:
+    def test_choices_fill_their_ranges(self) -> None:
         family = ConvNetFamily(
             dataset="digits",
             image_size=(8, 8),
@@ -340,12 +340,12 @@ class TestConvNet:
         tasks = [task for _ in range(20) if isinstance(task := family.sample(rng, "test"), ConvNetTask)]
         assert {tuple(task.data[0].shape) for task in tasks} == {(10_000, 1, size, size) for size in (8, 9, 10)}
 
-    def test_data_for_evaluation_only_is_marked(self) -> None:
+    def test_evaluation_only_data_is_marked(self) -> None:
         assert "evaluation only" in ConvNetFamily(dataset="fashion-mnist").evaluation_only
         assert not ConvNetFamily().evaluation_only
 
 
-def test_every_family_has_a_small_example_here() -> None:
+def test_every_family_has_a_small_example() -> None:
     assert SMALL_FAMILIES.keys() == FAMILIES.keys()
     assert all(type(family) is FAMILIES[name] for name, family in SMALL_FAMILIES.items())
 
@@ -353,7 +353,7 @@ def test_every_family_has_a_small_example_here() -> None:
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_samples_follow_from_the_generator_alone(name: str, split: Split) -> None:
+def test_samples_depend_on_the_generator_alone(name: str, split: Split) -> None:
     def draw(seed: int) -> list[list[float]]:
         rng = np.random.default_rng(seed)
         tasks = [family.sample(rng, split) for _ in range(8)]

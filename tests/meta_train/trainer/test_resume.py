@@ -67,7 +67,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3, 11)], ids=str)
-    def test_loop_that_is_left_early(self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path) -> None:
+    def test_resume_after_leaving_the_loop_is_bit_exact(
+        self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path
+    ) -> None:
         trainer = Trainer(configuration(), tmp_path)
         for stop in stops:
             for progress in trainer.run():
@@ -91,9 +93,7 @@ class TestResume:
         ],
         ids=lambda options: options["name"],
     )
-    def test_particles_and_what_an_estimator_has_learned_are_restored(
-        self, options: dict[str, Any], tmp_path: Path
-    ) -> None:
+    def test_resume_restores_particles_and_estimator_state(self, options: dict[str, Any], tmp_path: Path) -> None:
         estimator = {"replay_coordinates": None, "sigma": 0.1, **options}
         run(Trainer(configuration(estimator=estimator), tmp_path / "whole"))
         for progress in Trainer(configuration(estimator=estimator), tmp_path / "parts").run():
@@ -118,7 +118,7 @@ class TestResume:
         ],
         ids=["curriculum", "growth-and-momentum", "random-windows-and-adamw", "suites", "outer-batches"],
     )
-    def test_whatever_else_has_a_state_is_restored(self, changes: dict[str, Any], tmp_path: Path) -> None:
+    def test_resume_restores_all_other_state(self, changes: dict[str, Any], tmp_path: Path) -> None:
         changes = dict(changes)
         if "curriculum" in changes:
             changes["unroll"] = {"horizon": [100, 100]}
@@ -133,23 +133,23 @@ class TestResume:
         ends = [read_checkpoint(tmp_path / folder).progress for folder in ("parts", "whole")]
         assert ends[0]["curriculum"] == ends[1]["curriculum"]
 
-    def test_finished_run_stays_as_it_is(self, uninterrupted: Path) -> None:
+    def test_resume_of_a_finished_run_changes_nothing(self, uninterrupted: Path) -> None:
         before = contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)
         assert run(Trainer.resume(uninterrupted)) == []
         assert (contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)) == before
 
-    def test_does_not_depend_on_the_global_random_state(self, uninterrupted: Path, tmp_path: Path) -> None:
+    def test_run_is_independent_of_the_global_random_state(self, uninterrupted: Path, tmp_path: Path) -> None:
         torch.manual_seed(12345)
         state = torch.get_rng_state()
         run(Trainer(configuration(), tmp_path))
         assert torch.equal(torch.get_rng_state(), state)
         assert_same_outcome(tmp_path, uninterrupted)
 
-    def test_another_seed_is_another_run(self, uninterrupted: Path, tmp_path: Path) -> None:
+    def test_another_seed_gives_another_run(self, uninterrupted: Path, tmp_path: Path) -> None:
         run(Trainer(configuration(seed=1), tmp_path))
         assert contents(tmp_path / "latest.safetensors") != contents(uninterrupted / "latest.safetensors")
 
-    def test_failure_within_a_step_leaves_the_last_whole_one(
+    def test_failure_within_a_step_keeps_the_last_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config = configuration(
@@ -172,7 +172,7 @@ class TestResume:
         assert_same_outcome(folder, tmp_path / "whole")
 
     @pytest.mark.slow
-    def test_rows_after_the_checkpoint_are_dropped_even_if_cut_short(self, tmp_path: Path) -> None:
+    def test_rows_after_the_checkpoint_are_dropped(self, tmp_path: Path) -> None:
         """What a kill leaves: rows that were written after the checkpoint, the last of them only in part."""
         trainer = Trainer(plain(steps=200, validation={"every": 1000}), tmp_path)
         for progress in trainer.run():
@@ -186,7 +186,7 @@ class TestResume:
             RunLog(tmp_path, 123, trainer.detail_names).close()
             assert metrics(tmp_path) == rows
 
-    def test_needs_the_checkpoint_alone(self, tmp_path: Path) -> None:
+    def test_resume_needs_the_checkpoint_alone(self, tmp_path: Path) -> None:
         """The weights that a run started from may have been moved, or replaced by others."""
         first = Trainer(plain(seed=5))
         run(first)
@@ -203,11 +203,11 @@ class TestResume:
         run(resumed)
         assert_same_outcome(folder, tmp_path / "whole")
 
-    def test_of_nothing_says_so(self, tmp_path: Path) -> None:
+    def test_resume_without_a_checkpoint_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nothing to resume: no .*checkpoint\.safetensors"):
             Trainer.resume(tmp_path)
 
-    def test_of_what_is_no_checkpoint_says_so(self, tmp_path: Path) -> None:
+    def test_resume_of_another_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "checkpoint.safetensors"
         save_rule(LSTML2L(2), path)
         with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
@@ -216,7 +216,7 @@ class TestResume:
         with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
             Trainer.resume(tmp_path)
 
-    def test_of_a_damaged_checkpoint_says_so(self, tmp_path: Path) -> None:
+    def test_resume_of_a_damaged_checkpoint_is_refused(self, tmp_path: Path) -> None:
         trainer = Trainer(plain(), tmp_path)
         trainer.save_checkpoint()
         path = tmp_path / "checkpoint.safetensors"
@@ -279,9 +279,7 @@ next(steps)
 
 
 @pytest.mark.slow
-def test_script_that_ends_in_the_middle_of_the_loop_saves_without_noise(
-    held: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_script_that_ends_within_the_loop_saves_silently(held: tuple[Path, Path], tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [sys.executable, "-c", LEFT_OPEN, str(held[0]), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=250)
@@ -325,7 +323,7 @@ class TestInterruptedProcess:
     @pytest.mark.slow
     @pytest.mark.usefixtures("sigterm")
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-    def test_signal_lets_the_step_finish_and_saves(
+    def test_signal_finishes_the_step_and_saves(
         self, number: signal.Signals, held: tuple[Path, Path], tmp_path: Path
     ) -> None:
         config, whole = held
@@ -339,7 +337,7 @@ class TestInterruptedProcess:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("sigterm")
-    def test_kill_loses_only_what_followed_the_checkpoint(self, held: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_killed_run_resumes_from_the_checkpoint(self, held: tuple[Path, Path], tmp_path: Path) -> None:
         config, whole = held
         status, _ = self.interrupt(signal.SIGKILL, config, tmp_path, ["-c", CHECKPOINT_EVERY_STEP])
         assert status == -signal.SIGKILL
@@ -352,7 +350,7 @@ class TestInterruptedProcess:
         assert_same_outcome(tmp_path, whole)
 
     @pytest.mark.usefixtures("sigterm")
-    def test_run_that_exists_is_not_overwritten(
+    def test_existing_run_is_never_overwritten(
         self, held: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         config, whole = held
@@ -363,7 +361,7 @@ class TestInterruptedProcess:
         assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
 
 
-def test_signal_in_the_last_save_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_during_the_last_save_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(plain(steps=3), tmp_path)
     save = trainer.save_checkpoint
 
@@ -377,7 +375,7 @@ def test_signal_in_the_last_save_does_not_lose_it(tmp_path: Path, monkeypatch: p
     assert Trainer.resume(tmp_path).meta_step == 3
 
 
-def test_signal_in_a_step_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_during_a_step_keeps_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(plain(steps=5), tmp_path)
     step = trainer.meta_optimizer.step
 
@@ -394,7 +392,7 @@ def test_signal_in_a_step_loses_no_row(tmp_path: Path, monkeypatch: pytest.Monke
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_runs_outside_the_main_thread() -> None:
+def test_trainer_runs_outside_the_main_thread() -> None:
     trainer = Trainer(plain(steps=2))
     thread = threading.Thread(target=lambda: run(trainer))
     thread.start()
@@ -403,7 +401,7 @@ def test_runs_outside_the_main_thread() -> None:
 
 
 class TestCheckpoint:
-    def test_is_written_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_checkpoint_is_written_atomically(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trainer = Trainer(plain(), tmp_path)
         steps = trainer.run()
         next(steps)
@@ -423,7 +421,7 @@ class TestCheckpoint:
         steps.close()
         assert Trainer.resume(tmp_path).meta_step == 2
 
-    def test_is_written_now_and_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_checkpoint_is_written_every_minute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter(range(0, 10_000, 25))  # seconds: a step takes 25 of the 60 between checkpoints
         monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         saved = []
@@ -446,7 +444,7 @@ class TestCheckpoint:
         assert provenance["meta_step"] == trainer.best_meta_step > 0
         assert read_provenance(tmp_path / "latest.safetensors")["meta_step"] == STEPS
 
-    def test_best_weights_are_not_written_before_there_are_any(self, tmp_path: Path) -> None:
+    def test_best_weights_are_written_from_the_first_validation_on(self, tmp_path: Path) -> None:
         trainer = Trainer(plain(steps=4, validation={"every": 3}), tmp_path)
         written = []
         for _ in trainer.run():
@@ -454,7 +452,7 @@ class TestCheckpoint:
             written.append((tmp_path / "best.safetensors").exists())
         assert written == [False, False, True, True]
 
-    def test_metadata_is_json_before_the_first_validation(self, tmp_path: Path) -> None:
+    def test_metadata_is_valid_json_before_the_first_validation(self, tmp_path: Path) -> None:
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is not JSON")
 
