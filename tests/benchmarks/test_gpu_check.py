@@ -1,4 +1,4 @@
-"""The host's part of ``make gpu-check``, on a CPU and with tiny sizes: a GPU should not be the first to run it."""
+"""``make gpu-check`` on a CPU with tiny sizes, so that a GPU is not the first machine to run its code."""
 
 import csv
 import importlib.util

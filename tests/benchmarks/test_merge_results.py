@@ -1,4 +1,4 @@
-"""Problems that were run by themselves take their place in committed results."""
+"""Merging the results of single problems into the committed results of their suite."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ ORDER = [problem.name for problem in SUITE.problems]
 
 
 def write(folder: Path, names: list[str], suite: str = "small", seeds: int = 2) -> Path:
-    """Results of Adam on some of the problems."""
+    """Run Adam on some of the problems and save the results in ``folder``."""
     part = SUITE.only(names).with_seeds(seeds)
     harness = Harness(part, baselines(["Adam"]), [], cache=Cache(None))
     with Bar(harness.planned_steps()) as bar:

@@ -1,4 +1,4 @@
-"""Training programs of benchmarks/programs.py: rows once for each run, and a summary that compares what it says."""
+"""The training programs of benchmarks/programs.py: one row for each run, and the comparisons of the summary."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(program: str, optimizer: str, seed: int = 0, **values: float) -> Row:
-    """What a run would have written."""
+    """The row that a run writes, with the given values."""
     given = {"program": program, "optimizer": optimizer, "seed": seed, "training_loss": 1.0, **values}
     return {column: str(given.get(column, "")) for column in COLUMNS}
 

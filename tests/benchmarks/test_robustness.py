@@ -16,7 +16,7 @@ NAMED = {condition.name: condition for condition in CONDITIONS}
 
 
 def gradients_seen(condition: Condition, steps: int) -> list[Tensor]:
-    """What an optimizer is given, where the gradient is the same at each step."""
+    """Gradients that the inner optimizer receives under a condition, where the true one is the same at each step."""
     parameter = torch.zeros_like(GRADIENT, requires_grad=True)
     optimizer, seen = Disturbed(torch.optim.SGD([parameter], lr=0.0), condition), []
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""The table by which the default rule's base is chosen: its figures, and rules at other constants."""
+"""The benchmark by which the default rule's constants are chosen: its figures, constants and suites."""
 
 import csv
 import math

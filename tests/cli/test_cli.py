@@ -99,13 +99,13 @@ def test_error_is_one_line_that_says_what_to_do(
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])
-def test_debug_raises_at_any_position(place: int) -> None:
+def test_debug_shows_the_traceback_wherever_it_is_written(place: int) -> None:
     arguments = ["benchmark", "quick", "--rules", "nobody"]
     with pytest.raises(ValueError, match="unknown rule"):
         run(*arguments[:place], "--debug", *arguments[place:])
 
 
-def test_unexpected_exception_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistake_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> list[str]:
         raise KeyError("weights")
 
@@ -166,7 +166,7 @@ def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str], monkeypa
     assert capsys.readouterr().err == "learned-optim: interrupted\n"
 
 
-def test_interruption_before_the_first_save_says_only_interrupted(
+def test_interruption_before_anything_is_saved_does_not_say_saved(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(trainer: object) -> None:
@@ -191,7 +191,7 @@ def test_meta_train_runs_and_reports_where_the_weights_are(capsys: pytest.Captur
     assert sys.path.count(str(tmp_path)) <= 1  # once, not for each command
 
 
-def test_end_of_the_curriculum_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_end_of_the_curriculum_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     text = (
         'steps = 50\n[[tasks]]\nfamily = "quadratic"\n[unroll]\ntruncation = 2\n[validation]\nhorizon = 2\n'
         "[meta_optimizer]\nlr = 1e-30\n[curriculum]\nhorizons = [2, 3]\nevery = 1\nevaluations = 2\n"
@@ -201,7 +201,7 @@ def test_end_of_the_curriculum_is_reported(capsys: pytest.CaptureFixture[str]) -
     assert "the curriculum ended at meta-step 2: horizon 2 brings no more" in capsys.readouterr().out
 
 
-def test_resume_under_another_configuration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_is_not_continued_under_another_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     text = 'steps = 1\n[[tasks]]\nfamily = "quadratic"\n[unroll]\ntruncation = 2\n[validation]\nhorizon = 2\n'
     Path("mine.toml").write_text(text)
     assert run("meta-train", "mine.toml") == 0
@@ -220,7 +220,7 @@ def test_resume_under_another_configuration_is_refused(capsys: pytest.CaptureFix
     assert run("meta-train", "--resume", "runs/mine") == 0
 
 
-def test_run_without_a_validation_score_names_the_latest_weights(
+def test_run_without_a_validation_score_does_not_name_weights_that_are_not_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("mine.toml").write_text(
@@ -281,7 +281,7 @@ def test_benchmark_options_reach_the_comparison(capsys: pytest.CaptureFixture[st
     assert list(Path("stored").rglob("*.safetensors"))
 
 
-def test_interrupted_benchmark_says_how_to_resume(
+def test_interrupted_benchmark_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> object:
@@ -295,7 +295,7 @@ def test_interrupted_benchmark_says_how_to_resume(
 
 
 @pytest.mark.slow
-def test_closed_pipe_ends_quietly() -> None:
+def test_reader_that_goes_away_causes_no_traceback() -> None:
     """As in ``learned-optim data list | true``."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -323,7 +323,7 @@ print("done", file=sys.stderr)
 """
 
 
-def test_work_continues_after_a_closed_pipe() -> None:
+def test_work_goes_on_when_its_reader_goes_away() -> None:
     """As in ``learned-optim meta-train ... | head -1``."""
     process = subprocess.Popen(
         [sys.executable, "-c", READ_NO_MORE],
@@ -345,7 +345,7 @@ def test_work_continues_after_a_closed_pipe() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_full_disk_is_one_line() -> None:
+def test_full_disk_is_an_error_of_one_line() -> None:
     with open("/dev/full", "w") as full:
         process = subprocess.run(
             [sys.executable, "-m", "learned_optim.cli", "runs", "list"],
@@ -359,14 +359,14 @@ def test_full_disk_is_one_line() -> None:
     assert re.fullmatch(r"learned-optim: error: .*No space left on device\n", process.stderr)
 
 
-def test_error_escapes_control_characters_of_a_file_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_shows_control_characters_of_a_file_name(capsys: pytest.CaptureFixture[str]) -> None:
     Path("\x1b[2J").mkdir()
     Path("\x1b[2J/checkpoint.safetensors").touch()
     assert r"\x1b[2J/checkpoint.safetensors is damaged" in error_of(capsys, "runs", "list", ".")
 
 
 @pytest.mark.parametrize("command", ["rules list", "--version", "runs list"])
-def test_closed_standard_output_is_success(command: str, tmp_path: Path) -> None:
+def test_output_that_was_closed_is_no_failure(command: str, tmp_path: Path) -> None:
     process = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -m learned_optim.cli {command} >&-'],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""What the commands share: help with examples that hold, at once; and refusals of what cannot be understood."""
+"""What all commands share: help that names every option, examples that parse, light imports, wrong usage."""
 
 import argparse
 import subprocess

@@ -1,4 +1,4 @@
-"""The command ``doctor``: it finds what is wrong, and does not call wrong what is only missing."""
+"""The command ``doctor`` reports wrong steps and old packages, and lists missing optional parts without failing."""
 
 import importlib.metadata
 import json

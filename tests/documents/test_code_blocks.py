@@ -37,7 +37,7 @@ class Block(NamedTuple):
     language: str
     code: str
     comment: str
-    """What the comment on the line above says, or empty."""
+    """Text of the comment on the line above, or empty."""
 
     @property
     def name(self) -> str:

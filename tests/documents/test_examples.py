@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What an example prints, run in this process."""
+    """Run an example in this process and return what it prints."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(FOLDER / name), run_name="__main__")
     return capsys.readouterr().out

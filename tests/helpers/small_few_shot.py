@@ -92,6 +92,7 @@ class Clouds(FewShotTask):
 
 
 def learner_and_episodes(task: FewShotTask, count: int = 4) -> tuple[Learner, Episodes]:
+    """A learner of the task and some training episodes, the same in every call."""
     return Learner(task, seed=1), task.episodes(count, torch.Generator().manual_seed(2))
 
 

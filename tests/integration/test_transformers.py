@@ -63,12 +63,12 @@ def arguments(folder: Path, **options: Any) -> Any:
 
 
 def linear(optimizer: Optimizer) -> LambdaLR:
-    """What the Trainer makes if it is given no scheduler: down to zero."""
+    """The linear schedule to zero that the Trainer makes if it is given no scheduler."""
     return LambdaLR(optimizer, lambda step: 1.0 - step / STEPS)
 
 
 def plain_loop(model: Any, optimizer: Optimizer, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """What the Trainer does with its default options: clipping at 1, a linear schedule."""
+    """Train as the Trainer does with its default options: clipping at 1, a linear schedule."""
     scheduler = linear(optimizer)
     for batch in batches:
         model(**batch, num_items_in_batch=batch["labels"].numel()).loss.backward()

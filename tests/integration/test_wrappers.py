@@ -1,4 +1,4 @@
-"""What PyTorch itself wraps around an optimizer or a model: averages, steps inside of backward, accumulation."""
+"""PyTorch's own wrappers of optimizers and models: averaged weights, steps inside backward, accumulation."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""The C compiler as it may be found: it fails, hangs, is named wrongly; scripts stand in for most of them."""
+"""Calling a C compiler that fails, hangs or is named wrongly; shell scripts stand in for most compilers."""
 
 import stat
 import time

@@ -1,4 +1,4 @@
-"""The fused step in C: what may fail on the way to it, threads, narrow dtypes, particles.
+"""The fused step in C: fallbacks where it cannot be built or loaded, threads, half precision, particles.
 
 Its values are those of test_kernels.py; compilers are tried in test_compiler.py, what is kept in test_libraries.py.
 """

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import kernel_resources
+from helpers.devices import needs_cuda
 from helpers.rounding import OF_KERNELS, Results, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
-from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
+from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
 from learned_optim.kernels import cpu, launch, libraries, tables
@@ -166,7 +167,7 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
 
 
 def told(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Any, ...]:
-    """What a rule that uses conditions is told of the slot, in float64."""
+    """Conditions of the slot in float64, for a rule that uses conditions; nothing for others."""
     if not rule.uses_conditions:
         return ()
     scale = 1.0 if slot.scale is None else slot.scale.double()
@@ -233,7 +234,7 @@ def assert_only_rounded_step(rule: UpdateRule, slots: Sequence[Slot], settings: 
 
 
 def lost(dtype: torch.dtype, values: Tensor, cuts: bool) -> Tensor:
-    """What is lost where values are stored in a coarser dtype: half a spacing, or a whole one."""
+    """Largest error of storing values in a coarser dtype: half a spacing, or a whole one where it is cut off."""
     if dtype == torch.float32:
         return torch.zeros_like(values)
     limits = torch.finfo(dtype)

@@ -1,4 +1,4 @@
-"""Order of memory and pieces, and what a step borrows: nothing larger than a block."""
+"""Memory order of states, cutting into pieces, and the temporary memory of a step: at most a block."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""Libraries that are kept: whatever is wrong with a folder or a file, a whole one is loaded, or the error says why not.
+"""Cached libraries: whatever is wrong with a folder or a file, an intact library is loaded, or the error says why not.
 
 Nothing is compiled here: a library is a few bytes, and loading is reading.
 """

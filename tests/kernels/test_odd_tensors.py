@@ -1,4 +1,4 @@
-"""What is not a plain piece of memory is stepped as torch's operations see it, or refused; it never crashes."""
+"""Tensors that are no dense memory are stepped by the values that torch reads, or refused, and never crash."""
 
 import copy
 import subprocess

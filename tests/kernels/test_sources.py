@@ -1,4 +1,4 @@
-"""The sources that are made of a rule: those that the documents show, and what can be asked for on the command line."""
+"""The generated sources of a rule: those that the documents show, and those that the command line prints."""
 
 import linecache
 import re

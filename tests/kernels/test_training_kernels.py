@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from helpers.devices import needs_cuda
 from helpers.rounding import OF_KERNELS, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, random_state, randomised
-from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
+from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
 from learned_optim import fused
 from learned_optim.kernels import training
 from learned_optim.kernels.sources import module_of

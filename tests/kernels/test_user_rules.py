@@ -1,4 +1,4 @@
-"""Rules as people write them: what of torch can be traced into a kernel, and what is said of the rest."""
+"""Rules as users write them: which torch code is traced into a kernel, and the errors for code that is not."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""What a rule is told of a step beside gradients: the parameter, the learning rate, the end, averaging."""
+"""The conditions that a rule receives beside gradients: parameter, learning rate, progress, averaging."""
 
 import copy
 import pickle

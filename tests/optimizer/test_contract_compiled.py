@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.optim import Adam, Optimizer, lr_scheduler
 
-from helpers.contract import Make, Net, each_optimizer, loss_of, needs_cuda, train
+from helpers.contract import Make, Net, each_optimizer, loss_of, train
+from helpers.devices import needs_cuda
 from helpers.rules import normal
 from learned_optim import LearnedOptimizer
 

@@ -1,4 +1,4 @@
-"""The caller's default device and modes: what is meta-trained, and what is loaded, does not depend on them."""
+"""Training, meta-training and loading are independent of the caller's default device and modes."""
 
 from collections.abc import Callable
 from pathlib import Path

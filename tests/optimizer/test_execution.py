@@ -1,4 +1,4 @@
-"""The packed and cut path against one call of the rule for each tensor."""
+"""The path that joins and cuts tensors into blocks, against one call of the rule for each tensor."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -435,7 +435,7 @@ def test_overflow_under_grad_scaler_skips_the_step() -> None:
 
 
 def test_grad_scaler_tensors_move_to_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several GPUs, the scaler's tensors are on one. Here "meta" stands for the other."""
+    """With several GPUs, the scaler's tensors are on one of them. Here "meta" stands for the other."""
     seen: list[tuple[str, ...]] = []
 
     def look(_: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:

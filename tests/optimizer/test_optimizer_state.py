@@ -1,4 +1,4 @@
-"""Saving, copying and going on: the state of LearnedOptimizer."""
+"""The state of LearnedOptimizer: saving, loading, copying and resuming."""
 
 import copy
 import gc

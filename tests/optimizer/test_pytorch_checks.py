@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from helpers.contract import adam_inputs, needs_cuda, optimizer_inputs
+from helpers.contract import adam_inputs, optimizer_inputs
+from helpers.devices import needs_cuda
 from helpers.rules import few_examples, normal
 from learned_optim import LearnedOptimizer, available_rules
 
@@ -134,7 +135,7 @@ def assert_went(problem: Problem, before: float, direction: int) -> None:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """Of nested dictionaries and lists, equal to the bit, dtypes and devices included."""
+    """Nested dictionaries and lists are equal, tensors to the bit, dtypes and devices included."""
     if isinstance(one, Tensor):
         assert isinstance(other, Tensor)
         assert (one.dtype, one.device) == (other.dtype, other.device)
@@ -480,11 +481,11 @@ def test_step_all_hooks(configuration: Configuration) -> None:
     assert len(calls) == 16
 
 
-# Laws: the partition of parameters into groups, optimizers and tensors is nobody's business.
+# Laws: a trajectory is independent of the partition of parameters into groups, optimizers and tensors.
 
 
 def small(*shape: int, seed: int = 0) -> Tensor:
-    """As small as updates are, so that a parameter shows the last bits of its updates."""
+    """Values as small as updates, so that a parameter shows the last bits of its updates."""
     return 1e-3 * normal(*shape, seed=seed).float()
 
 
@@ -546,7 +547,7 @@ def test_cutting_and_shuffling_coordinates_gives_the_same_trajectory(
     whole = train([values.clone()], grads)
     assert_equal(train([part.clone() for part in values.split(sizes)], grads), whole)
     assert_equal(train([values[places]], grads[:, places]), whole[places])
-    if configuration.options["rule"] != "default":  # that one heeds the shape of matrices
+    if configuration.options["rule"] != "default":  # that one depends on the shape of matrices
         assert_equal(train([values.clone().view(1, total, 1)], grads), whole)
 
 

@@ -1,4 +1,4 @@
-"""Wide layers and small weights take smaller steps: by a factor for each tensor, found once, the same everywhere."""
+"""Tensor scales: wide layers and small weights take smaller steps, by a factor that is fixed at the first step."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ INSTANCES, STEPS, SEED = 3, 12, 5
 
 
 def scale_of(parameter: Tensor) -> float:
-    """As the optimizer finds it."""
+    """The scale that the optimizer gives a parameter at its first step."""
     optimizer = LearnedOptimizer([nn.Parameter(parameter.clone())])
     optimizer.param_groups[0]["params"][0].grad = torch.ones_like(parameter)
     optimizer.step()
@@ -80,7 +80,7 @@ def test_leading_dimension_of_one_is_ignored() -> None:
 
 
 class Halves(ScheduleFreeLSTM):
-    """A rule of a user's, which tells some matrices from others."""
+    """A user's rule that scales matrices of two rows and no others."""
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:  # type: ignore[override]
         return torch.full_like(initial_rms, 0.5) if shape[0] == 2 else None
@@ -254,7 +254,7 @@ def config_of_wide_tasks() -> Config:
 
 
 class Blind(ScheduleFreeLSTM):
-    """The rule without factors."""
+    """The rule without tensor scales."""
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:  # type: ignore[override]
         return None

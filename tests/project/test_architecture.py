@@ -60,7 +60,7 @@ def layer(name: str) -> int | None:
 
 
 def import_violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """What ``module`` imports although it must not."""
+    """The imports of ``module`` that the layout forbids."""
     package = module if is_package else module.rpartition(".")[0]
     height = layer(module)
     assert height is not None, f"{module} belongs to no layer"

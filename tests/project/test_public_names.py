@@ -1,4 +1,4 @@
-"""Public names: the list is held, and every one of them says what it is and what its arguments mean."""
+"""Public names are those of the list, and each has a docstring that explains its arguments."""
 
 import ast
 import importlib
@@ -98,18 +98,14 @@ PUBLIC = {
         "VisionTransformerFamily",
     },
 }
-"""What may not vanish or appear unnoticed: a change of it is a change for users, and goes into CHANGELOG.md."""
+"""The public names of each module. A change here is a change for users, and goes into CHANGELOG.md."""
 
 WITH_NAMES = [name for name, path in INSTALLED.items() if "__all__ = [" in path.read_text()]
-"""Every module that says what of it is public."""
+"""Every module that defines ``__all__``."""
 
 
 def parts(module: ModuleType) -> dict[str, object]:
     return {name: getattr(module, name) for name in module.__all__ if not name.startswith("__")}
-
-
-def is_code(thing: object) -> bool:
-    return inspect.isclass(thing) or inspect.isroutine(thing)
 
 
 def text_of(thing: object) -> str:

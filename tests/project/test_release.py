@@ -1,4 +1,4 @@
-"""What is said of a release in several places is the same in all of them."""
+"""Versions and extras are stated alike in all files that name them."""
 
 import re
 import tomllib

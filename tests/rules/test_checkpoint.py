@@ -1,4 +1,4 @@
-"""Rule files: what goes in comes out, and nothing else is taken for a rule."""
+"""Rule files: saving and loading are bit-exact, writing is atomic, and every other file is refused."""
 
 import json
 import os
@@ -187,7 +187,7 @@ def test_shipped_rule_takes_precedence_over_a_file_of_its_name(
     assert any(not torch.equal(one, other) for one, other in zip(shipped.parameters(), mine.parameters(), strict=True))
 
 
-# What is no rule.
+# Files and names that are no rule.
 
 
 def test_misspelt_name_error_lists_the_known() -> None:
@@ -280,7 +280,7 @@ def test_weights_that_do_not_fit_the_architecture_are_refused(
         load_rule(rule_file)
 
 
-# What is meant to harm.
+# Files that are made to do harm.
 
 
 def with_header(path: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:

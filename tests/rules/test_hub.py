@@ -15,7 +15,7 @@ from learned_optim.rules import ScaleFreeLSTM
 
 
 class Hub:
-    """What is used of huggingface_hub: its functions under their names, on a folder."""
+    """The functions of huggingface_hub that are used, under their names, on a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -179,7 +179,7 @@ def test_untrained_mlp_equals_adam() -> None:
     grads = normal(60, 5) * torch.tensor([1.0, 1e-3, 1e3, 1e20, 0.0], dtype=torch.float64)
     updates, _ = run(MLP().double(), grads)
     expected = adam_updates(grads.numpy(), lr=1e-3, betas=(0.9, 0.9), eps=1e-12)
-    assert_close(updates, expected, 1e-8)  # as above
+    assert_close(updates, expected, 1e-8)  # the same eps / rms as for the scale-free LSTM
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_momentum_directions_of_the_mlp_are_at_most_one(history: Array) -> None:
 @pytest.mark.parametrize(
     ("eps", "tolerance"),
     [
-        # The rule has its eps under the root: as below, at most 1e-12 / 0.02 of 300 steps of 0.003.
+        # The rule has its eps under the root: apart by at most 1e-12 / 0.02 of 300 steps of 0.003.
         pytest.param(1e-12, 5e-11, id="same-eps"),
         # torch's default. It shortens a step by eps / rms(gradient): at most 1e-8 / 0.02 of 300 steps of 0.003.
         pytest.param(1e-8, 5e-7, id="default-eps"),

@@ -1,4 +1,4 @@
-"""The comparison behind every published figure: baselines are tuned fairly, nothing is run twice, doubts are said."""
+"""The comparison behind every published figure: fair tuning, reuse of stored runs, tables and files."""
 
 import csv
 import json

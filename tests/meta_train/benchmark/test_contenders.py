@@ -1,4 +1,4 @@
-"""What is compared: names, rates and rules are understood, or refused before anything is run."""
+"""Contenders of a benchmark: names, rates and rules are parsed, or refused before anything is run."""
 
 from pathlib import Path
 

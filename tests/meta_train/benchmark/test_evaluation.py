@@ -1,4 +1,4 @@
-"""Training with real optimizers: rows of a matrix are runs of their own, and baselines get the rate they deserve."""
+"""Vectorised training with torch's optimizers, tuning of learning rates, and bands over seeds."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Losses on data held out from a benchmark's trainings: on no row that is trained on, and stored with the run."""
+"""Losses on data held out from a benchmark's trainings: disjoint from the training rows, stored with the run."""
 
 import csv
 from pathlib import Path

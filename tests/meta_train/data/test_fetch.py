@@ -1,4 +1,4 @@
-"""Downloads: whole and unchanged, or not there at all, and never begun again without need."""
+"""Downloads are checked against their checksums, resumed after interruptions, and never leave a damaged file."""
 
 import dataclasses
 import errno
@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []  # file name, Range
-        self.ranges = True  # whether Range is heeded
+        self.ranges = True  # whether Range is honoured
         self.cut: int | None = None  # send only so many bytes of the next answer
 
     @property

@@ -1,4 +1,4 @@
-"""ES on outputs: what a task asks for, what is remembered of it, and what the LSTM makes of that."""
+"""ES on outputs: the gradient with respect to a task's outputs, the recorded experience, and training on it."""
 
 import itertools
 from pathlib import Path
@@ -78,7 +78,7 @@ def remembered(signal: float, asked: Tensor, *, anchor: bool, steps: int = 40) -
     return Experience(signals, asked, torch.tensor(anchor))
 
 
-class TestWhatATaskAsksFor:
+class TestAskedOutputs:
     @pytest.mark.parametrize(
         ("steps", "phases", "sigma", "pairs"),
         [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
@@ -118,7 +118,7 @@ class TestWhatATaskAsksFor:
         assert experience.asked.count_nonzero() == 0
 
 
-class TestWhatIsRemembered:
+class TestExperience:
     def test_signals_are_those_of_a_training_with_zero_outputs(self) -> None:
         rule, task, steps = steered(), quadratics(), 130
         inner = start(rule, task, generator())
@@ -256,7 +256,7 @@ def test_output_es_resume_is_bit_exact(tmp_path: Path) -> None:
     assert set(anchors) == {True, False}
 
 
-class TestRefused:
+class TestRefusals:
     def test_conflicting_options_are_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"output-es needs a rule that is steered by outputs.*scale-free-lstm"):
             output_es_config(rule={"architecture": "scale-free-lstm", "settings": {"hidden_size": 2}})

@@ -1,4 +1,4 @@
-"""Evolution strategies that meta-train a part of a rule's weights, the others held."""
+"""Evolution strategies that meta-train a part of a rule's weights and keep the others."""
 
 import pytest
 import torch

@@ -184,7 +184,7 @@ def test_estimate_is_the_gradient_of_the_smoothed_meta_loss(build: Callable[[boo
 
 @pytest.mark.slow
 def test_pes_removes_the_bias_of_truncation() -> None:
-    """Of two windows, PES has the whole gradient; truncated ES lacks that of the second loss by the first weights."""
+    """Over two windows, PES has the whole gradient; ES lacks that of the second loss by the first weights."""
     exact = exact_gradient(2, 2, lambda losses: losses.sum(0)).sum(0)
     assert_mean_is(sums_of_grads(PES(SIGMA, 4 * PAIRS), Bowl(), 2, 2), exact)
 

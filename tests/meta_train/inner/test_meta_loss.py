@@ -1,4 +1,4 @@
-"""Meta-losses: their formulas, and what a loss counts as beyond its bound."""
+"""Meta-losses: their formulas, and the value of a loss beyond its bound."""
 
 import math
 

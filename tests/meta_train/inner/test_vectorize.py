@@ -69,7 +69,7 @@ each_task = pytest.mark.parametrize("build", list(TASKS.values()), ids=list(TASK
 
 
 def modules(task: Task, seed: int = SEED) -> list[nn.Module]:
-    """What the vectorised task stands for: drawn one after the other from one seed."""
+    """The modules that the vectorised task stacks, drawn one after the other from one seed."""
     torch.manual_seed(seed)
     return [task.module() for _ in range(INSTANCES)]
 

@@ -1,4 +1,4 @@
-"""Figures of benchmarks: every problem, every optimizer, and no curve covered."""
+"""Figures of benchmarks show every problem, and every optimizer once."""
 
 from pathlib import Path
 

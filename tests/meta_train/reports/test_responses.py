@@ -1,4 +1,4 @@
-"""What a rule does to made-up gradients: held to rules whose answer is known, and to the optimizer."""
+"""Responses of a rule to synthetic gradients, compared with rules whose response is known and the optimizer."""
 
 from collections.abc import Mapping
 

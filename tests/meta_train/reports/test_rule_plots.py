@@ -1,4 +1,4 @@
-"""Figures of what a rule does."""
+"""Figures of a rule's responses to synthetic gradients."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The page of a run: complete, on its own, and drawn by a browser."""
+"""The HTML page of a run: complete, self-contained, and drawn by a browser."""
 
 import re
 import shutil
@@ -49,7 +49,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with an estimator that has something to tell."""
+    """A finished run with an estimator that reports figures of its own."""
     folder = tmp_path_factory.mktemp("runs") / "a <run>"
     estimator = {"name": "combined", "pairs": 2, "replay_coordinates": None}
     run(Trainer(configuration(estimator=estimator, description="<script>alert(1)</script> & more"), folder))

@@ -1,4 +1,4 @@
-"""Random changes to tasks: what is promised, in every family that has it."""
+"""Task augmentation: loss factors, label noise and batch sizes, in every family that supports them."""
 
 import math
 from dataclasses import dataclass

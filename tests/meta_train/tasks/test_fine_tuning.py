@@ -1,4 +1,4 @@
-"""Vision transformers and fine-tuning: patches are patches, and a pretrained body is one."""
+"""Vision transformers: patches and attention. Fine-tuning: a pretrained body that all instances share."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Neural art as a family of tasks: what is held out, and from where a picture starts."""
+"""Neural art as a family of tasks: held-out pictures and styles, and where painting starts."""
 
 from dataclasses import replace
 from pathlib import Path

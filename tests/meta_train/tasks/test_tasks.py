@@ -1,4 +1,4 @@
-"""Task families: the problems that their documentation promises, and nothing else."""
+"""The quadratic, MLP and convolutional families as documented; sampling and options of every family."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""The curriculum: when a stage is over, what decides, and when a run is."""
+"""The curriculum: when a stage ends, by which evaluations, and when the run ends."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The pool of inner trainings: stages, turns, ends, and what its members' course depends on."""
+"""The pool of inner trainings: staggering, turns, ends, random numbers, and independence of its members."""
 
 import math
 from pathlib import Path

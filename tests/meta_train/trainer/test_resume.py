@@ -173,7 +173,7 @@ class TestResume:
 
     @pytest.mark.slow
     def test_rows_after_the_checkpoint_are_dropped(self, tmp_path: Path) -> None:
-        """What a kill leaves: rows that were written after the checkpoint, the last of them only in part."""
+        """A kill leaves rows that were written after the checkpoint, the last of them only in part."""
         trainer = Trainer(plain(steps=200, validation={"every": 1000}), tmp_path)
         for progress in trainer.run():
             if progress.meta_step == 123:

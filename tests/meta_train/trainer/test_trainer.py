@@ -1,4 +1,4 @@
-"""The meta-training loop does what its settings say, and learns from nothing that is not finite."""
+"""The meta-training loop follows its settings and skips updates that are not finite."""
 
 import math
 import re
