@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.draws import SIGMAS, generator
 from helpers.small_families import SMALL_FAMILIES
-from learned_optim.meta_train.common.seeds import fixed_global_state
 from learned_optim.meta_train.config.load import ConfigError, config_from_tables
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import (
@@ -22,17 +21,6 @@ from learned_optim.meta_train.tasks import (
     TaskFamily,
 )
 from learned_optim.meta_train.tasks.softmax_regression import SoftmaxRegressionTask
-
-SIGMAS = 5.0  # a correct statistic is further off than this once in two million draws
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(task: Task, seed: int = 0) -> Any:
-    with fixed_global_state(seed):
-        return task.module()
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.draws import drawn
 from learned_optim.meta_train.common.seeds import fixed_global_state
 from learned_optim.meta_train.config.load import ConfigError, TaskConfig
 from learned_optim.meta_train.data import datasets as data
-from learned_optim.meta_train.tasks import DataTask, FineTuningFamily, Task, TaskFamily, VisionTransformerFamily
+from learned_optim.meta_train.tasks import DataTask, FineTuningFamily, TaskFamily, VisionTransformerFamily
 from learned_optim.meta_train.tasks.conv_net import images
 from learned_optim.meta_train.tasks.fine_tuning import pretrained
 from learned_optim.meta_train.tasks.language_model import TransformerBlock
 from learned_optim.meta_train.tasks.vision_transformer import VisionTransformer
 
 STEPS = 300  # of pretraining, which takes well under a second here
-
-
-def drawn(task: Task, seed: int = 0) -> Any:
-    with fixed_global_state(seed):
-        return task.module()
 
 
 def fine_tuning(**options: Any) -> FineTuningFamily:

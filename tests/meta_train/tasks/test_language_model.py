@@ -9,18 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.draws import generator
 from learned_optim.meta_train.data import datasets as data
-from learned_optim.meta_train.tasks import (
-    Split,
-    language_model,
-)
+from learned_optim.meta_train.tasks import Split, language_model
 from learned_optim.meta_train.tasks.language_model import Recurrent, Transformer
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class TestLanguageModel:

@@ -9,21 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.draws import generator
 from learned_optim.meta_train.config.load import ConfigError, TaskConfig
 from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
-from learned_optim.meta_train.tasks import (
-    NeuralArtFamily,
-    Split,
-    neural_art,
-)
+from learned_optim.meta_train.tasks import NeuralArtFamily, Split, neural_art
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES, Style
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class TestNeuralArt:
