@@ -64,3 +64,6 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """All tensors of an optimizer's state, parameter by parameter."""
     return [tensor for state in optimizer.state.values() for tensor in state.values()]
+
+
+NOWHERE = nn.Parameter(torch.ones(1, device="meta"))
