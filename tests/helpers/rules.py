@@ -8,21 +8,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from helpers.reference import (
-    Array,
-    LSTML2LReference,
-    MLPReference,
-    ScaleFreeLSTMReference,
-    ScheduleFreeLSTMReference,
-)
-from learned_optim.rules import (
-    LSTML2L,
-    MLP,
-    RuleState,
-    ScaleFreeLSTM,
-    ScheduleFreeLSTM,
-    UpdateRule,
-)
+from helpers.reference import Array, LSTML2LReference, MLPReference, ScaleFreeLSTMReference
+from helpers.schedule_free_reference import ScheduleFreeLSTMReference
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 Build = Callable[[], UpdateRule]
 Reference = LSTML2LReference | ScaleFreeLSTMReference | ScheduleFreeLSTMReference | MLPReference

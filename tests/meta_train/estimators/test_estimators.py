@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from helpers.reference import central_difference
+from helpers.numerical_gradients import central_difference
 from helpers.user_tasks import Plane
 from learned_optim.meta_train.estimators import MetaGradient, truncated_bptt
 from learned_optim.meta_train.estimators.truncated_bptt import sample_coordinates

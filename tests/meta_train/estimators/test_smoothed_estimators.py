@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.toy_problems import FirstUnit, InfluenceBalancing, RateSchedule, RuggedPlane
-from helpers.reference import Array, gaussian_gradient
+from helpers.numerical_gradients import gaussian_gradient
+from helpers.reference import Array
 from learned_optim.meta_train.common.seeds import fixed_global_state
 from learned_optim.meta_train.estimators import (
     ES,

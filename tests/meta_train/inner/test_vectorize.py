@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
-from helpers.reference import central_difference
+from helpers.numerical_gradients import central_difference
 from helpers.small_families import BUILDERS
 from helpers.user_tasks import INPUTS, Reconstruction, Regression
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
