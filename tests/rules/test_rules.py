@@ -214,7 +214,7 @@ def test_untrained_schedule_free_lstm_follows_its_two_sequences() -> None:
         return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))
 
     start = np.array([1.0, -1.0, 0.5, -0.2, 1.0])
-    expected = schedule_free_points(gradient, start, moves, steps, 1 - constants.AT_ONCE, share)
+    expected = schedule_free_points(gradient, start, moves, steps, 1 - constants.FAST_SHARE, share)
 
     rule, state = ScheduleFreeLSTM(rate=rate).double(), ScheduleFreeLSTM().init_state((5,), dtype=torch.float64)
     points = [torch.from_numpy(start)]

@@ -78,12 +78,12 @@ def remembered(signal: float, asked: Tensor, *, anchor: bool, steps: int = 40) -
     return Experience(signals, asked, torch.tensor(anchor))
 
 
-class TestAskedOutputs:
+class TestOutputGradient:
     @pytest.mark.parametrize(
         ("steps", "phases", "sigma", "pairs"),
         [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
     )
-    def test_asked_outputs_are_the_gradient_of_the_log_speedup(
+    def test_output_gradient_is_that_of_the_log_speedup(
         self, steps: int, phases: int, sigma: float, pairs: int
     ) -> None:
         rule, task = steered(), quadratics(distance=100.0)  # so far that the last phase is needed
@@ -108,7 +108,7 @@ class TestAskedOutputs:
         assert (asked[:phases] - exact).norm() < 0.3 * exact.norm()
         assert (exact.abs().amax(1) > 0.1).all()
 
-    def test_anchor_asks_for_zero_outputs(self) -> None:
+    def test_output_gradient_of_an_anchor_is_zero(self) -> None:
         rule, task = steered(), quadratics(anchor=True)
         estimator = OutputES(pairs=2)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
@@ -162,7 +162,7 @@ class TestExperience:
         assert counts[:, 0].sum() == pytest.approx(0.5, abs=0.05)
         assert counts.sum(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.05)
 
-    def test_credit_of_a_phase_is_divided_among_its_steps(self) -> None:
+    def test_output_gradient_of_a_phase_is_divided_among_its_steps(self) -> None:
         asked = torch.arange(1.0, 10.0).view(3, 3)
         for steps, phases in ((40, 1), (100, 1), (300, 2), (900, 3)):
             credit = credited(asked, steps)
