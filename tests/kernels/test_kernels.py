@@ -55,7 +55,7 @@ KERNEL_RULES: dict[str, Build] = {
     "mlp": functools.partial(MLP, 5, rate=0.1, magnitude_rate=0.1),
 }
 COUNTING: dict[str, Build] = {"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM}
-"""Rules that heed the step count, and move no coordinate that was never pushed."""
+"""Rules that depend on the step count, and move no coordinate whose gradients are zero."""
 EACH_KERNEL = COUNTING | {"lstm-l2l": functools.partial(LSTML2L, 2)}
 DTYPES = [
     pytest.param(torch.float32, torch.float32, id="float32"),

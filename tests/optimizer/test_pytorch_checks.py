@@ -232,7 +232,7 @@ def test_forloop_goes_right_direction_multigpu(configuration: Configuration) -> 
 @needs_cuda
 @over(KINDS)
 def test_cpu_load_state_dict(configuration: Configuration) -> None:
-    """A state that was moved to the CPU goes on, capturable, on the GPU; its step count returns there."""
+    """A state that was saved on the CPU continues on the GPU with capturable=True, and its step count moves there."""
     values = torch.tensor([0.1, 0.2])
     values.grad = torch.ones(2)
     optimizer = configuration.make([values])

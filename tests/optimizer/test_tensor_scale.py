@@ -67,7 +67,7 @@ def test_scale_of_tiny_matrices_approaches_that_of_zeros() -> None:
         scale_of(torch.full((50, 300), share * drawn)) / scale_of(torch.full((50, 300), drawn)) for share in sizes
     ]
     assert scales[:10] == pytest.approx([1.0] * 10, rel=0.07)  # zero, and up to 1e-4
-    assert scales[-2:] == pytest.approx([0.1, 1.0], rel=1e-4)  # an ordinary size is heeded
+    assert scales[-2:] == pytest.approx([0.1, 1.0], rel=1e-4)  # an ordinary size counts
     fine = torch.logspace(-4, -1, 200)
     scales = [scale_of(torch.full((50, 300), share * drawn)) for share in fine.tolist()]
     assert max(abs(math.log(b / a)) for a, b in itertools.pairwise(scales)) < 0.2  # steps of 3.5% in size: no jump

@@ -27,7 +27,7 @@ FIRST, SECOND = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``, and remembers what was asked for."""
+    """Serves ``files``, and remembers the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

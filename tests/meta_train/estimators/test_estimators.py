@@ -140,7 +140,7 @@ def test_second_derivatives_give_the_gradient_of_the_meta_loss(
     error = float((directions @ flat(first_order) - expected).abs().max())
     if build_task is Plane:  # its gradients are constant: nothing is neglected
         assert error <= tolerance
-    else:  # lstm-l2l hardly heeds the size of a gradient, so that little is neglected there too
+    else:  # lstm-l2l hardly depends on the size of a gradient, so that little is neglected there too
         assert error > 3 * tolerance
 
 

@@ -95,7 +95,7 @@ def test_low_rank_falls_back_for_other_networks(name: str, kind: type[MAML]) -> 
 
 
 def test_low_rank_falls_back_for_other_inner_optimizers() -> None:
-    """Asked for or not: few rows and wide layers are where it would pay."""
+    """Whether requested or not; with few rows and wide layers low rank would be cheaper."""
     learner, episodes = learner_and_episodes(Sinusoid(shots=1, queries=4, hidden=(20, 20)))
     initial = learner.fresh_parameters
     for build in (MetaLSTM, lambda start: MetaSGD(start, 0.1, 2), lambda start: MAML(start, Adam(0.05), 2)):

@@ -96,7 +96,7 @@ class TestInterruptedProcess:
     """The real command line in a process of its own, interrupted in the middle of a window, then resumed."""
 
     def interrupt(self, number: signal.Signals, config: Path, folder: Path, command: list[str]) -> tuple[int, str]:
-        """Run the command, send the signal when it is held, let it go on; return its status and messages."""
+        """Run the command, send the signal when it is held, and let it continue; return its status and messages."""
         reached, go_on = config.parent / "reached", config.parent / "go on"
         reached.unlink(missing_ok=True)
         go_on.unlink(missing_ok=True)

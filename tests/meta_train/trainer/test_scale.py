@@ -113,7 +113,7 @@ def drift(folder: Path) -> None:
 
 
 def one_is_told_to_stop(folder: Path) -> None:
-    """A signal to one process stops both, after the same step; a resumed run goes on as if nothing had been."""
+    """A signal to one process stops both, after the same step; a resumed run takes the same course."""
     torch.set_default_dtype(torch.float64)
     world = World(dist.get_rank(), dist.get_world_size())
     trainer = Trainer(case("pes windows"), folder / "stopped", world=world)
