@@ -32,7 +32,7 @@ class TestQuadratic:
             assert float(ratios.max() / ratios.min()) == pytest.approx(1.0, rel=1e-9)  # geometric
 
     @pytest.mark.usefixtures("double")
-    def test_conditioned_problem_has_its_minimum_zero_at_a_standard_normal_point(self) -> None:
+    def test_conditioned_minimum_is_zero_at_a_standard_normal_point(self) -> None:
         modules = quadratics(QuadraticFamily((8, 8), (10.0, 10.0)), instances=300)
         optima = torch.stack([torch.linalg.solve(module.matrix, module.target) for module in modules])
         assert_normal(optima, 1.0)

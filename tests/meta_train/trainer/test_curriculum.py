@@ -35,7 +35,7 @@ def after(scores: list[float]) -> Curriculum:
         ([1.0, 1.1, 1.2, 0.9], 0, False),
     ],
 )
-def test_stage_ends_when_three_evaluations_are_done_and_the_last_is_no_better(
+def test_stage_ends_when_its_third_or_later_evaluation_is_no_better(
     scores: list[float], stage: int, finished: bool
 ) -> None:
     curriculum = after(scores)
