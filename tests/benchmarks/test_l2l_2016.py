@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.l2l_2016 import EXPERIMENTS, figure, read_curves
 
 
-def test_figure_panels_follow_the_paper_and_show_the_rows() -> None:
+def test_panels_stand_in_the_order_of_the_paper_and_show_the_rows() -> None:
     curves = read_curves()
     panels = [panel for panel in figure(curves).axes if panel.get_visible()]
     shown = [problem for problem in EXPERIMENTS if problem in curves]

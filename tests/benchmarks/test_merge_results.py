@@ -1,4 +1,4 @@
-"""Merging the results of single problems into the committed results of their suite."""
+"""Problems that were run by themselves take their place in committed results."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ ORDER = [problem.name for problem in SUITE.problems]
 
 
 def write(folder: Path, names: list[str], suite: str = "small", seeds: int = 2) -> Path:
-    """Run Adam on some of the problems and save the results in ``folder``."""
+    """Results of Adam on some of the problems."""
     part = SUITE.only(names).with_seeds(seeds)
     harness = Harness(part, baselines(["Adam"]), [], cache=Cache(None))
     with Bar(harness.planned_steps()) as bar:
@@ -35,7 +35,7 @@ def write(folder: Path, names: list[str], suite: str = "small", seeds: int = 2) 
     return folder
 
 
-def test_merged_parts_equal_one_run(tmp_path: Path) -> None:
+def test_parts_make_the_whole(tmp_path: Path) -> None:
     part, target, whole = write(tmp_path / "part", ["mnist"]), tmp_path / "target", tmp_path / "whole"
     write(target, ["quadratic", "cifar-10"])
     write(whole, ORDER)
@@ -48,14 +48,14 @@ def test_merged_parts_equal_one_run(tmp_path: Path) -> None:
     assert {"date", "commit", "processor"} <= set(provenance["merged"]["mnist"])
 
 
-def test_merge_replaces_rows_of_problems_in_both(tmp_path: Path) -> None:
+def test_rows_of_a_problem_that_both_have_are_replaced(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"], seeds=3), write(tmp_path / "target", ORDER)
     merge(part, target, ORDER)
     seeds = {row["problem"]: row["seeds"] for row in read(target)["summary"]}
     assert seeds == {"quadratic": "2", "mnist": "3", "cifar-10": "2"}
 
 
-def test_merge_refuses_results_of_another_suite(tmp_path: Path) -> None:
+def test_results_of_another_suite_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"], suite="other"), write(tmp_path / "target", ["quadratic"])
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     with pytest.raises(ValueError, match="is of suite 'other'"):
@@ -63,7 +63,9 @@ def test_merge_refuses_results_of_another_suite(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_rerun_of_one_2016_experiment_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_of_2016_that_are_run_by_themselves_leave_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = write(tmp_path / "target", ["quadratic", "mnist"], suite="l2l-2016")
 
     def benchmark(arguments: list[str]) -> int:

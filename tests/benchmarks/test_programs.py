@@ -1,4 +1,4 @@
-"""The training programs of benchmarks/programs.py: one row for each run, and the comparisons of the summary."""
+"""Training programs of benchmarks/programs.py: rows once for each run, and a summary that compares what it says."""
 
 import itertools
 import math
@@ -26,13 +26,13 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(program: str, optimizer: str, seed: int = 0, **values: float) -> Row:
-    """The row that a run writes, with the given values."""
+    """What a run would have written."""
     given = {"program": program, "optimizer": optimizer, "seed": seed, "training_loss": 1.0, **values}
     return {column: str(given.get(column, "")) for column in COLUMNS}
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_every_program_and_optimizer_has_a_row_and_a_summary(
+def test_each_program_gets_a_row_from_each_optimizer_and_the_summary_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = ["--output", str(tmp_path), "--programs", ",".join(SMALL)]
@@ -55,7 +55,7 @@ def test_every_program_and_optimizer_has_a_row_and_a_summary(
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_stored_run_is_repeated_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_has_a_row_is_not_repeated_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = itertools.count(1)
     monkeypatch.setattr(programs, "trained", lambda *_: Outcome(next(count)))
     command = ["learned", "--programs", "friedman", "--output", str(tmp_path)]
@@ -76,7 +76,7 @@ def test_same_seed_gives_the_same_run() -> None:
     assert first != other
 
 
-def test_only_given_settings_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_settings_that_are_asked_for_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, object]] = []
     monkeypatch.setattr(programs, "LearnedOptimizer", lambda parameters, rule, **settings: given.append(settings))
     programs.learned("default", {}, total_steps=False)([], 7)
@@ -145,7 +145,7 @@ def test_diverged_training_counts_as_the_worst() -> None:
     assert evaluate(module, (torch.ones(3, 1), torch.ones(3, 1)), nn.functional.mse_loss)[0] == math.inf
 
 
-def test_evaluation_preserves_the_random_state_of_training() -> None:
+def test_evaluation_leaves_the_random_numbers_of_the_training_alone() -> None:
 
     class Sampled(nn.Linear):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:

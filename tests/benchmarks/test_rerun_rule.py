@@ -46,7 +46,7 @@ def committed(tmp_path: Path) -> tuple[Path, list[Result]]:
     return tmp_path, [result for group in results.values() for result in group if result.is_rule]
 
 
-def test_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]]) -> None:
+def test_the_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]]) -> None:
     folder, _ = committed
     before = read(folder)
     rerun(folder, str(folder / "suite.toml"), "default", [], Cache(None))
@@ -56,7 +56,7 @@ def test_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]]) -> 
     assert "default" in (folder / "provenance.json").read_text(encoding="utf-8")
 
 
-def test_drawn_speedups_are_those_of_the_rows(
+def test_speedups_that_are_drawn_are_those_of_the_rows(
     committed: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = committed
@@ -77,7 +77,7 @@ def test_drawn_speedups_are_those_of_the_rows(
     assert not (folder / "profile.png").exists()
 
 
-def test_rows_of_other_rules_and_problems_are_kept(committed: tuple[Path, list[Result]]) -> None:
+def test_other_rules_and_problems_stay(committed: tuple[Path, list[Result]]) -> None:
     folder, results = committed
     before = read(folder)
     changed = next(result for result in results if result.optimizer == "default" and result.problem.name == "small")
@@ -88,7 +88,7 @@ def test_rows_of_other_rules_and_problems_are_kept(committed: tuple[Path, list[R
         assert after[name] != rows
 
 
-def test_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> None:
+def test_a_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> None:
     folder, results = committed
     tables = {name: [row for row in rows if row["optimizer"] != "default"] for name, rows in read(folder).items()}
     with pytest.raises(ValueError, match="no rows of default on small"):
