@@ -21,8 +21,10 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
 	$(PYTEST) -m "not slow"
 
 NUMERICAL := tests/kernels/test_kernels.py tests/kernels/test_cpu_kernel.py tests/kernels/test_training_kernels.py \
-	tests/optimizer/test_execution.py tests/optimizer/test_optimizer.py tests/optimizer/test_contract.py \
-	tests/optimizer/test_pytorch_checks.py tests/rules/test_rules.py tests/meta_train/inner/test_vectorize.py
+	tests/optimizer/test_execution.py tests/optimizer/test_optimizer.py \
+	tests/optimizer/test_optimizer_parameters.py tests/optimizer/test_contract.py \
+	tests/optimizer/test_contract_autograd.py tests/optimizer/test_pytorch*.py tests/optimizer/test_trajectory_laws.py \
+	tests/rules/test_rule*.py tests/meta_train/inner/test_vectorize.py
 test-processors: $(VENV)/.installed-dev ## run the numerical tests as other processors, compilers and thread counts would
 	ATEN_CPU_CAPABILITY=default CC="gcc -march=x86-64" $(PYTEST) -m "not slow" $(NUMERICAL)
 	ATEN_CPU_CAPABILITY=avx2 CC="gcc -march=x86-64-v3" $(PYTEST) -m "not slow" $(NUMERICAL)

@@ -1,4 +1,4 @@
-"""What the commands share: help with examples that hold, at once; and refusals of what cannot be understood."""
+"""What all commands share: help that names every option, examples that parse, light imports, wrong usage."""
 
 import argparse
 import subprocess
@@ -93,7 +93,7 @@ def test_every_command_has_examples_that_can_be_parsed() -> None:
             assert f"  learned-optim {example}\n" in parser.format_help()
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_loads_no_heavy_dependency() -> None:
     script = (
         "import sys, contextlib, io\n"
         "from learned_optim import cli\n"
@@ -110,7 +110,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize("group", ["", "data", "runs"])
-def test_command_that_lacks_an_action_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_without_an_action_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*group.split())
     assert caught.value.code == 2
@@ -119,7 +119,7 @@ def test_command_that_lacks_an_action_shows_its_help(group: str, capsys: pytest.
     assert captured.out == ""
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("--version")
     assert caught.value.code == 0

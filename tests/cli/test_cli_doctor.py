@@ -1,4 +1,4 @@
-"""The command ``doctor``: it finds what is wrong, and does not call wrong what is only missing."""
+"""The command ``doctor`` reports wrong steps and old packages, and lists missing optional parts without failing."""
 
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
     assert capsys.readouterr().out.endswith("\nnothing is wrong\n")  # no colours: this is no terminal
 
 
-def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_step_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = execution._change
     monkeypatch.setattr(execution, "_change", lambda *arguments, **named: right(*arguments, **named) * (1 + 1e-4))
     assert cli.main(["doctor"]) == 1
@@ -34,9 +34,7 @@ def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "nothing is wrong" not in captured.out
 
 
-def test_step_that_fails_is_reported_not_raised(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_step_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **named: object) -> object:
         raise AssertionError("no such\ninstruction")
 
@@ -46,7 +44,7 @@ def test_step_that_fails_is_reported_not_raised(
     assert "lstm-l2l-mnist, cpu: WRONG: AssertionError: no such instruction" in problems
 
 
-def test_missing_and_old_packages_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_old_packages_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         if package in ("triton", "safetensors"):
             raise importlib.metadata.PackageNotFoundError
@@ -65,7 +63,7 @@ def test_missing_and_old_packages_are_told_apart(monkeypatch: pytest.MonkeyPatch
     [(True, "", "\x1b[31mWRONG\x1b[0m"), (True, "1", "WRONG"), (False, "", "WRONG")],
     ids=["terminal", "NO_COLOR", "file"],
 )
-def test_colours_are_for_terminals(
+def test_colours_only_on_terminals(
     terminal: bool, no_color: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")

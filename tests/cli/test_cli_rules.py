@@ -46,14 +46,14 @@ def test_list_names_what_is_shipped(arguments: list[str], capsys: pytest.Capture
     ],
     ids=str,
 )
-def test_whatever_may_be_saved_with_a_rule_is_shown(
+def test_show_accepts_any_provenance(
     provenance: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_rule(load_rule("default"), tmp_path / "rule.safetensors", provenance)
     assert "429" in shown(capsys, "show", str(tmp_path / "rule.safetensors"))
 
 
-def test_what_a_file_says_does_not_stand_in_for_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_provenance_cannot_override_the_architecture(capsys: pytest.CaptureFixture[str]) -> None:
     save_rule(load_rule("default"), "mine.safetensors", {"architecture": "another", "note": "mine"})
     rows = [line.split() for line in shown(capsys, "show", "mine.safetensors").splitlines()]
     assert ["architecture", "schedule-free-lstm"] in rows
@@ -62,7 +62,7 @@ def test_what_a_file_says_does_not_stand_in_for_what_it_is(capsys: pytest.Captur
 
 @pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=lambda text: text[:9])
 @pytest.mark.parametrize("entry", ["settings", "provenance"])
-def test_damaged_metadata_are_named(entry: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_metadata_is_reported(entry: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     save_rule(load_rule("default"), "good.safetensors")
     with safe_open("good.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
@@ -73,9 +73,7 @@ def test_damaged_metadata_are_named(entry: str, text: str, capsys: pytest.Captur
     assert "is damaged (" in line
 
 
-def test_control_characters_of_a_strangers_file_do_not_reach_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_escapes_control_characters_of_the_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     description = "\x1b[2J\x1b[31mred\r\x07 \u202eleft and ümlaut"
     save_rule(load_rule("default"), tmp_path / "rule.safetensors", {"config": {"description": description}})
     text = shown(capsys, "show", str(tmp_path / "rule.safetensors"))
@@ -83,13 +81,13 @@ def test_control_characters_of_a_strangers_file_do_not_reach_the_terminal(
     assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
-def test_list_for_scripts_holds_the_cards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_list_holds_the_cards(capsys: pytest.CaptureFixture[str]) -> None:
     cards = json.loads(shown(capsys, "list", "--json"))
     assert [card["rule"] for card in cards] == available_rules()
     assert cards[0] == json.loads(shown(capsys, "show", cards[0]["rule"], "--json"))
 
 
-def test_card_tells_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_shows_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -> None:
     card = json.loads(shown(capsys, "show", "default", "--json"))
     rule = load_rule("default")
     assert card["architecture"] == rule.name
@@ -128,7 +126,7 @@ def test_export_writes_a_copy_with_its_origin(capsys: pytest.CaptureFixture[str]
     assert read_provenance("copies/mine.safetensors") == read_provenance("default")
 
 
-def test_export_does_not_replace_a_file_unless_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_replaces_a_file_only_with_force(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.safetensors").write_text("dear")
     assert cli.main(["rules", "export", "default", "mine.safetensors"]) == 1
     assert capsys.readouterr().err == ("learned-optim: error: mine.safetensors is there already; --force replaces it\n")

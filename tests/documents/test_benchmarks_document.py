@@ -31,7 +31,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_model_of_the_document_is_not_out_of_date(capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--steps", "30", "--seeds", "2", "--baselines", "Adam@1e-2", "--cache", "stored", "--json"]
     assert cli.main(["benchmark", "--model", "my_model.py:MyModel", *short]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -41,12 +41,12 @@ def test_model_of_the_document_is_not_out_of_date(capsys: pytest.CaptureFixture[
     assert Path("benchmark/MyModel/summary.csv").is_file()
 
 
-def test_suite_of_the_document_is_not_out_of_date() -> None:
+def test_suite_of_the_page_loads() -> None:
     Path("mine.toml").write_text(block("toml"))
     assert [problem.name for problem in load_suite("mine.toml").problems] == ["digits-200", "digits-1000", "mine"]
 
 
-def test_commands_of_the_document_are_understood() -> None:
+def test_commands_of_the_page_are_parsed() -> None:
     commands = re.findall(r"^learned-optim (.*?)(?:\s*#.*)?$", TEXT, flags=re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
@@ -56,11 +56,11 @@ def test_commands_of_the_document_are_understood() -> None:
             assert suite.only(options.problems or [problem.name for problem in suite.problems])
 
 
-def test_suites_of_the_table_are_those_that_are_shipped() -> None:
+def test_table_lists_every_shipped_suite() -> None:
     assert set(re.findall(r"^\| `([\w-]+)` \|", TEXT, flags=re.MULTILINE)) == set(shipped_suites()) - {"demo"}
 
 
-def test_numbers_of_the_text_are_those_of_the_code() -> None:
+def test_numbers_of_the_page_are_those_of_the_code() -> None:
     text = " ".join(TEXT.split())
     assert f"cut to {SLOWEST:g} ... {FASTEST:g}, and a problem with a diverged run counts as {SLOWEST:g}" in text
     assert DIVERGED == 2
@@ -70,6 +70,6 @@ def test_numbers_of_the_text_are_those_of_the_code() -> None:
     assert f"at most {POINTS} a curve" in text
 
 
-def test_links_to_files_are_not_broken() -> None:
+def test_links_to_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
         assert (FOLDER / target).exists(), target

@@ -38,7 +38,7 @@ class Block(NamedTuple):
     language: str
     code: str
     comment: str
-    """What the comment on the line above says, or empty."""
+    """Text of the comment on the line above, or empty."""
 
     @property
     def name(self) -> str:
@@ -64,20 +64,20 @@ def of(*languages: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", chosen, ids=[block.name for block in chosen])
 
 
-def test_no_block_is_of_an_unknown_kind() -> None:
+def test_every_block_has_a_known_language() -> None:
     for block in BLOCKS:
         assert block.language in {"python", "toml", "c"} | SHELL | PROSE, block.name  # of C there is a test of its own
 
 
 @of("python", "toml")
-def test_comment_does_not_point_to_a_test_that_does_not_run_the_page(block: Block) -> None:
+def test_comment_names_a_test_that_reads_the_page(block: Block) -> None:
     if block.comment:
         (file,) = re.findall(r"^run by (tests/[\w/]+\.py)$", block.comment)
         assert Path(block.page).name in (ROOT / file).read_text(), f"{file} does not read {block.page}"
 
 
 @pytest.mark.parametrize("page", [page for page, blocks in RUN_HERE.items() if blocks])
-def test_python_of_a_page_is_not_out_of_date(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": "page"}
@@ -86,7 +86,7 @@ def test_python_of_a_page_is_not_out_of_date(page: str, tmp_path: Path, monkeypa
 
 
 @of("toml")
-def test_configuration_is_not_refused(block: Block) -> None:
+def test_configuration_is_accepted(block: Block) -> None:
     import tomllib
 
     tables = tomllib.loads(block.code)
@@ -127,7 +127,7 @@ def check_command(words: list[str]) -> None:
 
 
 @of(*SHELL)
-def test_command_is_not_out_of_date(block: Block) -> None:
+def test_command_exists(block: Block) -> None:
     for words in commands(block.code):
         check_command(words)
 

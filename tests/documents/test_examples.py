@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What an example prints, run in this process."""
+    """Run an example in this process and return what it prints."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(FOLDER / name), run_name="__main__")
     return capsys.readouterr().out
@@ -39,14 +39,14 @@ def needs(*packages: str) -> None:
             pytest.skip(f"needs {package}: the extra 'frameworks'")
 
 
-def test_digits_are_not_left_unlearned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digits_example_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("digits.py", "--steps", "60", monkeypatch=monkeypatch, capsys=capsys)
     (accuracy,) = re.findall(r"^test accuracy: (\d+\.\d)%$", out, flags=re.MULTILINE)
     assert float(accuracy) > 70  # guessing: 10
 
 
 @pytest.mark.parametrize("arguments", [(), ("--adam", "1e-3")], ids=["learned", "adam"])
-def test_conv_net_is_not_out_of_date(
+def test_conv_net_example_runs(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -58,7 +58,7 @@ def test_conv_net_is_not_out_of_date(
     assert re.search(r"^test accuracy: \d+\.\d%$", out, flags=re.MULTILINE)
 
 
-def test_transformer_is_not_out_of_date(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transformer_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 10)
     out = run("character_transformer.py", "--steps", "3", "--text", "text.txt", monkeypatch=monkeypatch, capsys=capsys)
     losses, written = out.split("\n", 1)
@@ -76,7 +76,7 @@ def test_transformer_is_not_out_of_date(monkeypatch: pytest.MonkeyPatch, capsys:
     ],
     ids=["lightning", "transformers"],
 )
-def test_framework_is_not_out_of_date(
+def test_framework_example_runs(
     name: str,
     packages: tuple[str, ...],
     promise: str,
@@ -88,9 +88,7 @@ def test_framework_is_not_out_of_date(
     assert re.search(promise, out, flags=re.MULTILINE), out
 
 
-def test_rule_for_ones_own_model_is_not_out_of_date(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_meta_training_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("meta_train_for_my_model.py", "--steps", "3", monkeypatch=monkeypatch, capsys=capsys)
     for line in ("meta-step 3: validation score", "default: ", "spirals.safetensors: ", "Adam at 0."):
         assert f"\n{line}" in f"\n{out}", line
@@ -98,7 +96,7 @@ def test_rule_for_ones_own_model_is_not_out_of_date(
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch with gloo")
-def test_two_processes_do_not_hold_the_whole_state_each() -> None:
+def test_fsdp_example_halves_the_state_of_each_process() -> None:
     command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1"}
     completed = subprocess.run(
@@ -125,7 +123,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     assert min(scores[1:]) < scores[0]  # meta-training has made the rule better than Adam at 0.003
 
 
-def test_no_example_is_left_out_of_the_list_or_of_the_tests() -> None:
+def test_every_example_is_listed_and_tested() -> None:
     names = {path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".ipynb")}
     assert set(re.findall(r"\(([\w.]+\.(?:py|ipynb))\)", (FOLDER / "README.md").read_text())) == names
     assert all(f'"{name}"' in Path(__file__).read_text() for name in names)

@@ -34,6 +34,6 @@ def test_configuration_of_the_readme_is_that_of_the_tutorial() -> None:
     assert f"```toml\n{configuration}```" in tutorial
 
 
-def test_links_to_files_are_not_broken() -> None:
+def test_links_to_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target

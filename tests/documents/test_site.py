@@ -33,17 +33,17 @@ with_links: Callable[[str, Path], str] = CONF["with_links_from_here"]
         (".", "[a](#results) [b](https://example.org/a)", "[a](#results) [b](https://example.org/a)"),
     ],
 )
-def test_link_does_not_lead_elsewhere_in_the_site(folder: str, text: str, expected: str) -> None:
+def test_link_leads_to_the_same_target_in_the_site(folder: str, text: str, expected: str) -> None:
     assert with_links(text, ROOT / folder) == expected
 
 
-def test_page_of_another_folder_is_not_without_its_place() -> None:
+def test_page_of_another_folder_links_to_its_source() -> None:
     for name, file in CONF["FILES"].items():
         assert (ROOT / file).is_file()
         assert f"(../{file})" in (ROOT / "docs" / f"{name}.md").read_text(), name  # for readers on a code host
 
 
-def test_no_page_is_missing_in_the_contents() -> None:
+def test_contents_list_every_page() -> None:
     contents = (ROOT / "docs" / "index.md").read_text()
     listed = {
         line
@@ -55,14 +55,14 @@ def test_no_page_is_missing_in_the_contents() -> None:
     assert listed == pages - {"index"}
 
 
-def test_cards_of_the_weights_are_not_left_out() -> None:
+def test_rules_page_holds_the_card_of_every_rule() -> None:
     cards = CONF["cards"]()
     for path in (ROOT / CONF["CARDS"]).glob("*.md"):
         assert f"## {path.stem}\n" in cards, path.name
         assert f"(../{CONF['CARDS']}/{path.name})" in (ROOT / "docs" / "rules.md").read_text(), path.name
 
 
-def test_diagram_is_the_one_that_its_script_draws(tmp_path: Path) -> None:
+def test_diagram_matches_its_script(tmp_path: Path) -> None:
     matplotlib: Any = pytest.importorskip("matplotlib", reason="needs matplotlib: the extra 'demo'")
     matplotlib.use("agg")
     committed = (ROOT / "docs" / "how_it_works.svg").read_text()

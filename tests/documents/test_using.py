@@ -41,7 +41,7 @@ def bytes_a_parameter(make: Callable[..., Optimizer], dtype: torch.dtype, **opti
     return total / values.numel()
 
 
-def test_memory_of_the_state_is_not_another_than_the_table_says() -> None:
+def test_table_states_the_memory_of_the_state() -> None:
     rows = {name.strip("`"): cells for name, *cells in table("Memory")}
     assert set(rows) == {"Adam", *available_rules()}
     for name, (usual, double, *others) in rows.items():
@@ -58,7 +58,7 @@ def test_memory_of_the_state_is_not_another_than_the_table_says() -> None:
             assert needed == int(cell)
 
 
-def test_readme_does_not_quote_another_memory() -> None:
+def test_readme_quotes_the_memory_of_the_table() -> None:
     readme = (FOLDER.parent / "README.md").read_text()
     (state,) = re.findall(r"the state takes (\d+) bytes a parameter \(Adam: (\d+)\)", readme)
     rows = {name.strip("`"): cells[0] for name, *cells in table("Memory")}
@@ -83,7 +83,7 @@ def test_row_of_the_table_does_not_link_to_a_missing_test() -> None:
         assert supported, what
 
 
-def test_what_needs_a_gpu_is_not_claimed_without_having_run() -> None:
+def test_support_table_marks_what_has_not_run_on_a_gpu() -> None:
     marked = {
         (path.name, node.name)
         for path in (FOLDER.parent / "tests").rglob("test_*.py")
@@ -106,7 +106,7 @@ def test_links_to_files_are_not_broken() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:lr=0.001 makes every learned step:UserWarning")
-def test_rate_of_adam_does_not_work_here() -> None:
+def test_adam_rate_makes_steps_a_thousand_times_smaller() -> None:
     def moved(lr: float = 1.0) -> Tensor:
         values = nn.Parameter(torch.zeros(3, dtype=torch.float64))
         values.grad = torch.ones_like(values)
@@ -117,7 +117,7 @@ def test_rate_of_adam_does_not_work_here() -> None:
 
 
 @pytest.mark.parametrize("weight_decay", [1e-2, 0.3])
-def test_weight_decay_does_not_mean_another_one_than_adamws(weight_decay: float) -> None:
+def test_weight_decay_matches_adamw(weight_decay: float) -> None:
     ours, theirs = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     ours.grad = theirs.grad = torch.zeros(3, dtype=torch.float64)
     LearnedOptimizer([ours], weight_decay=weight_decay).step()
@@ -126,7 +126,7 @@ def test_weight_decay_does_not_mean_another_one_than_adamws(weight_decay: float)
 
 
 @pytest.mark.parametrize(("rule", "same"), [("default", True), ("lstm-l2l-quadratic", False)])
-def test_scale_of_the_gradients_is_not_seen_by_the_default_rule(rule: str, same: bool) -> None:
+def test_default_rule_is_invariant_to_the_gradient_scale(rule: str, same: bool) -> None:
     ends: list[Tensor] = []
     for scale in (1.0, 2.0**-7):
         values = nn.Parameter(torch.zeros(5))
@@ -138,7 +138,7 @@ def test_scale_of_the_gradients_is_not_seen_by_the_default_rule(rule: str, same:
     assert torch.allclose(ends[0], ends[1], rtol=1e-3, atol=0.0) == same
 
 
-def test_one_cycle_without_momentum_is_not_refused() -> None:
+def test_one_cycle_without_momentum_is_accepted() -> None:
     optimizer = LearnedOptimizer([nn.Parameter(torch.ones(1))])
     OneCycleLR(optimizer, max_lr=1.0, total_steps=10, cycle_momentum=False)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1 / 25)
@@ -153,7 +153,7 @@ def snippets() -> dict[str, str]:
     return dict(found)
 
 
-def test_no_snippet_is_left_out() -> None:
+def test_every_snippet_is_run() -> None:
     assert set(snippets()) == {"Lightning", "Accelerate", "Transformers", "PyTorch's own wrappers"}
     assert len(snippets()) == TEXT.count("```python")
 
@@ -161,7 +161,7 @@ def test_no_snippet_is_left_out() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # frameworks give advice, such as more workers
 @pytest.mark.parametrize("name", snippets())
-def test_snippet_is_not_out_of_date(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippet_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = snippets()[name]
     for package in re.findall(r"^import (\w+)$", code, flags=re.MULTILINE):
         if importlib.util.find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""The tree of the checkout: its modules and pyproject.toml."""
+"""The tree of the checkout: its modules by import name, their docstrings, and pyproject.toml."""
 
 import inspect
 import tomllib
@@ -39,6 +39,7 @@ ENTRIES = ("demo", "kinds")
 
 
 def is_within(name: str, *packages: str) -> bool:
+    """Whether a module is one of the packages or lies in one."""
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
@@ -69,10 +70,12 @@ def undocumented(module: ModuleType) -> list[str]:
 
 
 def pyproject() -> dict[str, Any]:
+    """The contents of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 MODULES = modules(ROOT)
-
+"""Every module of the checkout."""
 
 INSTALLED = {name: path for name, path in MODULES.items() if is_within(name, "learned_optim")}
+"""The modules of the wheel."""

@@ -1,4 +1,4 @@
-"""Results of benchmarks, as small as can be."""
+"""Tiny benchmarks: a suite of one noisy quadratic, its comparison, and made-up results."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from learned_optim.meta_train.benchmark.timing import Timing
 
 STEPS = 5
 
-
 NOISY = {
     "name": "noisy",
     "family": "quadratic",
@@ -26,9 +25,11 @@ NOISY = {
     "condition": [1.0, 30.0],
     "noise": 0.1,
 }
+"""An entry of a suite: quadratics with noisy losses."""
 
 
 def suite(*problems: dict[str, Any], **others: Any) -> Suite:
+    """A suite of the given problems (``NOISY`` if there are none) with three rates."""
     return suite_from_tables(
         {"name": "test", "rates": [0.1, 0.03, 0.01], "problems": list(problems or [NOISY]), **others}
     )
@@ -37,12 +38,14 @@ def suite(*problems: dict[str, Any], **others: Any) -> Suite:
 def run(
     suite: Suite, cache: Path | None = None, names: tuple[str, ...] = ("SGD",), rules: list[Any] | None = None
 ) -> dict[str, list[Result]]:
+    """Results of Adam, the named baselines and the rules on a suite, by problem."""
     harness = Harness(suite, baselines(names), rules or [], cache=Cache(cache))
     with Bar(harness.planned_steps()) as bar:
         return {group[0].problem.name: group for group in harness.results(bar)}
 
 
 def result(optimizer: str, *, loss: float = 1.0, problem: str = "p", seeds: int = 4, **others: Any) -> Result:
+    """A made-up result whose losses fall from 2 to ``loss`` in 20 steps; with ``rate`` a baseline, else a rule."""
     losses = np.linspace(2.0, loss, 21)[:, None] * np.linspace(0.9, 1.1, seeds)
     if "rate" in others:
         others.setdefault("tuning", {others["rate"]: 1.0})
@@ -60,7 +63,9 @@ RESULTS = {
     ],
     "q": [result("Adam", rate=0.01, problem="q"), result("mine", loss=1.5, problem="q")],
 }
+"""Made-up results by problem: three baselines, of which two have their best rate at an edge, and a rule."""
 
 
 def timing(seconds: float) -> Timing:
+    """A timing whose median and quartiles are equal."""
     return Timing(seconds, (seconds, seconds, seconds), 1)

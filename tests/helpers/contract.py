@@ -1,4 +1,4 @@
-"""Optimizers and small trainings that the contract is checked with."""
+"""Optimizers and small trainings for the contract that every optimizer keeps (tests/optimizer/test_contract*.py)."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.testing._internal.common_optimizers import (
-    OptimizerInput,
-)
+from torch.testing._internal.common_optimizers import OptimizerInput
 
 from helpers.rules import normal, randomised
 from learned_optim import LearnedOptimizer, available_rules
@@ -39,6 +37,7 @@ def optimizer_inputs(device: str, dtype: torch.dtype | None = None) -> list[Opti
 
 
 def adam_inputs(device: str, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
+    """Options that PyTorch checks its own Adam with."""
     from torch.testing._internal.common_optimizers import optim_inputs_func_adam
 
     inputs: list[OptimizerInput] = optim_inputs_func_adam(device, dtype)
@@ -53,12 +52,9 @@ OPTIMIZERS: Mapping[str, Make] = {
         params, randomised(LSTML2L(hidden_size=4)), **options
     ),
 }
-
+"""The optimizers that keep the contract. Adam is the control: where Adam passes, the check is right."""
 
 each_optimizer = pytest.mark.parametrize("make", list(OPTIMIZERS.values()), ids=list(OPTIMIZERS))
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 class Net(nn.Module):
@@ -79,6 +75,7 @@ class Net(nn.Module):
 
 
 def loss_of(net: nn.Module, seed: int = 10) -> Tensor:
+    """Mean square error of the network on eight examples that follow from the seed."""
     like = next(net.parameters())
     inputs, targets = normal(8, 4, seed=seed).to(like), normal(8, 4, seed=seed + 1).to(like)
     loss: Tensor = (net(inputs) - targets).square().mean()
@@ -86,7 +83,7 @@ def loss_of(net: nn.Module, seed: int = 10) -> Tensor:
 
 
 def train(net: nn.Module, optimizer: Optimizer, steps: int = 3, scheduler: Any = None) -> list[Tensor]:
-    """Copies of the parameters after the steps."""
+    """Train for some steps and return copies of the parameters."""
     for _ in range(steps):
         optimizer.zero_grad()
         loss_of(net).backward()

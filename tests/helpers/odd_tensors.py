@@ -19,11 +19,11 @@ from learned_optim import LearnedOptimizer
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 EXAMPLES = 1000
-"""Of each of the two programs."""
+"""Examples of each of the two programs."""
 
 
 class Wrapper(Tensor):
-    """A tensor without memory of its own: what it wraps is known to its operations only."""
+    """A tensor without memory of its own: only its operations know the tensor that it wraps."""
 
     wrapped: Tensor
 
@@ -51,14 +51,17 @@ class Subclass(Tensor):
 
 
 def with_gaps(tensor: Tensor) -> Tensor:
+    """The values in every second place of memory."""
     return torch.stack([tensor, tensor + 1], -1)[..., 0]
 
 
 def transposed(tensor: Tensor) -> Tensor:
+    """The values with the last two axes exchanged in memory."""
     return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
 
 
 def negated(tensor: Tensor) -> Tensor:
+    """A tensor whose sign is flipped lazily, by a bit."""
     return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
 
 
@@ -87,7 +90,7 @@ REPLACEMENTS: dict[str, Callable[[Tensor], Tensor]] = LAYOUTS | {
     "empty": lambda tensor: tensor[:0],
     "elsewhere": lambda tensor: tensor.to("meta"),
 }
-"""Of entries of a state: what hands, casts and moved models leave behind."""
+"""Replacements of an entry of a state, as editing by hand, casts and moved models leave them."""
 RULES: Mapping[str, Callable[[], UpdateRule]] = {
     "schedule-free-lstm": lambda: ScheduleFreeLSTM(3),
     "scale-free-lstm": lambda: ScaleFreeLSTM(3),
@@ -98,6 +101,7 @@ REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError)
 
 
 def made(layout: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random values as a gradient of the named layout."""
     return GRADIENTS[layout](torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -123,6 +127,7 @@ class Case:
 
 
 def compare(case: Case, mishap: Callable[[LearnedOptimizer, nn.Parameter], None]) -> None:
+    """Both paths end at the same values, unless one of them refused."""
     plain, kernel = case.run(False, mishap), case.run(True, mishap)
     if plain is not None and kernel is not None:
         # Steps are of the order of 0.01 to 0.1; states in half precision are rounded by both, in another order.
@@ -144,6 +149,8 @@ budget = settings(
 @budget
 @given(cases, st.integers(0, 7), st.sampled_from(sorted(REPLACEMENTS)))
 def step_odd_tensors(case: Case, place: int, replacement: str) -> None:
+    """Step tensors of any layout; halfway an entry of the state or the parameter is replaced."""
+
     def mishap(optimizer: LearnedOptimizer, parameter: nn.Parameter) -> None:
         state = optimizer.state[parameter]
         entries = sorted(state)
@@ -160,6 +167,8 @@ def step_odd_tensors(case: Case, place: int, replacement: str) -> None:
 @budget
 @given(cases, st.integers(0, 7), st.sampled_from(sorted(REPLACEMENTS)), st.booleans())
 def load_odd_states(case: Case, place: int, replacement: str, missing: bool) -> None:
+    """Step tensors of any layout; halfway a state with a replaced or missing entry is loaded."""
+
     def mishap(optimizer: LearnedOptimizer, parameter: nn.Parameter) -> None:
         saved = copy.deepcopy(optimizer.state_dict())
         (state,) = saved["state"].values()

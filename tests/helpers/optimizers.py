@@ -1,4 +1,4 @@
-"""Small trainings with LearnedOptimizer, and what is compared of them."""
+"""Small trainings with LearnedOptimizer, and comparisons of their parameters and states."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,12 @@ from helpers.rules import RULES, Build, normal, randomised
 
 
 def random_rule(build: Build) -> Build:
+    """The constructor with random meta-parameters."""
     return lambda: randomised(build())
 
 
 RANDOM_RULES: dict[str, Build] = {name: random_rule(build) for name, build in RULES.items()}
+"""Every architecture with random meta-parameters."""
 
 
 class Net(nn.Module):
@@ -33,6 +35,7 @@ class Net(nn.Module):
 
 
 def mean_square(net: Net) -> Tensor:
+    """The loss of ``Net`` on eight fixed examples."""
     dtype = net.scale.dtype
     inputs, targets = normal(8, 3, seed=10).to(dtype), normal(8, 2, seed=11).to(dtype)
     loss: Tensor = (net(inputs) - targets).square().mean()
@@ -40,7 +43,7 @@ def mean_square(net: Net) -> Tensor:
 
 
 def train(net: Net, optimizer: torch.optim.Optimizer, steps: int = 3, sign: float = 1.0) -> list[Tensor]:
-    """Parameters after the steps."""
+    """Train for some steps and return copies of the parameters; ``sign=-1`` ascends."""
     for _ in range(steps):
         optimizer.zero_grad()
         (sign * mean_square(net)).backward()
@@ -49,12 +52,18 @@ def train(net: Net, optimizer: torch.optim.Optimizer, steps: int = 3, sign: floa
 
 
 def parameter(*values: float) -> nn.Parameter:
+    """A one-dimensional float32 parameter."""
     return nn.Parameter(torch.tensor(values))
 
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors are equal to the bit, dtypes included."""
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All tensors of an optimizer's state, parameter by parameter."""
     return [tensor for state in optimizer.state.values() for tensor in state.values()]
+
+
+NOWHERE = nn.Parameter(torch.ones(1, device="meta"))

@@ -1,4 +1,4 @@
-"""What tests look at in a picture that was drawn."""
+"""Checks of pictures that were drawn."""
 
 from pathlib import Path
 

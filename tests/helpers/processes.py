@@ -1,4 +1,4 @@
-"""Running a test in several processes."""
+"""Running a function in several processes that form a torch.distributed group."""
 
 import multiprocessing
 import os
@@ -18,6 +18,7 @@ SECONDS = 240  # for one start of all processes; ten on a quiet machine
 
 
 def work(function: Callable[[Path], None], rank: int, ranks: int, folder: Path, store: str) -> None:
+    """Run the function as one process of the group, and write its traceback or ``done`` into the folder."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no look-up of the machine's own name
     torch.set_num_threads(1)
     report = folder / f"{store}-{rank}"
@@ -41,9 +42,12 @@ def work(function: Callable[[Path], None], rank: int, ranks: int, folder: Path, 
 
 
 def run_in_processes(function: Callable[[Path], None], ranks: int, folder: Path) -> None:
-    context = multiprocessing.get_context(
-        "forkserver"
-    )  # imports once for all tests; torch's compiler is an optimizer's
+    """Run ``function(folder)`` in each of ``ranks`` processes; an AssertionError has the tracebacks of those that fail.
+
+    The function must be importable. The processes talk over gloo through a file in the folder.
+    """
+    # A fork server imports once for all tests; torch's compiler is among what an optimizer imports.
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._dynamo"])
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # Python 3.11 and 3.12 do not hand it on
         forkserver.ensure_running()

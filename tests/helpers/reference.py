@@ -6,9 +6,8 @@ hidden units) along the leading axis; NumPy carries the coordinates along the tr
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def _float64(values: ArrayLike) -> Array:
+def float64(values: ArrayLike) -> Array:
+    """A copy in float64."""
     return np.array(values, dtype=np.float64)
 
 
@@ -83,9 +83,9 @@ class LSTML2LReference:
         p: float = 10.0,
         output_scale: float = 0.1,
     ) -> None:
-        self.cells = [(_float64(weight), _float64(bias)) for weight, bias in cells]
-        self.output_weight = _float64(output_weight)
-        self.output_bias = _float64(output_bias)
+        self.cells = [(float64(weight), float64(bias)) for weight, bias in cells]
+        self.output_weight = float64(output_weight)
+        self.output_bias = float64(output_bias)
         self.p = p
         self.output_scale = output_scale
         self.steps_taken = 0
@@ -94,7 +94,7 @@ class LSTML2LReference:
 
     def step(self, grad: ArrayLike) -> Array:
         """The update, to be added to the parameter, of its shape: output_scale * (w_out . h_top + b_out)."""
-        grad = _float64(grad)
+        grad = float64(grad)
         layers = len(self.cells)
         if self.steps_taken == 0:
             units = self.output_weight.shape[1]
@@ -163,11 +163,11 @@ class ScaleFreeLSTMReference:
         momentum_decays: Sequence[float] = (0.5, 0.9, 0.99, 0.999),
         rate: float = 3e-3,
     ) -> None:
-        self.weight = _float64(weight)
-        self.bias = _float64(bias)
-        self.step_weight = _float64(step_weight)
-        self.output_weight = _float64(output_weight)
-        self.output_bias = _float64(output_bias)
+        self.weight = float64(weight)
+        self.bias = float64(bias)
+        self.step_weight = float64(step_weight)
+        self.output_weight = float64(output_weight)
+        self.output_bias = float64(output_bias)
         self.momentum_decays = tuple(momentum_decays)
         self.rate = rate
         self.steps_taken = 0
@@ -178,7 +178,7 @@ class ScaleFreeLSTMReference:
 
     def step(self, grad: ArrayLike) -> Array:
         """The update, to be added to the parameter, of its shape."""
-        grad = _float64(grad)
+        grad = float64(grad)
         if self.steps_taken == 0:
             units = self.output_weight.shape[1]
             self.momentum = np.zeros((len(self.momentum_decays), *grad.shape))
@@ -213,186 +213,6 @@ class ScaleFreeLSTMReference:
         log_scale = 6.0 * np.tanh(scale_output * 3.0 / 6.0)
         update: Array = -self.rate * np.exp(log_scale) * direction
         return update
-
-
-class ScheduleFreeLSTMReference:
-    """RMSprop with hypergradients inside a schedule-free optimizer, all three steered by one LSTM layer.
-
-    For one coordinate with gradient g at step t = 1, 2, ...
-
-        m_k    <- b_k m_k + (1 - b_k) g         b = .9, .99; mbefore is m_.9 before this line
-        v      <- .9 v + .1 g^2
-        V      <- V + (min(g^2, 100 v) - V) / t     v before the line above, if positive; the mean of all so far
-        fast    = sqrt(v / (1 - .9^t) + eps^2),  all = sqrt(V + eps^2),  eps = 1e-12
-        d       = cut(g / fast, 3)
-        A       = d mbefore / (1 - .9^t) / fast
-        E       = D / (rate t exp(l))
-        x       = [d, m_k / (1 - b_k^t) / fast (2), A, log(fast / all), l / 6, E / (1 + |E|)]
-        s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
-        h, c    = LSTM(W [x; h] + b + W_step s)
-        [z, k, q] = V h + b_out
-        R       = lr min((1 - progress) / .5, 1)
-        l      <- min(max((1 - .002 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, -6), 4)
-        S       = min(fast / all, 1)
-        f       = R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6))
-        move    = -rate f d
-        w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
-        b       = 1 without averaging, .2 where progress > 0, .1 elsewhere
-        update  = b move + (1 - b) w (D + move) - 2e-4 S f d^2 p      without averaging 1e-3
-        D      <- (1 - w) (D + move)
-
-    where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
-    sequences of Defazio et al. (2024) and the logarithm of the coordinate's factor on the rate.
-
-    Args:
-        weight: (4H, 7 + H), columns [x; h], blocks of H rows: input, forget, candidate, output.
-        bias: (4H,).
-        step_weight: (4H, 3).
-        output_weight: (3, H).
-        output_bias: (3,).
-        rate: learning rate of the untrained rule.
-
-    Attributes:
-        momentum: (2, *coordinates).
-        second_moment: (2, *coordinates), of recent gradients, then of all.
-        displacement, log_rate: (1, *coordinates).
-        hidden, cell: (H, *coordinates).
-        All are zero before the first step.
-    """
-
-    MOMENTUM_DECAYS = (0.9, 0.99)
-    RECENT = 0.9
-    TIME_SCALES = (30.0, 300.0, 3000.0)
-    EPS = 1e-12
-    LARGEST_DIRECTION = 3.0
-    GAIN = 0.2
-    FORGETTING = 0.002
-    HIGHEST = 4.0
-    OUTLIER = 10.0
-    SHRINKING = 0.5
-    DECAY = 2e-4
-    DECAY_OF_LATEST = 1e-3
-    WARMUP = 50
-    RECENCY = 0.5
-    AT_ONCE = 0.1
-    FALL = 0.5
-    AT_ONCE_TO_THE_END = 0.2
-    BOUND = 6.0
-    RATE_SLOPE = 3.0
-    GAIN_SLOPE = 2.0
-    RECENCY_SLOPE = 2.0
-
-    def __init__(
-        self,
-        weight: ArrayLike,
-        bias: ArrayLike,
-        step_weight: ArrayLike,
-        output_weight: ArrayLike,
-        output_bias: ArrayLike,
-        rate: float = 0.02,
-    ) -> None:
-        self.weight = _float64(weight)
-        self.bias = _float64(bias)
-        self.step_weight = _float64(step_weight)
-        self.output_weight = _float64(output_weight)
-        self.output_bias = _float64(output_bias)
-        self.rate = rate
-        self.steps_taken = 0
-        self.momentum: Array = np.zeros(0)
-        self.second_moment: Array = np.zeros(0)
-        self.displacement: Array = np.zeros(0)
-        self.log_rate: Array = np.zeros(0)
-        self.hidden: Array = np.zeros(0)
-        self.cell: Array = np.zeros(0)
-
-    def step(
-        self,
-        grad: ArrayLike,
-        parameter: ArrayLike = 0.0,
-        lr: float = 1.0,
-        progress: float = 0.0,
-        averaging: float = 1.0,
-    ) -> Array:
-        """The update, to be added to the parameter, of its shape. The arguments are those of the rule's conditions."""
-        grad = _float64(grad)
-        if self.steps_taken == 0:
-            units = self.output_weight.shape[1]
-            self.momentum, self.second_moment = np.zeros((2, *grad.shape)), np.zeros((2, *grad.shape))
-            self.displacement, self.log_rate = np.zeros((1, *grad.shape)), np.zeros((1, *grad.shape))
-            self.hidden, self.cell = np.zeros((units, *grad.shape)), np.zeros((units, *grad.shape))
-        self.steps_taken += 1
-        t = self.steps_taken
-
-        before = self.momentum[0]
-        self.momentum = np.stack(
-            [b * m + (1.0 - b) * grad for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
-        )
-        recent, of_all = self.second_moment
-        square = np.where(recent > 0.0, np.minimum(grad**2, self.OUTLIER**2 * recent), grad**2)
-        of_all = of_all + (square - of_all) / t
-        recent = self.RECENT * recent + (1.0 - self.RECENT) * grad**2
-        self.second_moment = np.stack([recent, of_all])
-        fast = np.sqrt(recent / (1.0 - self.RECENT**t) + self.EPS**2)
-        rms_of_all = np.sqrt(of_all + self.EPS**2)
-        direction = np.clip(grad / fast, -self.LARGEST_DIRECTION, self.LARGEST_DIRECTION)
-        averaged = [m / (1.0 - b**t) / fast for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
-        agreement = direction * before / (1.0 - self.MOMENTUM_DECAYS[0] ** t) / fast
-        displacement, log_rate = self.displacement[0], self.log_rate[0]
-        relative = displacement / (self.rate * t * np.exp(log_rate))
-
-        signals = [direction, *averaged, agreement, np.log(fast / rms_of_all), log_rate / self.BOUND]
-        signals.append(relative / (1.0 + np.abs(relative)))
-        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
-        inputs = np.concatenate([np.stack(signals), self.hidden], axis=0)
-        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
-        self.hidden, self.cell = lstm_step(gates, self.cell)
-        scale, gain, recency = affine(self.output_weight, self.hidden, self.output_bias)
-
-        def bounded(values: Array) -> Array:
-            result: Array = self.BOUND * np.tanh(values / self.BOUND)
-            return result
-
-        rate = lr * min((1.0 - progress) / self.FALL, 1.0)
-        gain = min(lr, 1.0) * self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain))
-        log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
-        log_rate = np.clip(log_rate, -self.BOUND, self.HIGHEST)
-        shrunk = np.minimum(fast / rms_of_all, 1.0)
-        log_factor = bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
-        factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
-        move = -self.rate * factor * direction
-        share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
-        at_once = self.AT_ONCE_TO_THE_END if progress > 0.0 else self.AT_ONCE
-        at_once = at_once if averaging else 1.0
-        update: Array = at_once * move + (1.0 - at_once) * share * (displacement + move)
-        decay = self.DECAY if averaging else self.DECAY_OF_LATEST
-        update = update - decay * shrunk * factor * direction**2 * _float64(parameter)
-        self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
-        self.log_rate = log_rate[np.newaxis]
-        return update
-
-
-def schedule_free_points(
-    gradient: Callable[[Array], Array],
-    start: ArrayLike,
-    moves: Callable[[Array, int], Array],
-    steps: int,
-    interpolation: float,
-    share: Callable[[int], float],
-) -> Array:
-    """The points y at which gradients are taken, ``(steps + 1, *coordinates)`` (Defazio et al. 2024, equations 3-5).
-
-        y_t = (1 - beta) z_t + beta x_t,  z_t+1 = z_t + move(gradient(y_t), t),  x_t+1 = (1 - w_t) x_t + w_t z_t+1
-
-    ``moves`` takes the gradient and t = 1, 2 ...; ``share`` is w. In the paper it is 1 / t, and x the mean of z_2 to
-    z_t+1.
-    """
-    fast = mean = _float64(start)
-    points = [fast]
-    for t in range(1, steps + 1):
-        fast = fast + moves(gradient(points[-1]), t)
-        mean = (1.0 - share(t)) * mean + share(t) * fast
-        points.append((1.0 - interpolation) * fast + interpolation * mean)
-    return np.stack(points)
 
 
 class MLPReference:
@@ -437,11 +257,11 @@ class MLPReference:
         rate: float = 1e-3,
         magnitude_rate: float = 1e-3,
     ) -> None:
-        self.hidden_weight = _float64(hidden_weight)
-        self.step_weight = _float64(step_weight)
-        self.hidden_bias = _float64(hidden_bias)
-        self.output_weight = _float64(output_weight)
-        self.output_bias = _float64(output_bias)
+        self.hidden_weight = float64(hidden_weight)
+        self.step_weight = float64(step_weight)
+        self.hidden_bias = float64(hidden_bias)
+        self.output_weight = float64(output_weight)
+        self.output_bias = float64(output_bias)
         self.rate = rate
         self.magnitude_rate = magnitude_rate
         self.steps_taken = 0
@@ -450,7 +270,7 @@ class MLPReference:
 
     def step(self, grad: ArrayLike) -> Array:
         """The update, to be added to the parameter, of its shape."""
-        grad = _float64(grad)
+        grad = float64(grad)
         if self.steps_taken == 0:
             self.momentum = np.zeros((len(self.DECAYS), *grad.shape))
             self.second_moment = np.zeros((len(self.DECAYS), *grad.shape))
@@ -479,7 +299,7 @@ class MLPReference:
 
 def adam_updates(grads: ArrayLike, lr: float, betas: tuple[float, float], eps: float) -> Array:
     """The updates of Adam (Kingma & Ba 2015, algorithm 1) for the gradients (steps, *coordinates), in their shape."""
-    grads = _float64(grads)
+    grads = float64(grads)
     first_decay, second_decay = betas
     first_moment = np.zeros(grads.shape[1:])
     second_moment = np.zeros(grads.shape[1:])
@@ -492,31 +312,3 @@ def adam_updates(grads: ArrayLike, lr: float, betas: tuple[float, float], eps: f
         second_unbiased = second_moment / (1.0 - second_decay**t)
         updates[index] = -lr * first_unbiased / (np.sqrt(second_unbiased) + eps)
     return updates
-
-
-def central_difference(function: Callable[[Array], float], point: ArrayLike, epsilon: float) -> Array:
-    """Gradient of a scalar function by (f(x + e) - f(x - e)) / (2 e) in each coordinate, error O(epsilon^2)."""
-    point = _float64(point)
-    gradient = np.empty_like(point)
-    for index in np.ndindex(point.shape):
-        above, below = point.copy(), point.copy()
-        above[index] += epsilon
-        below[index] -= epsilon
-        gradient[index] = (function(above) - function(below)) / (2.0 * epsilon)
-    return gradient
-
-
-def gaussian_gradient(function: Callable[[Array], Array], point: ArrayLike, sigma: float, nodes: int) -> Array:
-    """Gradient at ``point`` ``(n,)`` of E f(point + e), e ~ N(0, sigma^2 I): E f(point + e) e / sigma^2.
-
-    By Gauss-Hermite quadrature on a grid of ``nodes ** n`` points, exact if f times a coordinate is a polynomial of
-    degree below ``2 nodes`` in each coordinate. ``function`` maps ``(n, *grid)`` to ``(*grid)``.
-    """
-    point = _float64(point)
-    abscissae, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / weights.sum()
-    axes = [abscissae] * len(point)
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
-    density = functools.reduce(np.multiply.outer, [weights] * len(point))
-    values = function(point.reshape(-1, *[1] * len(point)) + sigma * grid)
-    return np.array([(density * values * coordinate).sum() / sigma for coordinate in grid])

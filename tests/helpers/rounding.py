@@ -3,8 +3,8 @@
 A tolerance that is taken from another float32 path depends on that path's luck, which changes with the processor. Here
 the mathematics runs in float64, and what each operation returns is off by a random relative error as large as float32's
 roundings (Parker 1997, Monte Carlo Arithmetic; Higham & Mary 2019, A New Approach to Probabilistic Rounding Error
-Analysis). How far such runs stray tells, element by element, what the arithmetic brings: roundings along the path,
-their magnitudes, and what cancels on the way. It is the same on every machine.
+Analysis). The spread of such runs is, element by element, the error that the arithmetic explains: roundings along
+the path, their magnitudes, and cancellation. It is the same on every machine.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ Results = Mapping[str, Tensor]
 
 
 class RandomRounding(TorchDispatchMode):
-    """What is computed in float64 gets errors as large as the roundings of float32, uniform and independent.
+    """Adds errors as large as the roundings of float32, uniform and independent, to results in float64.
 
     A sum of n terms, in products of matrices too, rounds n partial sums. Added one after the other, the mean square of
     those is half the terms' sum of squares where signs are random, and a third of the total's where they are one sign;

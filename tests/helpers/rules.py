@@ -1,4 +1,4 @@
-"""Rules to test with: all of them, in several sizes, with weights and states that are not at rest."""
+"""Update rules to test with: every architecture, with random meta-parameters and states, and its float64 reference."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,27 +8,12 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from helpers.reference import (
-    Array,
-    LSTML2LReference,
-    MLPReference,
-    ScaleFreeLSTMReference,
-    ScheduleFreeLSTMReference,
-)
-from learned_optim.rules import (
-    LSTML2L,
-    MLP,
-    RuleState,
-    ScaleFreeLSTM,
-    ScheduleFreeLSTM,
-    UpdateRule,
-)
+from helpers.reference import Array, LSTML2LReference, MLPReference, ScaleFreeLSTMReference
+from helpers.schedule_free_reference import ScheduleFreeLSTMReference
+from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 Build = Callable[[], UpdateRule]
-
-
 Reference = LSTML2LReference | ScaleFreeLSTMReference | ScheduleFreeLSTMReference | MLPReference
-
 
 RULES: dict[str, Build] = {
     "lstm-l2l": LSTML2L,
@@ -36,7 +21,7 @@ RULES: dict[str, Build] = {
     "schedule-free-lstm": ScheduleFreeLSTM,
     "mlp": MLP,
 }
-
+"""Every architecture with its default settings."""
 
 VARIANTS: dict[str, Build] = {
     "lstm-l2l-three-layers": partial(LSTML2L, hidden_size=3, layers=3, p=5.0, output_scale=0.7),
@@ -44,14 +29,20 @@ VARIANTS: dict[str, Build] = {
     "schedule-free-lstm-one-unit": partial(ScheduleFreeLSTM, 1, rate=1.0),
     "mlp-large-magnitudes": partial(MLP, 5, rate=0.1, magnitude_rate=1.0),
 }
-
-
-def each(builds: Mapping[str, Build]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("build", list(builds.values()), ids=list(builds))
-
+"""The architectures with other sizes and settings."""
 
 # Few examples, the same in every run: a broken law fails on almost any input. No deadline: machines are shared.
 few_examples = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def each(builds: Mapping[str, Build]) -> pytest.MarkDecorator:
+    """Parametrise a test by ``build``, the constructor of a rule, with the names as ids."""
+    return pytest.mark.parametrize("build", list(builds.values()), ids=list(builds))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers in float64, the same for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def randomised(rule: UpdateRule, seed: int = 0, deviation: float = 0.3) -> UpdateRule:
@@ -66,12 +57,17 @@ def randomised(rule: UpdateRule, seed: int = 0, deviation: float = 0.3) -> Updat
     return rule
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def random_state(rule: UpdateRule, *coordinates: int) -> RuleState:
+    """A state as after some steps: nothing is zero, second moments are positive."""
+    zeros = rule.init_state(coordinates, dtype=torch.float64)
+    state = {entry: 0.5 * normal(*value.shape, seed=index) for index, (entry, value) in enumerate(zeros.items())}
+    if "second_moment" in state:
+        state["second_moment"] = state["second_moment"].square() + 0.1
+    return state
 
 
 def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -> Reference:
-    """The oracle with the rule's meta-parameters, or with ``weights`` under the same names."""
+    """The float64 reference with the rule's meta-parameters, or with ``weights`` under the same names."""
     if weights is None:
         weights = {name: value.double().numpy() for name, value in rule.state_dict().items()}
     if isinstance(rule, LSTML2L):
@@ -98,12 +94,3 @@ def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -
         return ScheduleFreeLSTMReference(*layer, rule.rate)
     assert isinstance(rule, ScaleFreeLSTM)
     return ScaleFreeLSTMReference(*layer, rule.momentum_decays, rule.rate)
-
-
-def random_state(rule: UpdateRule, *coordinates: int) -> RuleState:
-    """A state as after some steps: nothing is zero, second moments are positive."""
-    zeros = rule.init_state(coordinates, dtype=torch.float64)
-    state = {entry: 0.5 * normal(*value.shape, seed=index) for index, (entry, value) in enumerate(zeros.items())}
-    if "second_moment" in state:
-        state["second_moment"] = state["second_moment"].square() + 0.1
-    return state

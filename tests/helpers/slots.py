@@ -1,4 +1,4 @@
-"""Tensors in every layout, as the paths of execution take them."""
+"""Slots, which the paths of execution step: made of tensors in every memory layout, copied and compared."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,14 @@ from learned_optim.execution import Settings, Slot
 from learned_optim.rules import UpdateRule
 
 PLAIN = Settings(lr=1.0, weight_decay=0.0, maximize=False)
-
+"""Settings that change nothing: learning rate 1, no weight decay, minimization."""
 
 FIRST = torch.tensor(1.0)
+"""The step count of a first step."""
 
-
-# A rule called on other blocks is the same up to its last bits (test_rules.py: vector registers and their remainders,
-# the kernel that BLAS takes). 32 roundings of the arithmetic, relative to the tensor's largest value; seen: 8.5.
+# A rule called on other blocks differs in its last bits (tests/rules/test_rules.py: vector registers and their
+# remainders, the kernel that BLAS takes). 32 roundings of the arithmetic, relative to the tensor's largest value;
+# seen: 8.5.
 ROUNDINGS = 32
 
 
@@ -50,6 +51,7 @@ def as_slots(
 
 
 def clones(slots: Sequence[Slot]) -> list[Slot]:
+    """Copies of the slots whose parameters, gradients and states can be stepped apart from the originals."""
     return [
         slot._replace(
             parameter=slot.parameter.clone(),
@@ -71,10 +73,12 @@ def assert_same(actual: Tensor, expected: Tensor, arithmetic: torch.dtype, large
 
 
 def largest_of(tensor: Tensor) -> float:
+    """The largest absolute value of a tensor, 0 if it is empty."""
     return tensor.double().abs().max().item() if tensor.numel() else 0.0
 
 
 def assert_same_slots(actual: Sequence[Slot], expected: Sequence[Slot], before: Sequence[Slot]) -> None:
+    """Parameters and states are equal up to roundings, relative to the change since ``before``."""
     for one, other, start in zip(actual, expected, before, strict=True):
         arithmetic = torch.float64 if start.parameter.dtype == torch.float64 else torch.float32
         moved = largest_of(other.parameter.double() - start.parameter.double())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from learned_optim.meta_train.few_shot.episodes import Episodes, Examples, FewShotTask
 from learned_optim.meta_train.few_shot.learner import Learner
+from learned_optim.meta_train.few_shot.sinusoid import Sinusoid
 from learned_optim.meta_train.tasks import Batch, Split
 
 MATRIX = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, -0.3], [0.0, -0.3, 0.7]])
@@ -92,6 +93,7 @@ class Clouds(FewShotTask):
 
 
 def learner_and_episodes(task: FewShotTask, count: int = 4) -> tuple[Learner, Episodes]:
+    """A learner of the task and some training episodes, the same in every call."""
     return Learner(task, seed=1), task.episodes(count, torch.Generator().manual_seed(2))
 
 
@@ -124,3 +126,10 @@ def write_omniglot(folder: Path, characters: int = 40) -> None:
                     Image.fromarray(np.where(ink, 0, 255).astype(np.uint8)).convert("1").save(image, "PNG")
                     name = f"images_{part}/Alphabet/character{character + 1:02}/{character:04}_{drawing + 1:02}.png"
                     archive.writestr(name, image.getvalue())
+
+
+SMALL_SINUSOID = Sinusoid(shots=3, queries=4, hidden=(5, 4))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)

@@ -19,8 +19,6 @@ from learned_optim.rules import LSTML2L
 STEPS = 12
 
 QUADRATIC = {"family": "quadratic", "dimensions": [2, 4], "condition": [1.0, 20.0], "initial_deviation": 1.0}
-# Every feature that has a state: a pool at staggered stages, several windows a step, rescaling, sampled coordinates,
-# schedule, clipping, averaging, validations. Tiny, so that a run takes a fraction of a second.
 TABLES: dict[str, Any] = {
     "steps": STEPS,
     "rule": {"architecture": "scale-free-lstm", "settings": {"hidden_size": 2, "momentum_decays": [0.9]}},
@@ -30,6 +28,11 @@ TABLES: dict[str, Any] = {
     "meta_optimizer": {"lr": 1e-2, "schedule": "cosine", "clip_norm": 0.5, "average": 0.9},
     "validation": {"every": 4, "horizon": 4, "instances": 2},
 }
+"""Every feature that has a state: a pool at staggered stages, several windows a step, rescaling, sampled coordinates,
+schedule, clipping, averaging, validations. Tiny, so that a run takes a fraction of a second."""
+
+L2L = {"architecture": "lstm-l2l", "settings": {"hidden_size": 2}}
+"""A ``rule`` table: the architecture whose updates :func:`drifting` sets by its output bias."""
 
 
 def configuration(**changes: Any) -> Config:
@@ -50,10 +53,8 @@ def plain(**changes: Any) -> Config:
 
 
 def run(trainer: Trainer) -> list[Progress]:
+    """Run to the end and return the progress of each meta-step."""
     return list(trainer.run())
-
-
-L2L = {"architecture": "lstm-l2l", "settings": {"hidden_size": 2}}
 
 
 def drifting(distance: float) -> LSTML2L:
@@ -65,6 +66,7 @@ def drifting(distance: float) -> LSTML2L:
 
 
 def weights(rule: torch.nn.Module) -> Tensor:
+    """A copy of all meta-parameters as one vector."""
     return parameters_to_vector(rule.parameters()).detach().clone()
 
 
@@ -82,10 +84,12 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def data(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's values."""
     return tensor.contiguous().numpy().tobytes()
 
 
 def assert_same_outcome(folder: Path, expected: Path) -> None:
+    """Two runs left equal metrics, tensors and provenance, to the bit and except for the seconds that they took."""
     assert metrics(folder) == metrics(expected)
     for name in ("checkpoint", "best", "latest"):
         assert contents(folder / f"{name}.safetensors") == contents(expected / f"{name}.safetensors"), name

@@ -1,34 +1,24 @@
-"""Triton in tests: whether it is there, and a driver that stands in for a GPU."""
+"""Triton in tests: whether it is installed, and a driver that stands in for a GPU, so that kernels compile without."""
 
 import functools
 import importlib.util
 from typing import Any
 
-import pytest
-import torch
-
 from helpers.rules import Build
-from learned_optim.rules import (
-    LSTML2L,
-    ScaleFreeLSTM,
-    ScheduleFreeLSTM,
-)
+from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 ONE_UNIT: dict[str, Build] = {
     "scale-free-lstm": functools.partial(ScaleFreeLSTM, 1),
     "schedule-free-lstm": functools.partial(ScheduleFreeLSTM, 1),
     "lstm-l2l": functools.partial(LSTML2L, 1),
 }
+"""Rules of one hidden unit, whose kernels compile fastest."""
 
 
 class StandInDriver:
-    """What Triton asks of a driver before it compiles for the GPU: an H200 that is not there."""
+    """The parts of a driver that Triton asks before it compiles for a GPU: an H200 that is not there."""
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget

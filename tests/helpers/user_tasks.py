@@ -255,4 +255,4 @@ class DeadlyFamily(TaskFamily):
 
 
 class NotAFamily:
-    """What a configuration must not name."""
+    """A class that is no task family, which a configuration may not name."""

@@ -66,7 +66,7 @@ class Run:
 
 
 @each_optimizer
-def test_accelerate_does_not_train_another_model(make: Make) -> None:
+def test_accelerate_matches_a_plain_loop(make: Make) -> None:
     run, net = Run(make), Net()
     optimizer = make(net.parameters())
     scheduler = CosineAnnealingLR(optimizer, T_max=EPOCHS * len(batches()))
@@ -75,7 +75,7 @@ def test_accelerate_does_not_train_another_model(make: Make) -> None:
 
 
 @each_optimizer
-def test_accelerate_does_not_lose_accumulation_clipping_or_autocast(make: Make) -> None:
+def test_accelerate_applies_accumulation_clipping_and_autocast(make: Make) -> None:
     run, net = Run(make, gradient_accumulation_steps=2, mixed_precision="bf16"), Net()
     optimizer = make(net.parameters())
     scheduler = CosineAnnealingLR(optimizer, T_max=EPOCHS * len(batches()) // 2)
@@ -84,7 +84,7 @@ def test_accelerate_does_not_lose_accumulation_clipping_or_autocast(make: Make) 
 
 
 @each_optimizer
-def test_training_that_accelerate_resumes_does_not_differ_in_a_bit(make: Make, tmp_path: Path) -> None:
+def test_accelerate_resume_is_bit_exact(make: Make, tmp_path: Path) -> None:
     run = Run(make)
     run.train(EPOCHS // 2)
     run.accelerator.save_state(tmp_path)

@@ -70,7 +70,7 @@ def trainer(folder: Path, epochs: int = EPOCHS, **options: Any) -> Any:
 
 
 @each_optimizer
-def test_lightning_does_not_train_another_model(make: Make, tmp_path: Path) -> None:
+def test_lightning_matches_a_plain_loop(make: Make, tmp_path: Path) -> None:
     module, net = module_type()(make), Net()
     trainer(tmp_path).fit(module, batches())
     assert_same(module.net.parameters(), plain_loop(net, make(net.parameters()), EPOCHS))
@@ -78,7 +78,7 @@ def test_lightning_does_not_train_another_model(make: Make, tmp_path: Path) -> N
 
 
 @each_optimizer
-def test_lightning_does_not_lose_schedule_accumulation_clipping_or_autocast(make: Make, tmp_path: Path) -> None:
+def test_lightning_applies_schedule_accumulation_clipping_and_autocast(make: Make, tmp_path: Path) -> None:
     def cosine(optimizer: Optimizer) -> CosineAnnealingLR:
         return CosineAnnealingLR(optimizer, T_max=2 * EPOCHS)
 
@@ -93,7 +93,7 @@ def test_lightning_does_not_lose_schedule_accumulation_clipping_or_autocast(make
 
 
 @each_optimizer
-def test_plateau_in_lightning_does_not_leave_the_learning_rate(make: Make, tmp_path: Path) -> None:
+def test_lightning_plateau_scheduler_lowers_the_learning_rate(make: Make, tmp_path: Path) -> None:
     def on_plateau(optimizer: Optimizer) -> dict[str, Any]:
         # No loss is lower by 100, so that each epoch after the first is a plateau.
         scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=100.0, threshold_mode="abs")
@@ -106,7 +106,7 @@ def test_plateau_in_lightning_does_not_leave_the_learning_rate(make: Make, tmp_p
 
 
 @each_optimizer
-def test_weight_averaging_of_lightning_does_not_keep_the_model_from_training(make: Make, tmp_path: Path) -> None:
+def test_lightning_weight_averaging_trains_the_model(make: Make, tmp_path: Path) -> None:
     module = module_type()(make)
     rate = 0.5 * make(Net().parameters()).param_groups[0]["lr"]
     averaging = lightning().callbacks.StochasticWeightAveraging(rate, swa_epoch_start=0.5, annealing_epochs=1)
@@ -116,7 +116,7 @@ def test_weight_averaging_of_lightning_does_not_keep_the_model_from_training(mak
 
 
 @each_optimizer
-def test_manual_optimization_does_not_train_another_model(make: Make, tmp_path: Path) -> None:
+def test_lightning_manual_optimization_matches_a_plain_loop(make: Make, tmp_path: Path) -> None:
     class Manual(module_type()):  # type: ignore[misc]
         automatic_optimization = False
 
@@ -134,7 +134,7 @@ def test_manual_optimization_does_not_train_another_model(make: Make, tmp_path: 
 
 
 @each_optimizer
-def test_training_that_lightning_resumes_does_not_differ_in_a_bit(make: Make, tmp_path: Path) -> None:
+def test_lightning_resume_is_bit_exact(make: Make, tmp_path: Path) -> None:
     def module() -> Any:
         return module_type()(make, lambda optimizer: {"scheduler": CosineAnnealingLR(optimizer, T_max=EPOCHS)})
 

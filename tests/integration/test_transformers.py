@@ -63,12 +63,12 @@ def arguments(folder: Path, **options: Any) -> Any:
 
 
 def linear(optimizer: Optimizer) -> LambdaLR:
-    """What the Trainer makes if it is given no scheduler: down to zero."""
+    """The linear schedule to zero that the Trainer makes if it is given no scheduler."""
     return LambdaLR(optimizer, lambda step: 1.0 - step / STEPS)
 
 
 def plain_loop(model: Any, optimizer: Optimizer, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """What the Trainer does with its default options: clipping at 1, a linear schedule."""
+    """Train as the Trainer does with its default options: clipping at 1, a linear schedule."""
     scheduler = linear(optimizer)
     for batch in batches:
         model(**batch, num_items_in_batch=batch["labels"].numel()).loss.backward()
@@ -86,7 +86,7 @@ def loss_of(model: Any) -> float:
 
 
 @each_optimizer
-def test_trainer_does_not_train_another_model(make: Make, tmp_path: Path) -> None:
+def test_trainer_matches_a_plain_loop(make: Make, tmp_path: Path) -> None:
     model, other, collator = language_model(), language_model(), Collator()
     before = loss_of(model)
     optimizers = make(model.parameters()), None
@@ -98,7 +98,7 @@ def test_trainer_does_not_train_another_model(make: Make, tmp_path: Path) -> Non
     assert loss_of(model) < 0.9 * before
 
 
-def test_trainer_that_makes_the_optimizer_does_not_train_another_model(tmp_path: Path) -> None:
+def test_trainer_built_optimizer_matches_a_plain_loop(tmp_path: Path) -> None:
     model, other, collator = language_model(), language_model(), Collator()
     before = loss_of(model)
     trainer = transformers.Trainer(
@@ -121,7 +121,7 @@ def test_trainer_that_makes_the_optimizer_does_not_train_another_model(tmp_path:
 
 
 @each_optimizer
-def test_training_that_the_trainer_resumes_does_not_differ_in_a_bit(make: Make, tmp_path: Path) -> None:
+def test_trainer_resume_is_bit_exact(make: Make, tmp_path: Path) -> None:
     def trainer(model: Any) -> Any:
         optimizer = make(model.parameters())
         options = arguments(tmp_path, save_strategy="steps", save_steps=STEPS // 2)

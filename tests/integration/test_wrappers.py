@@ -1,4 +1,4 @@
-"""What PyTorch itself wraps around an optimizer or a model: averages, steps inside of backward, accumulation."""
+"""PyTorch's own wrappers of optimizers and models: averaged weights, steps inside backward, accumulation."""
 
 import copy
 import io
@@ -67,7 +67,7 @@ class AveragedTraining:
 
 @each_optimizer
 @pytest.mark.parametrize("average", ["swa", "ema"])
-def test_average_of_weights_does_not_train_worse(make: Make, average: str) -> None:
+def test_averaged_model_trains(make: Make, average: str) -> None:
     training = AveragedTraining(make, average)
     before = float(NormalisedNet().loss(data()).detach())
     training.train(2 * EPOCHS)
@@ -80,7 +80,7 @@ def test_average_of_weights_does_not_train_worse(make: Make, average: str) -> No
 
 @each_optimizer
 @pytest.mark.parametrize("average", ["swa", "ema"])
-def test_averaged_training_that_is_resumed_does_not_differ_in_a_bit(make: Make, average: str) -> None:
+def test_averaged_training_resume_is_bit_exact(make: Make, average: str) -> None:
     training, other = AveragedTraining(make, average), AveragedTraining(make, average)
     training.train(3)
     for name, part in other.parts().items():
@@ -90,7 +90,7 @@ def test_averaged_training_that_is_resumed_does_not_differ_in_a_bit(make: Make, 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import
 @each_optimizer
-def test_step_inside_of_backward_does_not_train_another_model(make: Make) -> None:
+def test_optimizer_in_backward_matches_a_plain_loop(make: Make) -> None:
     from torch.distributed.optim.apply_optimizer_in_backward import (
         _apply_optimizer_in_backward,
         _get_in_backward_optimizers,
@@ -109,7 +109,7 @@ def test_step_inside_of_backward_does_not_train_another_model(make: Make) -> Non
 
 
 @each_optimizer
-def test_step_in_a_hook_of_each_parameter_does_not_train_another_model(make: Make) -> None:
+def test_step_in_gradient_hooks_matches_a_plain_loop(make: Make) -> None:
     net, other = Net(), Net()
     optimizers: dict[Tensor, Optimizer] = {parameter: make([parameter]) for parameter in net.parameters()}
 
@@ -126,7 +126,7 @@ def test_step_in_a_hook_of_each_parameter_does_not_train_another_model(make: Mak
 
 
 @each_optimizer
-def test_accumulated_gradients_do_not_train_another_model(make: Make) -> None:
+def test_accumulated_gradients_match_one_large_batch(make: Make) -> None:
     net, other = Net(), Net()
     plain_loop(net, make(net.parameters()), EPOCHS, accumulate=4, clip=1.0)
     optimizer = make(other.parameters())
@@ -141,7 +141,7 @@ def test_accumulated_gradients_do_not_train_another_model(make: Make) -> None:
 
 
 @each_optimizer
-def test_one_cycle_does_not_keep_the_model_from_training(make: Make) -> None:
+def test_one_cycle_trains_the_model(make: Make) -> None:
     net = Net()
     optimizer = make(net.parameters())
     steps = 2 * EPOCHS * len(batches())
@@ -153,7 +153,7 @@ def test_one_cycle_does_not_keep_the_model_from_training(make: Make) -> None:
 
 
 @each_optimizer
-def test_copy_of_model_and_optimizer_does_not_share_what_is_trained(make: Make) -> None:
+def test_deepcopy_of_model_and_optimizer_is_independent(make: Make) -> None:
     net = Net()
     optimizer = make(net.parameters())
     plain_loop(net, optimizer, epochs=1)

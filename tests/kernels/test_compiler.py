@@ -1,4 +1,4 @@
-"""The C compiler as it may be found: it fails, hangs, is named wrongly; scripts stand in for most of them."""
+"""Calling a C compiler that fails, hangs or is named wrongly; shell scripts stand in for most compilers."""
 
 import stat
 import time
@@ -57,23 +57,23 @@ def complaint(tried: Compiler, folder: Path) -> str:
     ],
     ids=["fails", "not UTF-8", "says nothing", "is killed"],
 )
-def test_compiler_that_fails_is_called_once_and_says_why(text: str, cause: str, tmp_path: Path) -> None:
+def test_failing_compiler_is_called_once_and_reported(text: str, cause: str, tmp_path: Path) -> None:
     script = Script(tmp_path, text)
     for work in ("one", "two"):
         assert complaint(script.compiler, tmp_path / work).endswith(cause)
     assert len(script.calls) == 1
 
 
-def test_compiler_that_writes_nothing_is_found_out(tmp_path: Path) -> None:
+def test_compiler_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     assert "wrote nothing" in complaint(Script(tmp_path, "exit 0").compiler, tmp_path / "work")
 
 
-def test_compiler_that_does_not_read_its_source_is_waited_for(tmp_path: Path) -> None:
+def test_compiler_that_ignores_its_input_is_waited_for(tmp_path: Path) -> None:
     script = Script(tmp_path, "exit 1", source=False)
     assert "exit status 1" in complaint(script.compiler, tmp_path / "work")
 
 
-def test_compiler_that_hangs_is_stopped_with_its_children_and_not_called_again(
+def test_hanging_compiler_is_killed_with_its_children_and_called_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "LONGEST", 0.2)
@@ -85,7 +85,7 @@ def test_compiler_that_hangs_is_stopped_with_its_children_and_not_called_again(
     assert not (tmp_path / "survived").exists()
 
 
-def test_compiler_that_fails_on_the_kernel_alone_is_not_called_for_each_way_to_name_a_processor(
+def test_kernel_failure_is_retried_once_without_native_instructions(
     tmp_path: Path,
 ) -> None:
     script = Script(tmp_path, f'case $source in *two*) echo "too hard" >&2; exit 1;; esac; {WRITES}')
@@ -102,7 +102,7 @@ def test_compiler_that_fails_on_the_kernel_alone_is_not_called_for_each_way_to_n
         ("native", ""),
     ],
 )
-def test_instructions_of_this_processor_are_used_where_the_compiler_knows_how(
+def test_native_instructions_are_used_where_the_compiler_supports_them(
     unknown: str, expected: str, tmp_path: Path
 ) -> None:
     script = Script(tmp_path, f'case "$*" in *{unknown}*) exit 1;; esac; {WRITES}')
@@ -112,7 +112,7 @@ def test_instructions_of_this_processor_are_used_where_the_compiler_knows_how(
     assert "-fopenmp" not in linking
 
 
-def test_assembler_that_does_not_know_the_processor_is_given_plain_instructions(tmp_path: Path) -> None:
+def test_assembler_without_native_support_gets_plain_instructions(tmp_path: Path) -> None:
     script = Script(tmp_path, f'case "$* $source" in *-march=native*two*) exit 1;; esac; {WRITES}')
     assert script.compiler.shared_library(SOURCE, (), tmp_path) == b"made\n"
     assert "native" not in script.calls[-2]
@@ -121,19 +121,19 @@ def test_assembler_that_does_not_know_the_processor_is_given_plain_instructions(
 @pytest.mark.parametrize(
     ("option", "native"), [("-march=x86-64", False), ("-mcpu=generic", False), ("-mtune=generic", True)]
 )
-def test_processor_that_the_user_chooses_is_not_overruled(option: str, native: bool, tmp_path: Path) -> None:
+def test_processor_option_of_the_user_is_kept(option: str, native: bool, tmp_path: Path) -> None:
     script = Script(tmp_path, WRITES)
     Compiler([str(script.path), option]).shared_library(SOURCE, (), tmp_path)
     assert all(option in call for call in script.calls)
     assert ("-march=native" in script.calls[-2]) is native
 
 
-def test_temporary_files_go_where_there_is_room(tmp_path: Path) -> None:
+def test_compiler_writes_temporary_files_into_the_work_folder(tmp_path: Path) -> None:
     script = Script(tmp_path, 'echo "$TMPDIR" >&2; exit 1')
     assert complaint(script.compiler, tmp_path / "work").endswith(f"{tmp_path}/work")
 
 
-def test_complaint_does_not_differ_from_one_folder_to_the_next(tmp_path: Path) -> None:
+def test_error_message_is_the_same_in_every_folder(tmp_path: Path) -> None:
     script = Script(tmp_path, f'case $source in *two*) echo "$TMPDIR/compiled.o: odd" >&2; exit 1;; esac; {WRITES}')
     assert len({complaint(script.compiler, tmp_path / work) for work in ("one", "two")}) == 1
 
@@ -144,7 +144,7 @@ def test_complaint_does_not_differ_from_one_folder_to_the_next(tmp_path: Path) -
     ["{command}", "{command} -O1 -DNAME='two words'", "'{wrapper}' {command}"],
     ids=["bare", "options", "wrapped"],
 )
-def test_command_of_several_words_is_understood(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cc_with_options_or_wrapper_is_used(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     found = cpu.compiler()
     assert found is not None
@@ -167,7 +167,7 @@ def test_command_of_several_words_is_understood(text: str, tmp_path: Path, monke
     ],
     ids=["odd quoting", "missing", "folder", "not executable", "not a program"],
 )
-def test_name_of_no_compiler_is_told(named: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_cc_is_reported(named: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "script").write_text("no program")
     (tmp_path / "script").chmod(0o700)
@@ -177,14 +177,14 @@ def test_name_of_no_compiler_is_told(named: str, cause: str, tmp_path: Path, mon
     assert complaint(found, tmp_path / "work").endswith(cause)
 
 
-def test_blank_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blank_cc_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "  ")
     monkeypatch.setenv("PATH", "/nowhere")
     assert cpu.compiler() is None
 
 
 @pytest.mark.parametrize("hidden", [PermissionError, FileNotFoundError])
-def test_processor_that_is_hidden_is_told_by_the_name_of_the_machine(
+def test_unreadable_processor_is_identified_by_the_host_name(
     hidden: type[OSError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(path: Path, **options: object) -> str:
@@ -198,13 +198,13 @@ def test_processor_that_is_hidden_is_told_by_the_name_of_the_machine(
     assert names[0] != names[1]
 
 
-def test_processor_of_an_unknown_kind_is_told_by_the_name_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_processor_is_identified_by_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path, **options: "isa: rv64imafdc\n")
     monkeypatch.setattr("platform.node", lambda: "a machine")
     assert "a machine" in compiler.processor()
 
 
-def test_libraries_of_two_processors_are_not_confused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_differs_by_processor_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
     identities = set()
     for kind in ("one", "two"):
         monkeypatch.setattr(compiler, "processor", lambda kind=kind: kind)

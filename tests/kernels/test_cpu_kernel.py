@@ -1,4 +1,4 @@
-"""The fused step in C: what may fail on the way to it, threads, narrow dtypes, particles.
+"""The fused step in C: fallbacks where it cannot be built or loaded, threads, half precision, particles.
 
 Its values are those of test_kernels.py; compilers are tried in test_compiler.py, what is kept in test_libraries.py.
 """
@@ -95,9 +95,7 @@ def cannot_compile(*arguments: object) -> bytes:
     raise CompilationError("out of ink")
 
 
-def test_library_that_was_kept_is_loaded_without_a_compiler(
-    compiled_before: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_library_is_loaded_without_a_compiler(compiled_before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in compiled_before.iterdir()}
     assert sorted(path.suffix for path in before) == [".json", ".so"]
     monkeypatch.setattr(subprocess, "Popen", None)
@@ -105,7 +103,7 @@ def test_library_that_was_kept_is_loaded_without_a_compiler(
     assert {path: path.stat().st_mtime_ns for path in compiled_before.iterdir()} == before
 
 
-def test_damaged_libraries_do_not_end_the_process(compiled_before: Path, tmp_path: Path) -> None:
+def test_damaged_library_is_replaced_without_a_crash(compiled_before: Path, tmp_path: Path) -> None:
     (library,) = compiled_before.glob("*.so")
     whole = library.read_bytes()
     damages = {
@@ -139,9 +137,7 @@ for name in {list(damages)}:
 
 
 @pytest.mark.slow
-def test_library_that_cannot_be_loaded_does_not_stop_the_step(
-    compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unloadable_library_falls_back_to_the_plain_step(compiled_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(name: str, make: object) -> ctypes.CDLL:
         raise OSError("/home: invalid ELF header")
 
@@ -152,13 +148,15 @@ def test_library_that_cannot_be_loaded_does_not_stop_the_step(
         stepped(fused=True)
 
 
-def test_library_without_a_step_does_not_stop_the_step(compiled_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_without_the_step_function_falls_back_to_the_plain_step(
+    compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(libraries, "load", lambda name, make: ctypes.CDLL(None))
     with pytest.warns(UserWarning, match="a slower one instead: .*step"):
         stepped()
 
 
-def test_package_without_its_source_does_not_stop_the_step(
+def test_missing_source_falls_back_to_the_plain_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cpu, "SOURCE", tmp_path / "cpu.c")
@@ -166,7 +164,7 @@ def test_package_without_its_source_does_not_stop_the_step(
         stepped()
 
 
-def test_compiler_that_fails_does_not_stop_the_step_and_is_not_called_again(
+def test_failing_compiler_falls_back_with_one_warning_and_one_call(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CC", f"{compiler_that_fails(tmp_path)} --option")
@@ -182,7 +180,7 @@ def test_compiler_that_fails_does_not_stop_the_step_and_is_not_called_again(
     assert not list(compiled_anew.iterdir())
 
 
-def test_warning_that_is_raised_leaves_an_optimizer_that_steps(
+def test_optimizer_steps_after_its_warning_was_raised_as_an_error(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Compiler, "shared_library", cannot_compile)
@@ -197,7 +195,7 @@ def test_warning_that_is_raised_leaves_an_optimizer_that_steps(
 
 
 @pytest.mark.parametrize("fused", [None, True])
-def test_kernel_that_other_dtypes_need_does_not_stop_a_training_that_has_begun(
+def test_failed_compilation_during_training_falls_back_or_changes_nothing(
     fused: bool | None, compiled_before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parameters = [normal(size).float().requires_grad_() for size in (5, 4)]
@@ -225,7 +223,7 @@ def test_kernel_that_other_dtypes_need_does_not_stop_a_training_that_has_begun(
         assert (parameter < old).all()
 
 
-def test_machine_without_a_compiler_is_told_only_if_the_kernel_is_demanded(
+def test_missing_compiler_is_an_error_only_with_fused_true(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -234,7 +232,7 @@ def test_machine_without_a_compiler_is_told_only_if_the_kernel_is_demanded(
         stepped(fused=True)
 
 
-def test_openmp_that_torch_does_not_have_is_done_without(
+def test_library_is_built_without_openmp_where_it_is_missing(
     compiled_before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "THREADED", 1)
@@ -254,7 +252,7 @@ def test_openmp_that_torch_does_not_have_is_done_without(
 
 
 @each(RULES)
-def test_no_bit_depends_on_the_number_of_threads(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_is_bitwise_independent_of_the_thread_count(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(cpu, "THREADED", 1)
     rule = randomised(build()).float()
@@ -276,7 +274,7 @@ def test_no_bit_depends_on_the_number_of_threads(build: Build, monkeypatch: pyte
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shrink", [0.0, 0.5])
-def test_every_narrow_number_is_read_and_rounded_as_torch_does(
+def test_every_half_precision_value_rounds_as_in_torch(
     dtype: torch.dtype, shrink: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -291,9 +289,7 @@ def test_every_narrow_number_is_read_and_rounded_as_torch_does(
 
 
 @each(RULES)
-def test_particles_are_not_stepped_differently_than_by_the_plain_path(
-    build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_particles_match_the_plain_path(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rule = randomised(build()).float()
     weights = flat_meta_parameters(rule) + 0.1 * normal(3, len(flat_meta_parameters(rule))).float()
@@ -324,7 +320,7 @@ class Centred(LSTML2L):
         return super().forward(grad - grad.mean(), state, step)
 
 
-def test_meta_training_takes_the_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meta_training_uses_the_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     like = torch.zeros(1)
 
@@ -341,9 +337,7 @@ def test_meta_training_takes_the_kernel_where_there_is_one(monkeypatch: pytest.M
     assert not served(ScheduleFreeLSTM().float())
 
 
-def test_meta_training_goes_on_with_one_warning_where_the_compiler_fails(
-    compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_meta_training_falls_back_with_one_warning(compiled_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Compiler, "shared_library", cannot_compile)
     rule = ScheduleFreeLSTM().float()
     with pytest.warns(UserWarning, match="a slower one instead: out of ink"):

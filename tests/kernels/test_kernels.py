@@ -18,7 +18,7 @@ from benchmarks.speed import kernel_resources
 from helpers.rounding import OF_KERNELS, Results, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
-from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
+from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
 from learned_optim import LearnedOptimizer, fused
 from learned_optim.execution import Settings, Slot, apply_per_tensor
 from learned_optim.kernels import cpu, launch, libraries, tables
@@ -54,7 +54,7 @@ KERNEL_RULES: dict[str, Build] = {
     "mlp": functools.partial(MLP, 5, rate=0.1, magnitude_rate=0.1),
 }
 COUNTING: dict[str, Build] = {"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM}
-"""Rules that heed the step count, and move no coordinate that was never pushed."""
+"""Rules that depend on the step count, and move no coordinate whose gradients are zero."""
 EACH_KERNEL = COUNTING | {"lstm-l2l": functools.partial(LSTML2L, 2)}
 DTYPES = [
     pytest.param(torch.float32, torch.float32, id="float32"),
@@ -166,7 +166,7 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
 
 
 def told(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Any, ...]:
-    """What a rule that uses conditions is told of the slot, in float64."""
+    """Conditions of the slot in float64, for a rule that uses conditions; nothing for others."""
     if not rule.uses_conditions:
         return ()
     scale = 1.0 if slot.scale is None else slot.scale.double()
@@ -233,7 +233,7 @@ def assert_only_rounded_step(rule: UpdateRule, slots: Sequence[Slot], settings: 
 
 
 def lost(dtype: torch.dtype, values: Tensor, cuts: bool) -> Tensor:
-    """What is lost where values are stored in a coarser dtype: half a spacing, or a whole one."""
+    """Largest error of storing values in a coarser dtype: half a spacing, or a whole one where it is cut off."""
     if dtype == torch.float32:
         return torch.zeros_like(values)
     limits = torch.finfo(dtype)
@@ -248,7 +248,7 @@ def slots_of(rule: UpdateRule, sizes: Sequence[int], dtype: torch.dtype, recurre
 
 @each(KERNEL_RULES)
 @pytest.mark.parametrize(("dtype", "recurrent"), DTYPES)
-def test_kernel_is_not_further_from_the_truth_than_roundings_explain(
+def test_kernel_matches_the_oracle_within_rounding(
     build: Build, dtype: torch.dtype, recurrent: torch.dtype, place: Place
 ) -> None:
     rule = randomised(build()).float()
@@ -262,7 +262,7 @@ def test_kernel_is_not_further_from_the_truth_than_roundings_explain(
 
 @needs_compiler
 @each(KERNEL_RULES)
-def test_step_in_double_precision_is_the_plain_one(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_step_matches_the_plain_path(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rule = randomised(build())
     by_kernel = [
@@ -277,13 +277,13 @@ def test_step_in_double_precision_is_the_plain_one(build: Build, monkeypatch: py
         torch.testing.assert_close(values_of(by_kernel)[name], values, rtol=1e-11, atol=1e-13)
 
 
-def test_kernel_of_the_paper_s_size_is_not_further_from_the_truth(place: Place) -> None:
+def test_kernel_of_the_papers_size_matches_the_oracle(place: Place) -> None:
     rule = randomised(LSTML2L()).float()
     slots = [slot._replace(step=torch.tensor(2.0)) for slot in slots_of(rule, (65,), torch.float32, torch.float32)]
     assert_only_rounded_step(rule, slots, PLAIN, place)
 
 
-def test_values_that_are_cut_are_not_further_from_the_truth(place: Place) -> None:
+def test_clipped_values_match_the_oracle(place: Place) -> None:
     rule = randomised(ScheduleFreeLSTM()).float()
     (slot,) = slots_of(rule, (200,), torch.float32, torch.float32)
     slot = slot._replace(step=torch.tensor(400.0))  # gradients of many times their root mean square come late
@@ -299,7 +299,7 @@ def test_values_that_are_cut_are_not_further_from_the_truth(place: Place) -> Non
 
 
 @each(COUNTING)
-def test_first_steps_are_not_further_from_the_truth(build: Build, place: Place) -> None:
+def test_first_steps_match_the_oracle(build: Build, place: Place) -> None:
     # Bias corrections 1 / (1 - decay ** step) lose their digits in the first steps, if anywhere.
     rule = randomised(build()).float()
     (slot,) = as_slots(rule, [normal(500)], torch.float32)
@@ -310,7 +310,7 @@ def test_first_steps_are_not_further_from_the_truth(build: Build, place: Place) 
 
 
 @each(EACH_KERNEL)
-def test_memory_that_is_not_contiguous_is_not_stepped_differently(build: Build, place: Place) -> None:
+def test_non_contiguous_tensors_match_the_plain_path(build: Build, place: Place) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, layouts(), torch.float32)
     # Gradients in other layouts than their parameters: the other way round, and in steps of two.
@@ -325,7 +325,7 @@ def test_memory_that_is_not_contiguous_is_not_stepped_differently(build: Build, 
     assert_same_slots(by_kernel, plain, before)
 
 
-def test_view_with_gaps_is_not_overwritten_between_its_coordinates(on_cpu: None) -> None:
+def test_strided_view_keeps_the_values_between_its_coordinates(on_cpu: None) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     (slot,) = as_slots(rule, [normal(20)], torch.float32)
     whole = torch.arange(40.0)
@@ -339,7 +339,7 @@ def test_view_with_gaps_is_not_overwritten_between_its_coordinates(on_cpu: None)
     assert not torch.equal(view, torch.arange(0.0, 40.0, 2))
 
 
-def test_state_that_is_not_contiguous_is_refused(on_cpu: None) -> None:
+def test_non_contiguous_state_is_refused(on_cpu: None) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
     slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -361,7 +361,7 @@ def test_state_that_is_not_contiguous_is_refused(on_cpu: None) -> None:
         pytest.param(PLAIN._replace(lr=0.0), id="lr-zero"),
     ],
 )
-def test_setting_is_not_understood_differently(build: Build, settings: Settings, place: Place) -> None:
+def test_settings_match_the_plain_path(build: Build, settings: Settings, place: Place) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(20), normal(7)], torch.float32, torch.bfloat16)
     spoilt = {3: float("nan"), 5: float("inf"), 7: float("-inf")} if settings.lr else {}
@@ -398,7 +398,7 @@ def test_setting_is_not_understood_differently(build: Build, settings: Settings,
 
 
 @each(COUNTING)
-def test_step_counts_of_tensors_are_not_mixed_up(build: Build, place: Place) -> None:
+def test_each_tensor_uses_its_own_step_count(build: Build, place: Place) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(3), normal(4), normal(100)], torch.float32)
     slots = [slot._replace(step=torch.tensor(float(count))) for slot, count in zip(slots, (1, 50, 7), strict=True)]
@@ -408,7 +408,7 @@ def test_step_counts_of_tensors_are_not_mixed_up(build: Build, place: Place) -> 
     assert_same_slots(by_kernel, plain, slots)
 
 
-def test_step_counts_on_the_host_serve_tensors_elsewhere() -> None:
+def test_host_step_counts_are_moved_to_the_device() -> None:
     cpu = torch.device("cpu")
     steps = [torch.tensor(3.0, device="meta") for _ in range(2)]
     assert tables.on_device(steps, torch.device("meta")) is steps
@@ -418,7 +418,7 @@ def test_step_counts_on_the_host_serve_tensors_elsewhere() -> None:
 
 
 @each(COUNTING)
-def test_coordinate_that_was_never_pushed_is_not_moved(build: Build, place: Place) -> None:
+def test_coordinate_with_zero_gradients_does_not_move(build: Build, place: Place) -> None:
     rule = randomised(build()).float()
     (slot,) = as_slots(rule, [normal(50)], torch.float32)
     slot.grad.zero_()
@@ -431,7 +431,7 @@ def test_coordinate_that_was_never_pushed_is_not_moved(build: Build, place: Plac
 
 @pytest.mark.slow
 @each(COUNTING)
-def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: None) -> None:
+def test_coordinates_are_independent_bitwise(build: Build, on_cpu: None) -> None:
     rule = randomised(build()).float()
     (whole,) = as_slots(rule, [normal(90)], torch.float32, torch.bfloat16)
     parts = [
@@ -453,7 +453,7 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: 
         assert torch.equal(torch.cat([part.state[entry] for part in parts], 1), value)
 
 
-def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
+def test_offsets_beyond_32_bits_are_addressed(interpreted: None) -> None:
     # A tensor of 2 ** 33 + 5 coordinates, of which only the last five exist; a rule of one unit has no second feature.
     import triton.language as tl
 
@@ -485,14 +485,14 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
     assert not torch.equal(slot.parameter, before[0].parameter)
 
 
-def test_nothing_to_step_does_not_raise(on_cpu: None) -> None:
+def test_empty_slots_are_accepted(on_cpu: None) -> None:
     plan = fused.plan_of(randomised(ScaleFreeLSTM()).float())
     fused.apply_fused(plan, [], PLAIN)
     fused.apply_fused(plan, as_slots(ScaleFreeLSTM(), [normal(0), normal(3, 0)], torch.float32), PLAIN)
 
 
 class TestTables:
-    def test_made_in_a_graph_is_the_one_that_is_uploaded(self) -> None:
+    def test_table_made_in_a_graph_equals_the_uploaded_one(self) -> None:
         rows = (5, 0, 2**47 + 8, 3, 0, 7, 300, 1, 2**46, 4, 0, 9)
         cpu = torch.device("cpu")
         uploaded, of_programs = tables.tables(rows, 2, 4, cpu)
@@ -500,7 +500,7 @@ class TestTables:
         assert of_programs.tolist() == [0, 1, 1, 1]
         assert torch.equal(tables.in_graph(rows, cpu), uploaded)
 
-    def test_are_kept_for_the_same_addresses_only_and_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_tables_are_cached_by_address_up_to_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tables, "TABLES", 2)
         tables._cache.clear()
         cpu = torch.device("cpu")
@@ -511,7 +511,7 @@ class TestTables:
         tables.tables((1, 0, 12), 1, 1, cpu)
         assert len(tables._cache) == 2
 
-    def test_gradient_at_a_new_address_is_not_missed(self, interpreted: None) -> None:
+    def test_gradient_at_a_new_address_is_read(self, interpreted: None) -> None:
         rule = randomised(ScaleFreeLSTM()).float()
         (slot,) = as_slots(rule, [normal(10)], torch.float32)
         kept, expected = [slot.grad], clones([slot])
@@ -524,7 +524,7 @@ class TestTables:
 
 
 class TestDispatch:
-    def test_step_of_the_optimizer_is_the_plain_one(self, on_cpu: None) -> None:
+    def test_fused_optimizer_matches_the_plain_one(self, on_cpu: None) -> None:
         results = []
         for choice in (False, True):
             parameters = [normal(3, 4).float().requires_grad_(), normal(5).bfloat16().requires_grad_()]
@@ -539,7 +539,7 @@ class TestDispatch:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if one.dtype == torch.float32 else 3 * 2**-6)
 
     @pytest.mark.parametrize("choice", [None, True])
-    def test_interpreter_runs_only_where_it_is_told_to(
+    def test_interpreter_runs_only_with_fused_true(
         self, choice: bool | None, interpreted: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[int] = []
@@ -549,7 +549,7 @@ class TestDispatch:
         LearnedOptimizer([parameter], fused=choice).step()
         assert bool(calls) == bool(choice)
 
-    def test_reason_why_not_is_given(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_kernel_is_explained(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Mean(LSTML2L):
             def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
                 return super().forward(grad - grad.mean(), state, step)
@@ -568,7 +568,7 @@ class TestDispatch:
         assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
         assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
 
-    def test_no_folder_for_the_source_does_not_stop_a_training(
+    def test_unwritable_cache_falls_back_to_the_plain_step(
         self, interpreted: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(name: str, text: str) -> Path:
@@ -594,7 +594,7 @@ class TestDispatch:
         assert torch.equal(stepped[0], stepped[1])
         assert torch.equal(stepped[2], normal(5).float())
 
-    def test_rule_that_cannot_be_traced_is_stepped_by_its_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_untraceable_rule_is_stepped_by_its_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Peculiar(LSTML2L):
             def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
                 if grad.numel() == 3:  # as in the trace
@@ -614,7 +614,7 @@ class TestDispatch:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
-    def test_compiled_step_is_the_eager_one(self, on_cpu: None) -> None:
+    def test_compiled_step_equals_the_eager_one(self, on_cpu: None) -> None:
         def trained(compiled: bool) -> Tensor:
             parameter = normal(6).float().requires_grad_()
             optimizer = LearnedOptimizer([parameter], fused=True)
@@ -628,7 +628,7 @@ class TestDispatch:
 
         assert torch.equal(trained(True), trained(False))
 
-    def test_autograd_is_told_of_the_change(self, on_cpu: None) -> None:
+    def test_step_counts_as_an_inplace_change_for_autograd(self, on_cpu: None) -> None:
         parameter = normal(3).float().requires_grad_()
         loss = parameter.square().sum()
         parameter.grad = normal(3).float()
@@ -644,7 +644,7 @@ class TestDispatch:
 
 @pytest.mark.slow
 @each(ONE_UNIT)
-def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_arguments_compile(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
     from triton.runtime import driver
 
@@ -675,7 +675,7 @@ def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, m
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", kernel_resources.COMPUTE_CAPABILITIES)
 @pytest.mark.parametrize("name", kernel_resources.CASES)
-def test_machine_code_does_not_spill_nor_change_unnoticed(
+def test_machine_code_has_no_spills_and_matches_the_record(
     name: str, capability: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -1,4 +1,4 @@
-"""Order of memory and pieces, and what a step borrows: nothing larger than a block."""
+"""Memory order of states, cutting into pieces, and the temporary memory of a step: at most a block."""
 
 import importlib.util
 import math
@@ -45,7 +45,7 @@ def largest_allocation(run: Callable[[], object]) -> int:
 
 @few_examples
 @given(shape=st.lists(st.integers(1, 6), max_size=4), size=st.integers(1, 30))
-def test_pieces_do_not_miss_repeat_or_outgrow(shape: list[int], size: int) -> None:
+def test_pieces_cover_each_coordinate_once_within_the_size(shape: list[int], size: int) -> None:
     numbers = torch.arange(math.prod(shape)).view(shape)
     found = list(pieces(shape, size))
     assert all(torch.equal(numbers[index].reshape(-1), numbers.view(-1)[flat]) for index, flat in found)
@@ -55,7 +55,7 @@ def test_pieces_do_not_miss_repeat_or_outgrow(shape: list[int], size: int) -> No
 
 
 @each_layout
-def test_state_does_not_lie_otherwise_than_its_parameter(layout: Callable[[Tensor], Tensor]) -> None:
+def test_state_has_the_memory_order_of_its_parameter(layout: Callable[[Tensor], Tensor]) -> None:
     parameter, value = layout(normal(2, 3, 4, 5)), normal(7, 2, 3, 4, 5, seed=1)
     state = laid_out_like(parameter, value)
     assert torch.equal(state, value)
@@ -72,7 +72,7 @@ def test_state_does_not_lie_otherwise_than_its_parameter(layout: Callable[[Tenso
 @each_layout
 @pytest.mark.parametrize("other", [False, True], ids=["grad-alike", "grad-contiguous"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1], ids=["", "decay"])
-def test_step_on_the_cpu_does_not_borrow_more_than_a_block(
+def test_cpu_step_allocates_at_most_a_block(
     build: Build, layout: Callable[[Tensor], Tensor], other: bool, weight_decay: float
 ) -> None:
     rule = randomised(build()).float()
@@ -87,7 +87,7 @@ def test_step_on_the_cpu_does_not_borrow_more_than_a_block(
 
 
 @each_rule
-def test_small_tensors_are_not_joined_beyond_a_block(build: Build) -> None:
+def test_small_tensors_are_joined_up_to_a_block(build: Build) -> None:
     rule = randomised(build()).float()
     slots = [
         Slot(normal(100, seed=seed).float(), normal(100, seed=seed).float(), rule.init_state((100,)), FIRST)
@@ -98,7 +98,7 @@ def test_small_tensors_are_not_joined_beyond_a_block(build: Build) -> None:
 
 @each_layout
 @pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_compiler)], ids=["plain", "c"])
-def test_step_of_the_optimizer_does_not_borrow_more_than_a_block(
+def test_optimizer_step_allocates_at_most_a_block(
     layout: Callable[[Tensor], Tensor], in_c: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "default_block_size", lambda *_: BLOCK)
@@ -116,7 +116,7 @@ def test_step_of_the_optimizer_does_not_borrow_more_than_a_block(
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @each_rule
 @each_layout
-def test_kernel_does_not_copy_what_is_dense_nor_more_than_a_block_of_the_rest(
+def test_kernel_copies_only_strided_tensors_and_at_most_a_block(
     build: Build, layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -157,7 +157,7 @@ def test_kernel_does_not_copy_what_is_dense_nor_more_than_a_block_of_the_rest(
 
 
 @each_layout
-def test_saved_state_does_not_lose_a_bit_nor_its_order(layout: Callable[[Tensor], Tensor]) -> None:
+def test_saved_state_is_restored_bit_exact_in_its_memory_order(layout: Callable[[Tensor], Tensor]) -> None:
     def parameter_with_grad(seed: int) -> nn.Parameter:
         parameter = nn.Parameter(layout(normal(2, 3, 4, 5, seed=seed).float()))
         parameter.grad = torch.empty_like(parameter).copy_(normal(2, 3, 4, 5, seed=1 + seed))

@@ -1,4 +1,4 @@
-"""Libraries that are kept: whatever is wrong with a folder or a file, a whole one is loaded, or the error says why not.
+"""Cached libraries: whatever is wrong with a folder or a file, an intact library is loaded, or the error says why not.
 
 Nothing is compiled here: a library is a few bytes, and loading is reading.
 """
@@ -75,7 +75,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_library_is_not_loaded_but_made_again_once(damage: Callable[[Path], object], places: Places) -> None:
+def test_damaged_library_is_rebuilt_once(damage: Callable[[Path], object], places: Places) -> None:
     assert places.load() == places.cache
     damage(places.cache / "name.so")
     for _ in range(3):
@@ -83,7 +83,7 @@ def test_damaged_library_is_not_loaded_but_made_again_once(damage: Callable[[Pat
     assert places.made == 2
 
 
-def test_damaged_library_is_replaced_by_a_whole_one_of_the_other_folder(places: Places) -> None:
+def test_damaged_library_is_replaced_by_the_copy_in_the_other_folder(places: Places) -> None:
     library = places.load() / "name.so"
     places.temporary.mkdir(mode=0o700)
     for name in ("name.so", "name.json"):
@@ -93,7 +93,7 @@ def test_damaged_library_is_replaced_by_a_whole_one_of_the_other_folder(places: 
     assert places.made == 1
 
 
-def test_library_in_use_is_not_overwritten_in_its_place(places: Places) -> None:
+def test_library_in_use_is_replaced_by_a_new_file(places: Places) -> None:
     library = places.load() / "name.so"
     with library.open("rb") as mapped:
         library.with_suffix(".json").unlink()
@@ -101,9 +101,7 @@ def test_library_in_use_is_not_overwritten_in_its_place(places: Places) -> None:
         assert os.fstat(mapped.fileno()).st_ino != library.stat().st_ino
 
 
-def test_kept_library_does_not_need_a_folder_that_can_be_written_to(
-    places: Places, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_library_is_loaded_from_a_read_only_folder(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     places.load()
 
     def read_only(*arguments: object, **keywords: object) -> None:
@@ -190,7 +188,7 @@ HINDRANCES: list[Hindrance] = [
 
 
 @pytest.mark.parametrize("hindrance", HINDRANCES, ids=lambda hindrance: hindrance.__name__)
-def test_folder_that_is_of_no_use_gives_way_to_the_next(
+def test_unusable_folder_falls_back_to_the_next(
     hindrance: Hindrance, places: Places, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -201,7 +199,7 @@ def test_folder_that_is_of_no_use_gives_way_to_the_next(
     assert not (tmp_path / "relative").exists()
 
 
-def test_damaged_library_is_not_loaded_after_a_whole_one_was_refused(
+def test_damaged_fallback_copy_is_restored_from_the_first_folder(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     not_executable(places, monkeypatch)
@@ -212,7 +210,7 @@ def test_damaged_library_is_not_loaded_after_a_whole_one_was_refused(
 
 
 @pytest.mark.parametrize("cache", ["", "relative"])
-def test_cache_home_that_is_not_absolute_is_ignored(
+def test_relative_cache_home_is_ignored(
     cache: str, places: Places, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -230,14 +228,14 @@ def test_link_to_a_private_folder_is_followed(places: Places, tmp_path: Path) ->
     assert (tmp_path / "elsewhere" / "name.so").is_file()
 
 
-def test_folder_of_another_user_is_not_trusted(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     places.load()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(OSError, match=r"kernels: it belongs to another user; .*-12345: it belongs to another user"):
         places.load()
 
 
-def test_error_names_the_cause_where_there_is_no_folder_at_all(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_home_and_temporary_folder_are_named(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> str:
         raise FileNotFoundError("No usable temporary directory found")
 
@@ -247,7 +245,7 @@ def test_error_names_the_cause_where_there_is_no_folder_at_all(places: Places, m
         places.load()
 
 
-def test_error_does_not_differ_from_one_library_to_the_next(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_message_is_the_same_for_every_library(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     places.temporary.write_bytes(b"")
     full(places, monkeypatch)
     messages = set()
@@ -259,7 +257,7 @@ def test_error_does_not_differ_from_one_library_to_the_next(places: Places, monk
     assert places.made == 0  # a compiler would only say that it failed
 
 
-def test_interrupted_making_leaves_nothing(places: Places) -> None:
+def test_interrupted_build_leaves_no_files(places: Places) -> None:
     def interrupted(folder: Path) -> bytes:
         (folder / "intermediate").write_bytes(b"")
         raise KeyboardInterrupt
@@ -269,7 +267,7 @@ def test_interrupted_making_leaves_nothing(places: Places) -> None:
     assert not list(places.cache.iterdir())
 
 
-def test_library_that_many_make_at_once_is_whole_for_each(places: Places) -> None:
+def test_concurrent_builds_load_a_whole_library(places: Places) -> None:
     with ThreadPoolExecutor(8) as threads:
         loaded: list[object] = list(threads.map(lambda _: libraries.load("name", places.make), range(32)))
     assert set(loaded) == {places.cache / "name.so"}

@@ -1,4 +1,4 @@
-"""What is not a plain piece of memory is stepped as torch's operations see it, or refused; it never crashes."""
+"""Tensors that are no dense memory are stepped by the values that torch reads, or refused, and never crash."""
 
 import copy
 import subprocess
@@ -25,7 +25,7 @@ def one_step(parameter: Tensor, grad: Tensor, fused: bool) -> Tensor:
 
 @either_path
 @pytest.mark.parametrize("layout", sorted(GRADIENTS))
-def test_odd_gradient_is_not_taken_for_another(layout: str, fused: bool) -> None:
+def test_odd_gradient_steps_as_a_dense_copy(layout: str, fused: bool) -> None:
     grad = made(layout, (3, 4), seed=1)
     expected = one_step(nn.Parameter(torch.ones(3, 4)), torch.zeros(3, 4).copy_(grad), fused=False)
     moved = one_step(nn.Parameter(torch.ones(3, 4)), grad, fused)
@@ -34,14 +34,14 @@ def test_odd_gradient_is_not_taken_for_another(layout: str, fused: bool) -> None
 
 @either_path
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_odd_parameter_is_not_left_behind(layout: str, fused: bool) -> None:
+def test_odd_parameter_steps_as_a_dense_copy(layout: str, fused: bool) -> None:
     values, grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.ones(3, 4)
     expected = one_step(nn.Parameter(values.clone()), grad, fused=False)
     moved = one_step(nn.Parameter(LAYOUTS[layout](values)), grad, fused)
     torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_lazily_negated_gradient_does_not_lead_uphill() -> None:
+def test_lazily_negated_gradient_is_resolved() -> None:
     parameter = nn.Parameter(torch.ones(1))
     parameter.grad = negated(torch.tensor([-1.0]))
     assert parameter.grad.is_neg()
@@ -58,7 +58,7 @@ def stepped() -> tuple[nn.Parameter, LearnedOptimizer]:
 
 
 @pytest.mark.parametrize("shape", [(60, 4), (3, 4), (4, 6), (24,)], ids=str)
-def test_parameter_of_another_shape_is_not_stepped_with_old_state(shape: tuple[int, ...]) -> None:
+def test_replaced_parameter_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     parameter, optimizer = stepped()
     parameter.data = torch.ones(shape)
     parameter.grad = torch.ones(shape)
@@ -70,7 +70,7 @@ def test_parameter_of_another_shape_is_not_stepped_with_old_state(shape: tuple[i
     assert (parameter < 1).all()
 
 
-def test_gradient_of_another_shape_is_not_read_beyond_its_end() -> None:
+def test_gradient_of_another_shape_is_refused() -> None:
     parameter, optimizer = stepped()
     parameter.data = torch.ones(60, 4)
     optimizer.state.clear()
@@ -80,7 +80,7 @@ def test_gradient_of_another_shape_is_not_read_beyond_its_end() -> None:
 
 @pytest.mark.parametrize("entry", ["momentum", "hidden", "log_rate"])
 @pytest.mark.parametrize("replacement", ["shorter", "longer", "fewer features", "empty", "elsewhere"])
-def test_state_that_does_not_fit_is_not_addressed(entry: str, replacement: str) -> None:
+def test_state_of_another_shape_is_refused(entry: str, replacement: str) -> None:
     parameter, optimizer = stepped()
     state = optimizer.state[parameter]
     state[entry] = REPLACEMENTS[replacement](state[entry])
@@ -91,7 +91,7 @@ def test_state_that_does_not_fit_is_not_addressed(entry: str, replacement: str) 
 
 
 @pytest.mark.parametrize("cast", [Tensor.half, Tensor.bfloat16, Tensor.double], ids=["half", "bfloat16", "double"])
-def test_state_that_was_cast_is_not_misread(cast: Callable[[Tensor], Tensor]) -> None:
+def test_cast_state_takes_the_same_steps(cast: Callable[[Tensor], Tensor]) -> None:
     parameter, optimizer = stepped()
     other, reference = copy.deepcopy((parameter, optimizer))
     optimizer.state[parameter] = {entry: cast(value) for entry, value in optimizer.state[parameter].items()}
@@ -104,7 +104,7 @@ def test_state_that_was_cast_is_not_misread(cast: Callable[[Tensor], Tensor]) ->
     assert (parameter < 1 - 1e-3).all()
 
 
-def test_memory_that_was_freed_is_not_addressed() -> None:
+def test_freed_parameter_memory_is_refused() -> None:
     parameter, optimizer = stepped()
     parameter.untyped_storage().resize_(0)  # as sharding does between steps
     with pytest.raises(RuntimeError, match="the memory of a parameter"):
@@ -112,7 +112,7 @@ def test_memory_that_was_freed_is_not_addressed() -> None:
 
 
 @pytest.mark.slow
-def test_no_odd_tensor_or_state_crashes_the_process() -> None:
+def test_odd_tensors_and_states_never_crash_the_process() -> None:
     program = ROOT / "tests" / "helpers" / "odd_tensors.py"
     command = [sys.executable, "-X", "faulthandler", str(program)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The sources that are made of a rule: those that the documents show, and what can be asked for on the command line."""
+"""The generated sources of a rule: those that the documents show, and those that the command line prints."""
 
 import linecache
 import re
@@ -28,14 +28,14 @@ def shown() -> Sources:
     return sources
 
 
-def test_sources_that_the_documents_show_are_not_out_of_date(shown: Sources) -> None:
+def test_documented_sources_are_current(shown: Sources) -> None:
     (in_c,) = blocks("kernels/README.md", "c")
     (in_triton,) = blocks("kernels/README.md", "text")
     assert in_c == shown.c.text
     assert in_triton in shown.triton.text
 
 
-def test_program_of_a_rule_has_the_same_key_in_every_process(shown: Sources) -> None:
+def test_key_is_reproducible_and_depends_on_the_dtype(shown: Sources) -> None:
     assert shown.key == Sources(shown.traced, shown.dtype, shown.name).key
     assert shown.key != Sources(shown.traced, torch.float64, shown.name).key
 
@@ -48,6 +48,6 @@ def test_source_is_printed(kind: str, beginning: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.startswith(beginning)
 
 
-def test_source_is_not_mixed_with_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_source_with_plot_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rules", "show", "default", "--source", "c", "--plot", "x.png"]) == 1
     assert "leave out --plot" in capsys.readouterr().err

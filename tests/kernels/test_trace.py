@@ -47,7 +47,7 @@ def traced(rule: UpdateRule) -> Program:
 
 
 @each(RULES)
-def test_program_does_not_compute_another_step_than_the_rule(build: Build) -> None:
+def test_program_computes_the_step_of_the_rule(build: Build) -> None:
     rule = randomised(build()).double().requires_grad_(False)
     program = traced(rule)
     generator = torch.Generator().manual_seed(0)
@@ -65,13 +65,13 @@ def test_program_does_not_compute_another_step_than_the_rule(build: Build) -> No
 
 
 @each(RULES)
-def test_what_follows_from_weights_alone_is_not_an_operation(build: Build) -> None:
+def test_every_operation_depends_on_more_than_weights(build: Build) -> None:
     program = traced(randomised(build()).requires_grad_(False))
     for operation in program.operations:
         assert not all(isinstance(operand, Constant | Weight) for operand in operation.operands)
 
 
-def test_what_all_coordinates_share_is_known() -> None:
+def test_values_shared_by_all_coordinates_are_marked() -> None:
     program = traced(randomised(RULES["schedule-free-lstm"]()).requires_grad_(False))
     names = [
         operation.name
@@ -82,7 +82,7 @@ def test_what_all_coordinates_share_is_known() -> None:
     assert names.count("tanh") == 3  # of the time scales
 
 
-def test_operation_is_not_repeated() -> None:
+def test_operations_are_unique_and_used() -> None:
     program = traced(randomised(RULES["schedule-free-lstm"]()).requires_grad_(False))
     assert len(set(program.operations)) == len(program.operations)
     used = {
@@ -110,6 +110,6 @@ Forward = Callable[[Tensor, State, Tensor], tuple[Tensor, State]]
         pytest.param(lambda g, s, t: (g.lgamma(), s), "aten.lgamma.default", id="unknown"),
     ],
 )
-def test_function_that_is_not_coordinatewise_is_refused(forward: Forward, message: str) -> None:
+def test_non_coordinatewise_function_is_refused(forward: Forward, message: str) -> None:
     with pytest.raises(NotCoordinatewiseError, match=f"{message}.*a rule must be coordinatewise"):
         trace(forward, [torch.ones(2)], {"m": 2})

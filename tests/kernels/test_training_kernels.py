@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from helpers.devices import needs_cuda
 from helpers.rounding import OF_KERNELS, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, random_state, randomised
-from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
+from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
 from learned_optim import fused
 from learned_optim.kernels import training
 from learned_optim.kernels.sources import module_of
@@ -176,7 +177,7 @@ def assert_step_is_only_rounded(
 @each(RULES)
 @pytest.mark.parametrize(("particles", "coordinates"), [(1, 65), (2, 64)])
 @pytest.mark.usefixtures("poisoned")
-def test_step_and_gradients_are_not_further_from_the_truth_than_roundings_explain(
+def test_step_and_gradients_match_float64_within_rounding(
     build: Build, particles: int, coordinates: int, device: str
 ) -> None:
     assert_step_is_only_rounded(case_of(build(), particles, coordinates), device)
@@ -195,9 +196,7 @@ def test_step_and_gradients_are_not_further_from_the_truth_than_roundings_explai
     ],
 )
 @pytest.mark.usefixtures("poisoned")
-def test_no_coordinate_is_left_out_or_counted_twice(
-    build: Build, particles: int, coordinates: int, device: str
-) -> None:
+def test_every_coordinate_counts_once(build: Build, particles: int, coordinates: int, device: str) -> None:
     assert_step_is_only_rounded(case_of(build(), particles, coordinates), device)
 
 
@@ -209,12 +208,12 @@ def test_no_coordinate_is_left_out_or_counted_twice(
         "lstm-l2l": LSTML2L,
     }
 )
-def test_large_networks_are_not_further_from_the_truth(build: Build, device: str) -> None:
+def test_large_networks_match_float64(build: Build, device: str) -> None:
     assert_step_is_only_rounded(case_of(build(), 1, 300), device)
 
 
 @pytest.mark.slow
-def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> None:
+def test_gradients_beyond_a_clip_match_float64(device: str) -> None:
     # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
     case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
     state = {**case.state, "second_moment": 0.01 * case.state["second_moment"]}
@@ -233,7 +232,7 @@ def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> N
     assert 0.2 < cut.double().mean() < 0.8
 
 
-def test_log_rate_at_its_bound_is_not_held_there(device: str) -> None:
+def test_gradient_passes_a_log_rate_at_its_bound(device: str) -> None:
     # What torch.clamp does: at the bound itself the gradient passes. Without weights and gradient nothing moves it.
     case = case_of(ScheduleFreeLSTM(2), 1, 4)
     case = case._replace(
@@ -249,9 +248,7 @@ def test_log_rate_at_its_bound_is_not_held_there(device: str) -> None:
 @pytest.mark.slow
 @each({"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM})
 @pytest.mark.usefixtures("poisoned")
-def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
-    build: Callable[..., UpdateRule], device: str
-) -> None:
+def test_first_step_from_the_zero_state_matches_float64(build: Callable[..., UpdateRule], device: str) -> None:
     # Several particles: inputs are signs in this step, so that all coordinates of one see but two different ones.
     case = case_of(build(rate=0.1), 4, 20, step=1.0)
     case = case._replace(state={entry: torch.zeros_like(tensor) for entry, tensor in case.state.items()})
@@ -270,7 +267,7 @@ def test_first_step_from_the_zero_state_is_not_further_from_the_truth(
 
 
 @each(SMALL)
-def test_gradient_beyond_the_bounds_of_the_inputs_is_not_differentiated_wrongly(build: Build, device: str) -> None:
+def test_extreme_gradients_are_differentiated_as_by_autograd(build: Build, device: str) -> None:
     case = case_of(build(), 1, 6)
     extremes = torch.tensor([[0.0, -0.0, 1e-30, -1e30, 1e29, 1e-5]])
     case = case._replace(grad=extremes.double())
@@ -281,7 +278,7 @@ def test_gradient_beyond_the_bounds_of_the_inputs_is_not_differentiated_wrongly(
 
 @pytest.mark.slow
 @each(SMALL)
-def test_memory_that_is_not_contiguous_is_not_read_wrongly(build: Build, device: str) -> None:
+def test_non_contiguous_arguments_give_equal_results(build: Build, device: str) -> None:
     case = case_of(build(), 3, 17)
     expected = by_kernels(case, device)
     strided = [
@@ -299,7 +296,7 @@ def test_memory_that_is_not_contiguous_is_not_read_wrongly(build: Build, device:
 
 
 @each(SMALL)
-def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, device: str) -> None:
+def test_expanded_gradients_of_the_results_give_equal_gradients(build: Build, device: str) -> None:
     case = case_of(build(), 1, 5)
     ones = case._replace(weights_of_results=[torch.ones_like(tensor) for tensor in case.weights_of_results])
     weights, grad, *state = leaves_of(case, torch.float32, device)
@@ -313,14 +310,14 @@ def test_expanded_gradients_of_the_results_are_not_read_wrongly(build: Build, de
 
 @pytest.mark.slow
 @each(SMALL)
-def test_second_run_is_not_different_in_any_bit(build: Build, device: str) -> None:
+def test_second_run_is_bit_exact(build: Build, device: str) -> None:
     case = case_of(build(), 2, training.INTERPRETED_BLOCK + 9)
     first, second = by_kernels(case, device), by_kernels(case, device)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @each(SMALL)
-def test_results_of_a_step_without_gradients_are_the_same(build: Build, device: str) -> None:
+def test_step_without_gradients_gives_the_same_update(build: Build, device: str) -> None:
     case = case_of(build(), 2, 9)
     weights, grad, *state = leaves_of(case, torch.float32, device)
     with torch.no_grad():
@@ -351,7 +348,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
 @pytest.mark.slow
 @each(SMALL)
 @pytest.mark.parametrize("estimator", list(ESTIMATORS.values()), ids=list(ESTIMATORS))
-def test_window_of_meta_training_is_the_plain_one(
+def test_meta_training_window_matches_the_plain_path(
     build: Build, estimator: Callable[[], Estimator], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = count_launches(monkeypatch)
@@ -385,9 +382,7 @@ def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @each(SMALL)
-def test_evaluation_without_gradients_is_the_plain_one(
-    build: Build, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_matches_the_plain_path(build: Build, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = count_launches(monkeypatch)
     rule = randomised(build()).float().to(device)
     task = VectorizedTask(QuadraticTask(3, None, 0.1, 1.0), 2, seed=0, device=torch.device(device))
@@ -402,11 +397,11 @@ def test_evaluation_without_gradients_is_the_plain_one(
 
 
 class TestDispatch:
-    def test_cpu_goes_on_as_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cpu_uses_no_training_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         assert fused_equivalent(ScaleFreeLSTM(), torch.zeros(1)) is None
 
-    def test_what_has_no_kernel_keeps_its_own_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rule_without_a_kernel_keeps_the_plain_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Centred(ScaleFreeLSTM):
             def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
                 return super().forward(grad - grad.mean(), state, step)
@@ -425,7 +420,7 @@ class TestDispatch:
 
 @pytest.mark.slow
 @each(ONE_UNIT)
-def test_arguments_of_launches_are_those_that_the_compiler_takes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_arguments_compile(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
     from triton.runtime import driver
 

@@ -1,4 +1,4 @@
-"""Rules as people write them: what of torch can be traced into a kernel, and what is said of the rest."""
+"""Rules as users write them: which torch code is traced into a kernel, and the errors for code that is not."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -109,7 +109,7 @@ def rule_of(update: Update | None = None, network: Callable[[], nn.Module] = nn.
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of log1p, where it is not taken
-def test_what_people_write_is_traced(rule: type[Written], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_common_torch_code_is_traced(rule: type[Written], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     plain, in_c = stepped(rule, fused=False), stepped(rule, fused=True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -119,7 +119,7 @@ def test_what_people_write_is_traced(rule: type[Written], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_traced_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untraceable_code_is_refused_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     update, message = REFUSED[name]
     with pytest.raises(RuntimeError, match=f"{message}.*use fused=None"):
@@ -135,7 +135,7 @@ def test_what_cannot_be_traced_is_named(name: str, monkeypatch: pytest.MonkeyPat
         pytest.param(torch.enable_grad, id="grad"),
     ],
 )
-def test_where_the_first_step_is_made_does_not_matter(
+def test_trace_is_independent_of_the_surrounding_mode(
     around: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -148,14 +148,14 @@ def test_where_the_first_step_is_made_does_not_matter(
     assert torch.equal(stepped(rule, fused=True), expected)
 
 
-def test_rules_that_differ_in_what_they_make_of_weights_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_with_different_functions_of_the_weights_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     alike = [rule_of(lambda self, g, m, t: self.w[1].square() * g), rule_of(lambda self, g, m, t: self.w[2].exp() * g)]
     for rule in alike:  # the sources do not differ in a letter
         torch.testing.assert_close(stepped(rule, fused=True), stepped(rule, fused=False), rtol=1e-5, atol=1e-8)
 
 
-def test_settings_that_are_lists_do_not_stop_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rule_with_list_settings_is_stepped_by_its_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     class Listed(Written):
         @property
         def settings(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_derivative_is_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_derivatives_match_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     function = FUNCTIONS[name]
     rule = rule_of(lambda self, g, m, t: function(self.w[0] * g) + function(m[0]) * self.w[1])()

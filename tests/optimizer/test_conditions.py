@@ -1,4 +1,4 @@
-"""What a rule is told of a step beside gradients: the parameter, the learning rate, the end, averaging."""
+"""The conditions that a rule receives beside gradients: parameter, learning rate, progress, averaging."""
 
 import copy
 import pickle
@@ -47,7 +47,7 @@ paths = pytest.mark.parametrize("fused", [None, False])
 
 
 @paths
-def test_weight_decay_of_the_rule_is_for_matrices_and_can_be_turned_off(fused: bool | None) -> None:
+def test_weight_decay_of_the_rule_applies_to_matrices_and_can_be_turned_off(fused: bool | None) -> None:
     moved = {}
     for decay in (None, 0.0, 1.0):
         matrix, vector, idle = (
@@ -71,7 +71,7 @@ def test_weight_decay_of_the_rule_is_for_matrices_and_can_be_turned_off(fused: b
 
 
 @paths
-def test_a_pause_changes_nothing_however_long(fused: bool | None) -> None:
+def test_pause_at_zero_learning_rate_changes_nothing(fused: bool | None) -> None:
     results = []
     for pauses in ((), range(3, 8), range(40)):
         model = net()
@@ -96,9 +96,7 @@ def tensor_rate(value: float) -> Tensor:
 
 @pytest.mark.parametrize("kind", [float, tensor_rate])
 @paths
-def test_learning_rate_that_warms_up_or_pauses_does_not_let_the_loss_explode(
-    kind: Callable[[float], Any], fused: bool | None
-) -> None:
+def test_warmup_pauses_and_restarts_train_stably(kind: Callable[[float], Any], fused: bool | None) -> None:
     schedules: dict[str, Callable[[int], float]] = {
         "none": lambda step: 1.0,
         "linear": lambda step: min(1.0, step / 100),
@@ -121,7 +119,7 @@ def test_learning_rate_that_warms_up_or_pauses_does_not_let_the_loss_explode(
 
 
 @paths
-def test_known_end_lets_the_rate_fall_to_zero_and_the_parameters_stay_there(fused: bool | None) -> None:
+def test_total_steps_anneals_to_zero_and_then_stops(fused: bool | None) -> None:
     model = net()
     optimizer = LearnedOptimizer(model.parameters(), total_steps=200, fused=fused)
     moves = []
@@ -138,7 +136,7 @@ def test_known_end_lets_the_rate_fall_to_zero_and_the_parameters_stay_there(fuse
 
 
 @paths
-def test_resumed_training_knows_how_much_is_done(fused: bool | None) -> None:
+def test_resume_with_total_steps_is_bit_exact(fused: bool | None) -> None:
     whole, first, second = net(), net(), net()
     optimizer = LearnedOptimizer(whole.parameters(), steered(), total_steps=20, fused=fused)
     train(whole, optimizer, 20)
@@ -154,7 +152,7 @@ def test_resumed_training_knows_how_much_is_done(fused: bool | None) -> None:
     assert values(second).equal(values(whole))
 
 
-def test_state_from_before_there_were_ends_can_be_resumed_with_one() -> None:
+def test_older_state_resumes_with_total_steps() -> None:
     model = net()
     optimizer = LearnedOptimizer(model.parameters(), steered())
     train(model, optimizer, 7)
@@ -168,7 +166,7 @@ def test_state_from_before_there_were_ends_can_be_resumed_with_one() -> None:
     train(model, resumed, 3)
 
 
-def test_group_that_is_added_later_ends_with_the_others() -> None:
+def test_added_group_ends_with_the_others() -> None:
     early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([early], steered(), total_steps=10)
 
@@ -190,7 +188,7 @@ def test_group_that_is_added_later_ends_with_the_others() -> None:
     assert optimizer.state[late]["step"] == 4
 
 
-def test_scheduler_multiplies_what_is_left_of_the_rate() -> None:
+def test_scheduler_multiplies_the_annealed_rate() -> None:
     results = []
     for factor in (1.0, 0.5):
         model = net()
@@ -204,7 +202,7 @@ def test_scheduler_multiplies_what_is_left_of_the_rate() -> None:
 
 
 @paths
-def test_without_averaging_a_parameter_is_the_sum_of_its_moves(fused: bool | None) -> None:
+def test_averaged_parameters_lag_behind_unaveraged_ones(fused: bool | None) -> None:
     values = [nn.Parameter(torch.ones(6)) for _ in range(2)]
     averaged, latest = (
         LearnedOptimizer([value], ScheduleFreeLSTM(), averaging=on, fused=fused)
@@ -232,7 +230,7 @@ def test_without_averaging_a_parameter_is_the_sum_of_its_moves(fused: bool | Non
         ({"weight_decay": -1.0}, ValueError, "None leaves it to the rule"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_conditions_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         LearnedOptimizer([nn.Parameter(torch.ones(2))], **options)
     optimizer = LearnedOptimizer([nn.Parameter(torch.ones(2))], options.pop("rule", "default"))
@@ -243,7 +241,7 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], error: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:step 13 of a training", "ignore::DeprecationWarning")
-def test_compiled_step_knows_the_end_and_pauses() -> None:
+def test_compiled_step_matches_eager_beyond_total_steps() -> None:
     results = []
     for compiled in (False, True):
         model = net()
@@ -257,7 +255,7 @@ def test_compiled_step_knows_the_end_and_pauses() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
-def test_forward_that_is_called_by_itself_decays_nothing_and_knows_no_end() -> None:
+def test_forward_without_conditions_uses_neutral_ones() -> None:
     rule = ScheduleFreeLSTM()
     conditions = schedule_free_lstm.ALONE
     assert (conditions.lr, conditions.progress, conditions.averaging, conditions.parameter) == (1, 0, 1, 0)
@@ -267,7 +265,7 @@ def test_forward_that_is_called_by_itself_decays_nothing_and_knows_no_end() -> N
     assert (told < alone).all()
 
 
-def test_meta_training_decays_what_the_optimizer_does_by_kernel_and_without() -> None:
+def test_meta_training_weight_decay_matches_the_optimizer() -> None:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(40, 6, generator=generator), torch.arange(40) % 4
     mlp = MLPTask((images, labels), 40, [5], "tanh", initial="torch", gain=1.0, layer_norm=False)

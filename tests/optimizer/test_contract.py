@@ -6,15 +6,13 @@ The arguments and errors are those that PyTorch tests its own optimizers with.
 import copy
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import (
@@ -24,10 +22,11 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from helpers.contract import Make, Net, adam_inputs, each_optimizer, loss_of, optimizer_inputs, train
+from helpers.optimizers import same
 from helpers.paths import ROOT
 from helpers.rules import normal, randomised
-from learned_optim import LearnedOptimizer, available_rules, save_rule
-from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
+from learned_optim import LearnedOptimizer, save_rule
+from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
 
 INFOS = [  # OptimizerInfo takes a class; its annotation says an instance
     OptimizerInfo(Adam, optim_inputs_func=adam_inputs),  # type: ignore[arg-type]
@@ -43,15 +42,11 @@ each_configuration = pytest.mark.parametrize(
 )
 
 
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 # Arguments.
 
 
 @each_configuration
-def test_step_does_not_go_in_the_wrong_direction(kind: type[Optimizer], options: dict[str, Any]) -> None:
+def test_step_goes_in_the_right_direction(kind: type[Optimizer], options: dict[str, Any]) -> None:
     options = copy.deepcopy(options)
     values = nn.Parameter(torch.tensor([1.0, -2.0]))
     # As PyTorch's own test of differentiable optimizers does: the step may not write to a leaf that autograd follows.
@@ -69,7 +64,7 @@ def test_step_does_not_go_in_the_wrong_direction(kind: type[Optimizer], options:
     "error",
     [pytest.param(e, id=e.optimizer_error_input.desc) for e in get_error_inputs_for_all_optims("cpu", torch.float32)],
 )
-def test_error_of_pytorchs_own_optimizers_is_not_let_through(make: Make, error: ErrorOptimizerInput) -> None:
+def test_pytorchs_constructor_errors_are_raised(make: Make, error: ErrorOptimizerInput) -> None:
     given = error.optimizer_error_input
     params = [nn.Parameter(torch.ones(1))] if given.params is None else given.params
     if error.error_type is UserWarning:
@@ -82,7 +77,7 @@ def test_error_of_pytorchs_own_optimizers_is_not_let_through(make: Make, error: 
 
 @each_optimizer
 @pytest.mark.parametrize("named", [False, True], ids=["plain", "named"])
-def test_groups_do_not_share_settings(make: Make, named: bool) -> None:
+def test_groups_keep_their_own_settings(make: Make, named: bool) -> None:
     still, moving, decaying = Net(), Net(), Net()
 
     def params(net: Net) -> list[Any]:
@@ -111,7 +106,7 @@ def test_groups_do_not_share_settings(make: Make, named: bool) -> None:
 
 
 @each_optimizer
-def test_tied_parameter_is_not_stepped_twice(make: Make) -> None:
+def test_tied_parameter_is_stepped_once(make: Make) -> None:
     net = Net(tied=True)
     optimizer = make(net.parameters())
     train(net, optimizer, steps=2)
@@ -121,7 +116,7 @@ def test_tied_parameter_is_not_stepped_twice(make: Make) -> None:
 
 
 @each_optimizer
-def test_accumulated_gradients_are_not_unlike_their_sum(make: Make) -> None:
+def test_accumulated_gradients_step_as_their_sum(make: Make) -> None:
     net, other = Net(), Net()
     optimizer, other_optimizer = make(net.parameters()), make(other.parameters())
     for seed in (20, 30):
@@ -135,7 +130,7 @@ def test_accumulated_gradients_are_not_unlike_their_sum(make: Make) -> None:
 
 
 @each_optimizer
-def test_group_that_joins_during_training_does_not_disturb_the_others(make: Make) -> None:
+def test_added_group_leaves_the_others_unchanged(make: Make) -> None:
     net, joining, other = Net(), Net(), Net()
     optimizer, alone = make(net.parameters()), make(other.parameters())
     train(net, optimizer)
@@ -153,7 +148,7 @@ def test_group_that_joins_during_training_does_not_disturb_the_others(make: Make
 
 
 @each_optimizer
-def test_parameter_without_gradient_does_not_change_nor_age(make: Make) -> None:
+def test_parameter_without_gradient_keeps_value_and_step_count(make: Make) -> None:
     net = Net()
     optimizer = make(net.parameters(), weight_decay=0.1)
     train(net, optimizer)
@@ -167,7 +162,7 @@ def test_parameter_without_gradient_does_not_change_nor_age(make: Make) -> None:
 
 
 @each_optimizer
-def test_closure_is_not_called_twice_nor_without_gradients(make: Make) -> None:
+def test_closure_is_called_once_with_gradients_enabled(make: Make) -> None:
     net, losses = Net(), []
     optimizer = make(net.parameters())
 
@@ -188,9 +183,7 @@ def test_closure_is_not_called_twice_nor_without_gradients(make: Make) -> None:
 @each_optimizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 2, 2)], ids=str)
-def test_precision_or_shape_of_a_parameter_is_not_changed(
-    make: Make, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_dtype_and_shape_of_parameters_are_kept(make: Make, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     # Near zero, where a step is far above the spacing of bfloat16.
     values = nn.Parameter(1e-4 * normal(*shape).to(dtype))
     before = values.detach().clone()
@@ -207,7 +200,7 @@ def test_precision_or_shape_of_a_parameter_is_not_changed(
 
 @each_optimizer
 @pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}], ids=["plain", "options"])
-def test_parameters_without_storage_are_not_refused(make: Make, options: dict[str, Any]) -> None:
+def test_parameters_on_the_meta_device_are_accepted(make: Make, options: dict[str, Any]) -> None:
     # Models on the meta device are stepped to find out what a training will need.
     values = nn.Parameter(torch.ones(3, 200, device="meta"))
     optimizer = make([values], **options)
@@ -221,7 +214,7 @@ def test_parameters_without_storage_are_not_refused(make: Make, options: dict[st
 
 
 @each_optimizer
-def test_channels_last_does_not_change_the_update(make: Make) -> None:
+def test_channels_last_gives_the_same_update(make: Make) -> None:
     plain = nn.Parameter(normal(4, 3, 2, 2).float())
     last = nn.Parameter(plain.detach().clone().to(memory_format=torch.channels_last))
     for values in (plain, last):
@@ -234,7 +227,7 @@ def test_channels_last_does_not_change_the_update(make: Make) -> None:
 
 
 @each_optimizer
-def test_layout_of_memory_does_not_change_the_update(make: Make) -> None:
+def test_memory_layouts_give_the_same_update(make: Make) -> None:
     def views() -> list[Tensor]:
         wide = normal(6, 8).float()
         return [wide.clone(), wide.t().contiguous().t(), wide.repeat_interleave(2, 1)[:, ::2]]
@@ -247,7 +240,7 @@ def test_layout_of_memory_does_not_change_the_update(make: Make) -> None:
 
 
 @each_optimizer
-def test_nan_of_a_coordinate_does_not_reach_another(make: Make) -> None:
+def test_nan_stays_in_its_coordinate(make: Make) -> None:
     first, second = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3))
     optimizer = make([first, second])
     first.grad, second.grad = torch.ones(5), torch.ones(3)
@@ -261,7 +254,7 @@ def test_nan_of_a_coordinate_does_not_reach_another(make: Make) -> None:
 
 
 @each_optimizer
-def test_hooks_are_not_skipped(make: Make) -> None:
+def test_hooks_are_called_until_removed(make: Make) -> None:
     net, calls = Net(), []
     optimizer = make(net.parameters())
 
@@ -292,7 +285,7 @@ def test_hooks_are_not_skipped(make: Make) -> None:
 
 
 @each_optimizer
-def test_profiler_does_not_miss_the_step(make: Make) -> None:
+def test_profiler_records_step_and_zero_grad(make: Make) -> None:
     net = Net()
     optimizer = make(net.parameters())
     with torch.autograd.profiler.profile() as profile:
@@ -324,7 +317,7 @@ torch.save(results, sys.argv[2])
 
 
 @pytest.mark.slow
-def test_training_that_goes_on_in_another_process_does_not_differ_in_a_bit(tmp_path: Path) -> None:
+def test_resume_in_another_process_is_bit_exact(tmp_path: Path) -> None:
     rules = {"Adam": "", "default": "default"}
     for rule in (ScaleFreeLSTM(), ScheduleFreeLSTM()):
         rules[rule.name] = str(tmp_path / f"{rule.name}.safetensors")
@@ -346,94 +339,3 @@ def test_training_that_goes_on_in_another_process_does_not_differ_in_a_bit(tmp_p
     assert results.keys() == expected.keys()
     for name, parameters in expected.items():
         assert same(results[name], parameters), name
-
-
-# Mixed precision.
-
-
-@each_optimizer
-def test_autocast_does_not_reach_the_step(make: Make) -> None:
-    net, other = Net(), Net()
-    optimizer, other_optimizer = make(net.parameters()), make(other.parameters())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = loss_of(net)
-    loss.backward()
-    for parameter, like in zip(other.parameters(), net.parameters(), strict=True):
-        assert like.grad is not None
-        parameter.grad = like.grad.clone()
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # a step inside by mistake
-        optimizer.step()
-    other_optimizer.step()
-    assert same(list(net.parameters()), list(other.parameters()))
-
-
-SCALED: Mapping[str, Make] = {
-    "Adam-fused": partial(Adam, fused=True),
-    **{f"rule-{name}": partial(LearnedOptimizer, rule=name, capturable=True) for name in available_rules()},
-}
-
-
-@pytest.mark.parametrize("make", list(SCALED.values()), ids=list(SCALED))
-def test_grad_scaler_is_not_waited_for_nor_ignored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*_: object) -> None:
-        raise AssertionError("the scaler read found_inf on the host")
-
-    monkeypatch.setattr(torch.amp.GradScaler, "_maybe_opt_step", read)
-    net, other = Net(), Net()
-    optimizer, plain = make(net.parameters()), make(other.parameters())
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # a power of two: scaling does not round
-    for step in range(4):
-        optimizer.zero_grad()
-        loss = loss_of(net) * (float("inf") if step == 1 else 1.0)
-        scaler.scale(loss).backward()
-        if step == 2:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-        if step != 1:
-            train(other, plain, steps=1)
-        assert same(list(net.parameters()), list(other.parameters()))
-        assert optimizer.state[net.first.weight]["step"] == plain.state[other.first.weight]["step"]
-    assert scaler.get_scale() == 512.0
-
-
-# Autograd and compilation.
-
-
-@pytest.mark.parametrize(
-    "make",
-    [Adam, *(partial(LearnedOptimizer, rule=randomised(rule(2))) for rule in (ScaleFreeLSTM, ScheduleFreeLSTM))],
-    ids=["Adam", "scale-free-lstm", "schedule-free-lstm"],
-)
-def test_differentiable_step_does_not_have_another_derivative(make: Make) -> None:
-    def three_steps(start: Tensor, grads: Tensor, lr: Tensor) -> Tensor:
-        values = start.clone()  # as in PyTorch's test: a leaf cannot be written to
-        optimizer = make([values], differentiable=True, lr=lr, weight_decay=0.1)
-        for grad in grads:
-            values.grad = grad.clone()
-            optimizer.step()
-        return values
-
-    arguments = normal(4).requires_grad_(), normal(3, 4, seed=1).requires_grad_(), normal().abs().requires_grad_()
-    assert torch.autograd.gradcheck(three_steps, arguments)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, on the first use of jvp
-@pytest.mark.parametrize("build", [ScaleFreeLSTM, ScheduleFreeLSTM])
-def test_torch_func_does_not_fail_on_a_rule(build: Callable[[int], UpdateRule]) -> None:
-    rule = randomised(build(2))
-    grads = normal(5, 3, seed=1)  # steps, coordinates
-
-    def meta_loss(meta_parameters: dict[str, Tensor]) -> Tensor:
-        values, state = torch.zeros(3, dtype=torch.float64), rule.init_state((3,), dtype=torch.float64)
-        for step, grad in enumerate(grads, start=1):
-            update, state = functional_call(rule, meta_parameters, (grad, state, torch.tensor(step)))
-            values = values + update
-        return values.square().sum()
-
-    weights = {name: value.detach() for name, value in rule.named_parameters()}
-    gradient = torch.func.grad(meta_loss)(weights)
-    direction = {name: normal(*value.shape, seed=7) for name, value in weights.items()}
-    expected = sum((gradient[name] * direction[name]).sum() for name in weights)
-    derivative = torch.func.jvp(meta_loss, (weights,), (direction,))[1]
-    torch.testing.assert_close(derivative, expected)  # forward and reverse mode, two different computations

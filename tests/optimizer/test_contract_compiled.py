@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.optim import Adam, Optimizer, lr_scheduler
 
-from helpers.contract import Make, Net, each_optimizer, loss_of, needs_cuda, train
+from helpers.contract import Make, Net, each_optimizer, loss_of, train
+from helpers.devices import needs_cuda
 from helpers.rules import normal
 from learned_optim import LearnedOptimizer
 
@@ -49,13 +50,13 @@ COMPILED: Mapping[str, tuple[Make, bool]] = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(("make", "fullgraph"), list(COMPILED.values()), ids=list(COMPILED))
-def test_compiled_step_does_not_depart_from_eager(make: Make, fullgraph: bool) -> None:
+def test_compiled_step_matches_eager(make: Make, fullgraph: bool) -> None:
     compiled_pair(make, "aot_eager", fullgraph)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_change_of_a_tensor_learning_rate_does_not_compile_again() -> None:
+def test_tensor_learning_rate_changes_without_recompiling() -> None:
     torch._dynamo.reset()
     net, other = Net(), Net()
     rate, eager = torch.tensor(1.0), LearnedOptimizer(net.parameters())
@@ -75,7 +76,7 @@ def test_change_of_a_tensor_learning_rate_does_not_compile_again() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("fused", [True, False], ids=["kernel", "plain"])
-def test_change_of_a_number_does_not_compile_a_step_for_each_value(fused: bool) -> None:
+def test_number_settings_change_with_one_recompile(fused: bool) -> None:
     torch._dynamo.reset()
     net, other = Net(), Net()
     eager = LearnedOptimizer(net.parameters(), fused=fused, weight_decay=1.0)
@@ -96,7 +97,7 @@ def test_change_of_a_number_does_not_compile_a_step_for_each_value(fused: bool) 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("make", [partial(Adam, lr=0.01), LearnedOptimizer], ids=["Adam", "rule-default"])
-def test_scheduler_does_not_keep_a_compiled_step_from_working(make: Make) -> None:
+def test_compiled_step_works_with_a_scheduler(make: Make) -> None:
     # Schedulers replace step by a wrapper that torch.compile does not follow: with fullgraph=True it says so.
     torch._dynamo.reset()
     net, other = Net(), Net()
@@ -115,13 +116,13 @@ def test_scheduler_does_not_keep_a_compiled_step_from_working(make: Make) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # compiles C++: half a minute on a quiet machine
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_inductor_does_not_depart_from_eager() -> None:
+def test_inductor_matches_eager() -> None:
     # In bfloat16 the last bit of an activation, which the two compute in different ways, would be a visible jump.
     compiled_pair(partial(LearnedOptimizer, state_dtype=torch.float32), "inductor", fullgraph=True)
 
 
 @each_optimizer
-def test_capturable_step_is_not_another_step(make: Make) -> None:
+def test_capturable_step_matches_the_plain_one(make: Make) -> None:
     if isinstance(make, partial) and make.func is Adam:
         pytest.skip("Adam refuses capturable=True on a CPU")
     net, other = Net(), Net()
@@ -136,7 +137,7 @@ def test_capturable_step_is_not_another_step(make: Make) -> None:
 
 @needs_cuda
 @each_optimizer
-def test_cuda_step_does_not_wait_for_the_device(make: Make) -> None:
+def test_cuda_step_does_not_synchronize(make: Make) -> None:
     net = Net().cuda()
     optimizer = make(net.parameters())
     train(net, optimizer, steps=2)
@@ -150,7 +151,7 @@ def test_cuda_step_does_not_wait_for_the_device(make: Make) -> None:
 
 @needs_cuda
 @each_optimizer
-def test_replayed_cuda_graph_does_not_depart_from_eager(make: Make) -> None:
+def test_replayed_cuda_graph_matches_eager(make: Make) -> None:
     net, other = Net().cuda(), Net().cuda()
     eager, optimizer = make(net.parameters(), capturable=True), make(other.parameters(), capturable=True)
     inputs, targets = normal(8, 4, seed=10).float().cuda(), normal(8, 4, seed=11).float().cuda()
@@ -180,7 +181,7 @@ def test_replayed_cuda_graph_does_not_depart_from_eager(make: Make) -> None:
 @needs_cuda
 @each_optimizer
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(["cpu", "cuda"])), ids=["to-gpu", "to-cpu"])
-def test_state_does_not_stay_behind_on_the_other_device(make: Make, first: str, second: str) -> None:
+def test_state_moves_to_the_device_of_its_parameter(make: Make, first: str, second: str) -> None:
     net, other = Net().to(first), Net().to(second)
     optimizer, continued = make(net.parameters()), make(other.parameters())
     train(net, optimizer)

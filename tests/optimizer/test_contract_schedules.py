@@ -35,12 +35,12 @@ SCHEDULERS: Mapping[str, Callable[[Optimizer], Any]] = {
 }
 
 
-def test_no_scheduler_of_torch_is_missing_here() -> None:
+def test_every_scheduler_of_torch_is_checked() -> None:
     others = {"LRScheduler", "ReduceLROnPlateau"}  # the base class; a test of its own
     assert {name for name in SCHEDULERS if name != "SWALR"} == set(lr_scheduler.__all__) - others
 
 
-def test_cycled_momentum_is_not_ignored_silently() -> None:
+def test_cycle_momentum_is_refused() -> None:
     for make_scheduler in (
         lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=8),
         lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0),
@@ -62,7 +62,7 @@ def scheduled(make: Make, make_scheduler: Callable[[Optimizer], Any], lr: float 
 @pytest.mark.slow
 @each_optimizer
 @pytest.mark.parametrize("tensor", [False, True], ids=["float-lr", "tensor-lr"])
-def test_no_scheduler_sets_other_rates_than_for_sgd(make: Make, tensor: bool) -> None:
+def test_schedulers_set_the_rates_as_for_sgd(make: Make, tensor: bool) -> None:
     for name, make_scheduler in SCHEDULERS.items():
         with warnings.catch_warnings():  # SequentialLR steps its parts in a way that LRScheduler itself warns of
             warnings.filterwarnings("ignore", message="(Detected call of|The epoch parameter)", category=UserWarning)
@@ -72,7 +72,7 @@ def test_no_scheduler_sets_other_rates_than_for_sgd(make: Make, tensor: bool) ->
 
 
 @each_optimizer
-def test_plateau_does_not_leave_the_learning_rate(make: Make) -> None:
+def test_plateau_scheduler_lowers_the_learning_rate(make: Make) -> None:
     optimizer = make(Net().parameters(), lr=1.0)
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
     for loss in (1.0, 1.0, 1.0):
@@ -82,7 +82,7 @@ def test_plateau_does_not_leave_the_learning_rate(make: Make) -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("average", ["mean", "ema"])
-def test_averaged_model_does_not_miss_a_step(make: Make, average: str) -> None:
+def test_averaged_model_follows_every_step(make: Make, average: str) -> None:
     net = Net()
     optimizer = make(net.parameters())
     averaging = {"avg_fn": None} if average == "mean" else {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)}

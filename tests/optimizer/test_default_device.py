@@ -1,4 +1,4 @@
-"""The caller's default device and modes: what is meta-trained, and what is loaded, does not depend on them."""
+"""Training, meta-training and loading are independent of the caller's default device and modes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,14 +51,14 @@ def comparison(_: Path) -> Any:
 
 
 @pytest.mark.parametrize("run", [rule_run, few_shot_run, comparison])
-def test_callers_default_device_does_not_reach_a_run(run: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_run_is_independent_of_the_default_device(run: Callable[[Path], Any], tmp_path: Path) -> None:
     expected = run(tmp_path / "plain")
     with torch.device("meta"):
         assert run(tmp_path / "meta") == expected
 
 
 @pytest.mark.parametrize("name", available_rules())
-def test_callers_modes_do_not_take_the_values_from_a_rule_that_is_loaded(name: str) -> None:
+def test_rule_loads_its_values_under_any_default_device_or_fake_mode(name: str) -> None:
     expected = load_rule(name).state_dict()
     with FakeTensorMode():
         in_fake_mode = load_rule(name)
@@ -71,7 +71,7 @@ def test_callers_modes_do_not_take_the_values_from_a_rule_that_is_loaded(name: s
         assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.items())
 
 
-def test_callers_default_device_does_not_take_the_values_from_a_state_that_is_loaded() -> None:
+def test_state_loads_its_values_under_any_default_device() -> None:
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
     optimizer = LearnedOptimizer([parameter])
@@ -86,7 +86,7 @@ def test_callers_default_device_does_not_take_the_values_from_a_state_that_is_lo
 
 @pytest.mark.parametrize("rule", ["default", "lstm-l2l-quadratic"])
 @pytest.mark.parametrize("fused", [None, False])
-def test_step_in_fake_mode_does_not_fail_nor_ask_for_values(rule: str, fused: bool | None) -> None:
+def test_step_runs_in_fake_mode(rule: str, fused: bool | None) -> None:
     with FakeTensorMode():
         model = torch.nn.Linear(3, 2)
         optimizer = LearnedOptimizer(model.parameters(), rule, fused=fused)

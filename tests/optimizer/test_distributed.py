@@ -208,21 +208,21 @@ CHECKS: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: str(check.__name__))
-def test_two_processes_do_not_train_another_model_than_one(check: Callable[[Path], None], tmp_path: Path) -> None:
+def test_two_processes_match_one(check: Callable[[Path], None], tmp_path: Path) -> None:
     run_in_processes(check, 2, tmp_path)
 
 
-def test_checkpoint_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+def test_checkpoint_is_independent_of_the_number_of_processes(tmp_path: Path) -> None:
     for ranks in (2, 1, 2):
         run_in_processes(continue_from_checkpoint, ranks, tmp_path)
 
 
-def test_fsdp1_does_not_work_unnoticed(tmp_path: Path) -> None:
+def test_fsdp1_is_unsupported_as_documented(tmp_path: Path) -> None:
     """The documents say that it does not: should it begin to, they are to be changed."""
     run_in_processes(flat_shards, 2, tmp_path)
 
 
-def test_failure_of_one_process_does_not_hang_or_pass(tmp_path: Path) -> None:
+def test_failure_of_one_process_is_raised_in_time(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_in_processes(fail_on_the_second, 2, tmp_path)

@@ -1,4 +1,4 @@
-"""The packed and cut path against one call of the rule for each tensor."""
+"""The path that joins and cuts tensors into blocks, against one call of the rule for each tensor."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ CASES = [
 @pytest.mark.parametrize(("dtype", "recurrent"), CASES)
 @pytest.mark.parametrize("block_size", [13, 200, None], ids=["block-13", "block-200", "block-default"])
 @pytest.mark.parametrize("kind", ["small-and-large", "layouts"])
-def test_blocks_do_not_depart_from_one_call_a_tensor(
+def test_blocks_match_one_call_per_tensor(
     build: Build, dtype: torch.dtype, recurrent: torch.dtype | None, block_size: int | None, kind: str
 ) -> None:
     rule = randomised(build()).to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -56,7 +56,9 @@ def test_blocks_do_not_depart_from_one_call_a_tensor(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=6),
     block_size=st.integers(1, 40),
 )
-def test_no_shape_or_block_size_is_stepped_differently(build: Build, shapes: list[Shape], block_size: int) -> None:
+def test_all_shapes_and_block_sizes_match_one_call_per_tensor(
+    build: Build, shapes: list[Shape], block_size: int
+) -> None:
     rule = randomised(build())
     slots = as_slots(
         rule, [normal(*shape, seed=index) for index, shape in enumerate(shapes)], torch.float64, step=torch.tensor(3.0)
@@ -68,7 +70,7 @@ def test_no_shape_or_block_size_is_stepped_differently(build: Build, shapes: lis
 
 
 @pytest.mark.parametrize("path", [apply_per_tensor, apply_in_blocks], ids=["per-tensor", "blocks"])
-def test_gradients_are_not_written_to(path: Callable[[UpdateRule, Sequence[Slot], Settings], None]) -> None:
+def test_gradients_are_unchanged(path: Callable[[UpdateRule, Sequence[Slot], Settings], None]) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     slots = as_slots(rule, [*layouts(), normal(3)], torch.float32)
     before, versions = [slot.grad.clone() for slot in slots], [slot.grad._version for slot in slots]
@@ -78,7 +80,7 @@ def test_gradients_are_not_written_to(path: Callable[[UpdateRule, Sequence[Slot]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_low_precision_parameter_is_not_rounded_twice(dtype: torch.dtype) -> None:
+def test_low_precision_parameter_is_rounded_once(dtype: torch.dtype) -> None:
     # Rounding the update first would miss the nearest value in a few of a hundred coordinates.
     rule = randomised(ScaleFreeLSTM(rate=1.0)).float()
     (slot,) = as_slots(rule, [normal(1000)], dtype)
@@ -89,7 +91,7 @@ def test_low_precision_parameter_is_not_rounded_twice(dtype: torch.dtype) -> Non
 
 
 @each(RULES)
-def test_nan_does_not_spread_to_its_neighbours(build: Build) -> None:
+def test_nan_stays_in_its_coordinate(build: Build) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(5), normal(6)], torch.float32)
     slots[0].grad[2] = float("nan")
@@ -100,7 +102,7 @@ def test_nan_does_not_spread_to_its_neighbours(build: Build) -> None:
         assert not value[:, [0, 1, 3, 4]].isnan().any()
 
 
-def test_state_that_cannot_be_written_in_place_is_not_lost_silently() -> None:
+def test_non_contiguous_state_is_refused() -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
     slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -108,11 +110,11 @@ def test_state_that_cannot_be_written_in_place_is_not_lost_silently() -> None:
         apply_in_blocks(rule, [slot], PLAIN)
 
 
-def test_no_slots_at_all_do_not_raise() -> None:
+def test_empty_slots_are_accepted() -> None:
     apply_in_blocks(randomised(ScaleFreeLSTM()), [], PLAIN)
 
 
-def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_are_joined_and_large_ones_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     size = default_block_size(rule, torch.device("cpu"))
     calls: list[int] = []
@@ -131,7 +133,7 @@ def test_small_tensors_are_not_stepped_one_by_one_nor_large_ones_at_once(monkeyp
 
 
 @pytest.mark.slow
-def test_rule_with_large_state_does_not_overflow_the_cache() -> None:
+def test_block_size_falls_with_the_size_of_the_state() -> None:
     cpu = torch.device("cpu")
     sizes = [default_block_size(ScaleFreeLSTM(hidden_size=hidden), cpu) for hidden in (6, 60, 2000)]
     assert sizes == sorted(sizes, reverse=True)
@@ -141,7 +143,7 @@ def test_rule_with_large_state_does_not_overflow_the_cache() -> None:
 
 @few_examples
 @given(sizes=st.lists(st.integers(0, 50), max_size=12), block_size=st.integers(1, 60))
-def test_blocks_do_not_miss_or_repeat_a_tensor(sizes: list[int], block_size: int) -> None:
+def test_blocks_hold_every_tensor_once(sizes: list[int], block_size: int) -> None:
     found = list(blocks(sizes, block_size))
     assert [place for block in found for place in block] == [place for place, size in enumerate(sizes) if size > 0]
     totals = [sum(sizes[place] for place in block) for block in found]
@@ -160,7 +162,7 @@ def test_blocks_do_not_miss_or_repeat_a_tensor(sizes: list[int], block_size: int
     block_size=st.integers(1, 8).map(lambda lanes: lanes * LANES),
     together=st.booleans(),
 )
-def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
+def test_coordinates_are_independent_bitwise(
     build: Build,
     dtype: torch.dtype,
     recurrent: torch.dtype | None,
@@ -197,7 +199,7 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
 
 
 @each(RULES)
-def test_nonfinite_gradient_is_not_followed_where_it_is_to_be_skipped(build: Build) -> None:
+def test_skipped_non_finite_coordinates_keep_parameter_and_state(build: Build) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(5), normal(6)], torch.float32, torch.bfloat16)
     for path in (apply_per_tensor, apply_in_blocks):
@@ -219,9 +221,7 @@ def test_nonfinite_gradient_is_not_followed_where_it_is_to_be_skipped(build: Bui
 
 @pytest.mark.parametrize("path", [apply_per_tensor, apply_in_blocks], ids=["per-tensor", "blocks"])
 @pytest.mark.parametrize("value", [float("inf"), 1.0], ids=["infinity-here", "infinity-elsewhere"])
-def test_step_that_the_scaler_calls_off_does_not_move_anything(
-    path: Callable[[UpdateRule, Sequence[Slot], Settings], None], value: float
-) -> None:
+def test_found_inf_skips_the_step(path: Callable[[UpdateRule, Sequence[Slot], Settings], None], value: float) -> None:
     rule = randomised(LSTML2L()).float()
     slots = as_slots(rule, [normal(5), normal(6)], torch.float32, torch.bfloat16)
     slots[0].grad[1] = value
@@ -239,7 +239,7 @@ def test_step_that_the_scaler_calls_off_does_not_move_anything(
         assert torch.equal(one.parameter[2:], other.parameter[2:])
 
 
-def test_step_counts_of_slots_are_not_mixed_up() -> None:
+def test_each_slot_uses_its_own_step_count() -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     slots = as_slots(rule, [normal(3), normal(4), normal(100)], torch.float32)
     slots = [slot._replace(step=torch.tensor(float(count))) for slot, count in zip(slots, (1, 50, 7), strict=True)]

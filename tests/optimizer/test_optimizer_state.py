@@ -1,4 +1,4 @@
-"""Saving, copying and going on: the state of LearnedOptimizer."""
+"""The state of LearnedOptimizer: saving, loading, copying and resuming."""
 
 import copy
 import gc
@@ -34,7 +34,7 @@ def through_file(state_dict: dict[str, Any]) -> dict[str, Any]:
 @each(RANDOM_RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("carry", [lambda state_dict: state_dict, through_file], ids=["in-memory", "torch-save"])
-def test_training_that_goes_on_from_a_state_dict_does_not_differ_in_a_bit(
+def test_resume_from_a_state_dict_is_bit_exact(
     build: Build, dtype: torch.dtype, carry: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     rule, net, other = build(), Net().to(dtype), Net().to(dtype)
@@ -53,7 +53,7 @@ def test_training_that_goes_on_from_a_state_dict_does_not_differ_in_a_bit(
     assert same(state_tensors(continued), state_tensors(optimizer))
 
 
-def test_two_optimizers_do_not_share_what_was_loaded() -> None:
+def test_loaded_state_is_independent_of_its_source() -> None:
     net, other = Net(), Net()
     optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())
     train(net, optimizer)
@@ -68,7 +68,7 @@ def test_two_optimizers_do_not_share_what_was_loaded() -> None:
 @pytest.mark.parametrize(
     "carry", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
 )
-def test_copy_does_not_go_another_way(
+def test_copy_continues_identically(
     steps: int, carry: Callable[[tuple[Net, LearnedOptimizer]], tuple[Net, LearnedOptimizer]]
 ) -> None:
     net = Net().bfloat16()
@@ -98,7 +98,7 @@ def test_copy_does_not_go_another_way(
         ),
     ],
 )
-def test_foreign_state_is_not_loaded(
+def test_foreign_state_is_refused(
     other: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer], message: str
 ) -> None:
     net, theirs = Net(), Net()
@@ -116,7 +116,7 @@ def test_foreign_state_is_not_loaded(
 @pytest.mark.parametrize("saved", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("state_dtype", [None, torch.float32], ids=str)
-def test_state_of_another_dtype_is_not_kept_in_it(
+def test_loaded_state_is_cast_to_its_dtype(
     saved: torch.dtype, dtype: torch.dtype, state_dtype: torch.dtype | None
 ) -> None:
     net, other = Net().to(dtype), Net().to(dtype)
@@ -134,7 +134,7 @@ def test_state_of_another_dtype_is_not_kept_in_it(
         torch.testing.assert_close(one, another, rtol=2.0**-7, atol=2e-4)
 
 
-def test_step_count_and_scale_of_another_kind_are_not_kept_in_it() -> None:
+def test_loaded_step_count_and_scale_become_float32_scalars() -> None:
     net, other = Net(), Net()
     optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())
     train(net, optimizer)
@@ -150,7 +150,7 @@ def test_step_count_and_scale_of_another_kind_are_not_kept_in_it() -> None:
     [("step", "3"), ("step", torch.ones(2)), ("momentum", [1.0]), ("hidden", torch.ones(6, 4, 3) * 1j)],
     ids=["text", "two-counts", "list", "complex"],
 )
-def test_entry_that_is_no_real_tensor_is_not_loaded(entry: str, value: Any) -> None:
+def test_invalid_state_entry_is_refused(entry: str, value: Any) -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     train(net, optimizer)
@@ -162,7 +162,7 @@ def test_entry_that_is_no_real_tensor_is_not_loaded(entry: str, value: Any) -> N
     assert same(state_tensors(optimizer), [tensor for state in before["state"].values() for tensor in state.values()])
 
 
-def test_entries_that_belong_to_no_parameter_are_not_in_the_way() -> None:
+def test_entries_of_no_parameter_are_kept() -> None:
     net, other = Net(), Net()
     optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())
     others: Any = optimizer.state
@@ -178,7 +178,7 @@ def test_entries_that_belong_to_no_parameter_are_not_in_the_way() -> None:
     assert same(train(other, continued), train(net, optimizer))
 
 
-def test_what_a_user_keeps_in_a_state_before_the_first_step_is_not_taken_for_ours() -> None:
+def test_user_entries_before_the_first_step_are_kept() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     for value in net.parameters():
@@ -187,7 +187,7 @@ def test_what_a_user_keeps_in_a_state_before_the_first_step_is_not_taken_for_our
     assert all({"slow", "step", "momentum"} <= state.keys() for state in optimizer.state.values())
 
 
-def test_groups_that_another_optimizer_has_filled_are_not_refused() -> None:
+def test_groups_filled_by_another_optimizer_are_accepted() -> None:
     net = Net()
     groups: list[dict[str, Any]] = [{"params": list(net.parameters()), "weight_decay": 0.1}]
     torch.optim.Adam(groups)  # writes its own options into them, decoupled_weight_decay=False among them
@@ -197,7 +197,7 @@ def test_groups_that_another_optimizer_has_filled_are_not_refused() -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
-def test_weight_decay_of_an_older_version_does_not_become_another() -> None:
+def test_weight_decay_of_an_older_version_is_converted() -> None:
     # There a step shrank by lr * weight_decay; torch.optim.AdamW's groups have decoupled_weight_decay, ours had not.
     net = Net()
     optimizer = LearnedOptimizer(net.parameters(), weight_decay=0.1)
@@ -218,7 +218,7 @@ def test_weight_decay_of_an_older_version_does_not_become_another() -> None:
     assert unpickled.defaults["weight_decay"] == pytest.approx(0.1)
 
 
-def test_state_dict_from_before_the_first_step_is_not_refused() -> None:
+def test_state_dict_from_before_the_first_step_is_accepted() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     assert optimizer.state[net.scale] == {}  # looking at it creates an empty entry
@@ -228,7 +228,7 @@ def test_state_dict_from_before_the_first_step_is_not_refused() -> None:
     assert continued.state[net.scale]["step"] == 3
 
 
-def test_hooks_on_load_state_dict_are_not_bypassed() -> None:
+def test_load_state_dict_hooks_are_called() -> None:
     net = Net().bfloat16()
     optimizer = LearnedOptimizer(net.parameters())
     train(net, optimizer)
@@ -251,7 +251,7 @@ def test_hooks_on_load_state_dict_are_not_bypassed() -> None:
     assert seen == [torch.float32]
 
 
-def test_loaded_state_dict_is_not_kept_in_memory() -> None:
+def test_loaded_state_dict_is_freed() -> None:
     net = Net()
     optimizer = LearnedOptimizer(net.parameters())
     train(net, optimizer)
@@ -264,7 +264,7 @@ def test_loaded_state_dict_is_not_kept_in_memory() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"flatten_optimizer_state_dict": True}, {"full_state_dict": True}], ids=str)
-def test_distributed_checkpoint_does_not_change_state_or_parameters(options: dict[str, bool]) -> None:
+def test_distributed_state_dict_restores_the_state(options: dict[str, bool]) -> None:
     net, other = Net(), Net()
     optimizer, continued = LearnedOptimizer(net.parameters()), LearnedOptimizer(other.parameters())
     train(net, optimizer)
@@ -278,7 +278,7 @@ def test_distributed_checkpoint_does_not_change_state_or_parameters(options: dic
     assert same(train(other, continued), train(net, optimizer))
 
 
-def test_state_that_lost_an_entry_is_named() -> None:
+def test_missing_state_entry_is_named() -> None:
     parameter = nn.Parameter(torch.randn(3, 2))
     parameter.grad = torch.randn(3, 2)
     optimizer = LearnedOptimizer([parameter])

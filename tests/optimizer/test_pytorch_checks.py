@@ -1,71 +1,35 @@
 """PyTorch's own checks of its optimizers (test/test_optim.py), each under its name there, on Adam and on every rule.
 
 Left out are those that do not apply: sparse gradients and complex parameters, which LearnedOptimizer refuses
-(test_optimizer.py), and what fused kernels alone must do. Adam passing shows that a check is right.
+(test_optimizer_interface.py), and what fused kernels alone must do. States, copies and hooks are in
+test_pytorch_state_checks.py. Adam passing shows that a check is right.
 """
 
 import copy
-import io
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer, lr_scheduler
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim import Adam, Optimizer, lr_scheduler
 
-from helpers.contract import adam_inputs, needs_cuda, optimizer_inputs
-from helpers.rules import few_examples, normal
+from helpers.devices import needs_cuda
+from helpers.pytorch_checks import (
+    CONFIGURATIONS,
+    KINDS,
+    UNRECORDED,
+    Configuration,
+    Problem,
+    assert_equal,
+    assert_went,
+    over,
+)
+from helpers.rules import normal
 from learned_optim import LearnedOptimizer, available_rules
 
 # PyTorch tests tiny rates.
 pytestmark = pytest.mark.filterwarnings("ignore:lr=.* makes every learned step:UserWarning")
-
-
-class Configuration(NamedTuple):
-    """A kind of optimizer with options, and the rate that these checks may set."""
-
-    kind: type[Optimizer]
-    options: Mapping[str, Any]
-    rate: float
-
-    def make(self, params: Any, **options: Any) -> Optimizer:
-        merged: dict[str, Any] = {**copy.deepcopy(dict(self.options)), **options}
-        return self.kind(params, **merged)
-
-    @property
-    def direction(self) -> int:
-        return 1 if self.options.get("maximize", False) else -1
-
-
-SHORT = ("default", "maximize", "capturable", "differentiable", "state_dtype")
-"""Options that rules other than the default are checked with: the others do not reach the rule."""
-LRS = {rule: 0.1 if rule.startswith("lstm-l2l") else 1.0 for rule in available_rules()}
-"""The paper's rules see the scale of the gradient, which is hundreds of times that of their own tasks here."""
-CONFIGURATIONS = {
-    **{f"Adam-{each.desc}": Configuration(Adam, each.kwargs, 0.001) for each in adam_inputs("cpu")},
-    "Adam-foreach": Configuration(Adam, {"foreach": True}, 0.001),
-    "Adam-fused": Configuration(Adam, {"fused": True}, 0.001),
-    **{
-        f"{rule}-{each.desc}": Configuration(
-            LearnedOptimizer, {"rule": rule, "lr": LRS[rule], **each.kwargs}, LRS[rule]
-        )
-        for rule in available_rules()
-        for each in optimizer_inputs("cpu")
-        if rule == "default" or each.desc in SHORT
-    },
-}
-# A step that autograd records may not write to a leaf; PyTorch leaves it out of most checks, too.
-UNRECORDED = {name: each for name, each in CONFIGURATIONS.items() if not each.options.get("differentiable")}
-KINDS = {name: UNRECORDED[name] for name in ("Adam-default", *(f"{rule}-default" for rule in available_rules()))}
-
-
-def over(configurations: Mapping[str, Configuration]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("configuration", list(configurations.values()), ids=list(configurations))
 
 
 # Those that PyTorch's Adam is checked with, and one with a warm restart.
@@ -82,73 +46,6 @@ SCHEDULES: Mapping[str, Callable[[Optimizer], list[Any]]] = {
     "step-plateau": lambda o: [lr_scheduler.StepLR(o, step_size=10, gamma=0.9), lr_scheduler.ReduceLROnPlateau(o)],
     "restarts": lambda o: [lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=7)],
 }
-
-
-class Problem:
-    """PyTorch's: the sum of squares of ``weight @ inputs + bias``."""
-
-    def __init__(self, contiguous: bool = True, device: str = "cpu", bias_device: str | None = None) -> None:
-        weight, bias = normal(10, 5, 2, seed=1).float(), normal(10, 2, seed=2).float()
-        weight, bias = weight[..., 0], bias[..., 0]
-        if contiguous:
-            weight, bias = weight.contiguous(), bias.contiguous()
-        self.weight = nn.Parameter(weight.to(device))
-        self.bias = nn.Parameter(bias.to(bias_device or device))
-        self.inputs = normal(5, seed=3).float().to(device)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.weight, self.bias]
-
-    @property
-    def named(self) -> list[tuple[str, nn.Parameter]]:
-        return [("weight", self.weight), ("bias", self.bias)]
-
-    def loss(self) -> Tensor:
-        loss: Tensor = ((self.weight @ self.inputs).to(self.bias.device) + self.bias).square().sum()
-        return loss
-
-    def backward(self) -> float:
-        for parameter in self.parameters:
-            parameter.grad = None
-        loss = self.loss()
-        loss.backward()
-        return loss.item()
-
-    def train(self, optimizer: Optimizer, steps: int, schedulers: Sequence[Any] = ()) -> None:
-        for _ in range(steps):
-            loss = optimizer.step(self.backward)
-            for scheduler in schedulers:
-                if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-                    assert loss is not None
-                    scheduler.step(loss)
-                else:
-                    scheduler.step()
-
-    def copy(self) -> "Problem":
-        return copy.deepcopy(self)
-
-
-def assert_went(problem: Problem, before: float, direction: int) -> None:
-    assert direction * (problem.loss().item() - before) > 0
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    """Of nested dictionaries and lists, equal to the bit, dtypes and devices included."""
-    if isinstance(one, Tensor):
-        assert isinstance(other, Tensor)
-        assert (one.dtype, one.device) == (other.dtype, other.device)
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_equal(value, other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    else:
-        assert one == other
 
 
 # The update.
@@ -299,257 +196,6 @@ def test_fused_does_not_step_if_foundinf(configuration: Configuration, scale: bo
     assert all(optimizer.state[values]["step"] == 0 for values in params)
 
 
-# Saving, loading, copying.
-
-
-@over(CONFIGURATIONS)
-def test_optimizer_can_be_printed(configuration: Configuration) -> None:
-    text = repr(configuration.make(Problem().parameters))
-    assert text.startswith(f"{configuration.kind.__name__} (\nParameter Group 0\n")
-    assert all(f"{key}: " in text for key in configuration.options if key not in ("rule", "state_dtype"))
-
-
-@over(CONFIGURATIONS)
-def test_non_empty_state(configuration: Configuration) -> None:
-    values = torch.ones(3)
-    values.grad = torch.ones(3)
-    optimizer = configuration.make([values])
-    optimizer.step()
-    assert [len(state) > 0 for state in optimizer.state.values()] == [True]
-
-
-@over(CONFIGURATIONS)
-def test_deepcopy_copies_all_public_attrs(configuration: Configuration) -> None:
-    problem = Problem()
-    optimizer = configuration.make(problem.parameters)
-    if not configuration.options.get("differentiable"):
-        problem.train(optimizer, 3)
-
-    def public(thing: Optimizer) -> set[str]:
-        return {name for name in vars(thing) if not name.startswith("_")}
-
-    copied = copy.deepcopy(optimizer)
-    assert public(copied) == public(optimizer)
-    assert_equal(copied.state_dict(), optimizer.state_dict())
-
-
-def without_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    groups = [{k: v for k, v in group.items() if k != "param_names"} for group in state_dict["param_groups"]]
-    return {**state_dict, "param_groups": groups}
-
-
-@pytest.mark.slow
-@over(UNRECORDED)
-@pytest.mark.parametrize(
-    ("named", "then_named"), list(itertools.product([False, True], repeat=2)), ids=lambda on: "named" if on else "plain"
-)
-def test_state_dict_deterministic(configuration: Configuration, named: bool, then_named: bool) -> None:
-    problem = Problem()
-    optimizer = configuration.make(problem.named if named else problem.parameters)
-    problem.train(optimizer, 10)
-    other = problem.copy()
-    continued = configuration.make(other.named if then_named else other.parameters)
-    saved = copy.deepcopy(optimizer.state_dict())
-    continued.load_state_dict(saved)
-    assert_equal(saved, optimizer.state_dict())  # loading does not change what is loaded
-    for _ in range(10):
-        problem.train(optimizer, 1)
-        other.train(continued, 1)
-        assert_equal(problem.parameters, other.parameters)
-    assert_equal(without_names(optimizer.state_dict()), without_names(continued.state_dict()))
-    # test_can_load_from_to_named_state_dict: names stay known if one of the two knew them.
-    names = continued.state_dict()["param_groups"][0].get("param_names")
-    assert names == (["weight", "bias"] if named or then_named else None)
-    # A parameter that occurs again is the same number again.
-    continued.param_groups.extend(continued.param_groups)
-    groups = continued.state_dict()["param_groups"]
-    assert groups[0]["params"] == groups[1]["params"]
-
-
-@over(UNRECORDED)
-def test_can_load_older_state_dict(configuration: Configuration) -> None:
-    problem = Problem()
-    optimizer = configuration.make(problem.parameters)
-    problem.train(optimizer, 3)
-    older = copy.deepcopy(optimizer.state_dict())
-    newer = {"foreach", "fused", "differentiable", "maximize", "capturable", "nonfinite", "decoupled_weight_decay"}
-    for group in older["param_groups"]:
-        for option in newer & group.keys():
-            del group[option]
-    optimizer.load_state_dict(older)
-    problem.train(optimizer, 1)
-    assert optimizer.state[problem.weight]["step"] == 4
-
-
-@over(UNRECORDED)
-@pytest.mark.parametrize("named", [False, True], ids=["plain", "named"])
-def test_save_load_equality_with_weights_only(configuration: Configuration, named: bool) -> None:
-    problem = Problem()
-    optimizer = configuration.make(problem.named if named else problem.parameters)
-    problem.train(optimizer, 3)
-    for weights_only in (False, True):
-        file = io.BytesIO()
-        torch.save(optimizer.state_dict(), file)
-        file.seek(0)
-        assert_equal(torch.load(file, weights_only=weights_only), optimizer.state_dict())
-
-
-@over(UNRECORDED)
-def test_load_nontensor_step(configuration: Configuration) -> None:
-    problem, other = Problem(), Problem()
-    optimizer, plain = configuration.make(problem.parameters), configuration.make(other.parameters)
-    problem.train(optimizer, 3)
-    other.train(plain, 4)
-    saved = copy.deepcopy(optimizer.state_dict())
-    for state in saved["state"].values():
-        state["step"] = state["step"].item()
-    optimizer.load_state_dict(saved)
-    problem.train(optimizer, 1)
-    assert_equal(problem.parameters, other.parameters)
-
-
-# Hooks.
-
-
-@over(KINDS)
-def test_state_dict_hooks(configuration: Configuration) -> None:
-    def before(optimizer: Optimizer) -> None:
-        optimizer.state["test"] = 1  # type: ignore[index]  # PyTorch's own check does so
-
-    def after(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return {**state_dict, "seen": state_dict["state"].pop("test", None)}
-
-    problem = Problem()
-    optimizer = configuration.make(problem.parameters)
-    handle = optimizer.register_state_dict_post_hook(after)
-    assert optimizer.state_dict()["seen"] is None
-    optimizer.register_state_dict_pre_hook(before)
-    state_dict = optimizer.state_dict()
-    assert state_dict["seen"] == 1
-    assert "test" not in state_dict["state"]
-    handle.remove()
-    assert optimizer.state_dict()["state"]["test"] == 1
-    configuration.make(problem.parameters).load_state_dict(optimizer.state_dict())  # does not fail over it
-
-
-@over(KINDS)
-def test_load_state_dict_hooks_and_prepend(configuration: Configuration) -> None:
-    def in_place(_: Optimizer, state_dict: dict[str, Any]) -> None:
-        state_dict["param_groups"][0]["lr"] = 0.002
-
-    def by_copy(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        changed = copy.deepcopy(state_dict)
-        changed["param_groups"][0]["lr"] = 0.003
-        return changed
-
-    rates: list[float] = []
-    optimizer = configuration.make(Problem().parameters)
-    optimizer.register_load_state_dict_post_hook(lambda loaded: rates.append(loaded.param_groups[0]["lr"]))
-    state_dict = optimizer.state_dict()
-    optimizer.load_state_dict(state_dict)
-    optimizer.register_load_state_dict_pre_hook(in_place)
-    optimizer.load_state_dict(state_dict)
-    first = optimizer.register_load_state_dict_pre_hook(by_copy, prepend=True)
-    optimizer.load_state_dict(state_dict)
-    first.remove()
-    optimizer.register_load_state_dict_pre_hook(by_copy)
-    optimizer.load_state_dict(state_dict)
-    assert rates == [configuration.rate, 0.002, 0.002, 0.003]
-
-
-@over(KINDS)
-def test_step_all_hooks(configuration: Configuration) -> None:
-    calls: list[int] = []
-
-    def note(number: int) -> Callable[..., None]:
-        return lambda *_: calls.append(number)
-
-    params = [torch.tensor([1.0, 1.0])]
-    optimizers = [configuration.make(params), SGD(params)]
-    handles = [register_optimizer_step_pre_hook(note(0)), register_optimizer_step_post_hook(note(5))]
-    for optimizer in optimizers:
-        handles += [optimizer.register_step_pre_hook(note(1)), optimizer.register_step_post_hook(note(2))]
-    for _ in range(2):
-        for optimizer in optimizers:
-            optimizer.step()
-    assert calls == [0, 1, 2, 5] * 4
-    for handle in handles:
-        handle.remove()
-    for optimizer in optimizers:
-        optimizer.step()
-    assert len(calls) == 16
-
-
-# Laws: the partition of parameters into groups, optimizers and tensors is nobody's business.
-
-
-def small(*shape: int, seed: int = 0) -> Tensor:
-    """As small as updates are, so that a parameter shows the last bits of its updates."""
-    return 1e-3 * normal(*shape, seed=seed).float()
-
-
-@pytest.mark.slow
-@over(KINDS)
-@few_examples
-@given(
-    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=6),
-    order=st.randoms(use_true_random=False),
-    cuts=st.sets(st.integers(1, 5)),
-)
-def test_partition_does_not_change_a_trajectory(
-    configuration: Configuration, shapes: list[tuple[int, ...]], order: Any, cuts: set[int]
-) -> None:
-    """One group, many groups, separate optimizers, any order: equal to the bit."""
-
-    def train(partition: Callable[[list[Tensor]], list[Any]]) -> list[Tensor]:
-        params = [small(*shape, seed=index) for index, shape in enumerate(shapes)]
-        optimizers = [configuration.make(part, weight_decay=1e-4) for part in partition(params)]
-        for step in range(3):
-            for index, values in enumerate(params):
-                values.grad = normal(*values.shape, seed=100 * step + index).float()
-            for optimizer in optimizers:
-                optimizer.step()
-        return params
-
-    def groups(params: list[Tensor]) -> list[dict[str, Any]]:
-        places = [0, *sorted(cut for cut in cuts if cut < len(params)), len(params)]
-        return [{"params": params[start:end]} for start, end in itertools.pairwise(places)]
-
-    expected = train(lambda params: [params])
-    assert_equal(train(lambda params: [groups(params)]), expected)
-    assert_equal(train(lambda params: [[group] for group in groups(params)]), expected)
-    assert_equal(train(lambda params: [[values] for values in params]), expected)
-    assert_equal(train(lambda params: [order.sample(params, len(params))]), expected)
-
-
-@pytest.mark.slow
-@over({name: each for name, each in KINDS.items() if each.kind is LearnedOptimizer})
-@few_examples
-@given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=6), order=st.randoms(use_true_random=False))
-def test_cutting_and_shuffling_coordinates_does_not_change_a_trajectory(
-    configuration: Configuration, sizes: list[int], order: Any
-) -> None:
-    """To the bit; Adam's last bits depend on whether a coordinate falls into a vector register or the remainder."""
-    total = sum(sizes)
-    places = torch.tensor(order.sample(range(total), total), dtype=torch.int64)
-    values, grads = small(total), normal(3, total, seed=1).float()
-
-    def train(params: list[Tensor], grads: Tensor) -> Tensor:
-        optimizer = configuration.make(params, weight_decay=1e-4)
-        for grad in grads:
-            parts = grad.split([values.numel() for values in params])
-            for values, part in zip(params, parts, strict=True):
-                values.grad = part.view(values.shape)
-            optimizer.step()
-        return torch.cat([values.flatten() for values in params])
-
-    whole = train([values.clone()], grads)
-    assert_equal(train([part.clone() for part in values.split(sizes)], grads), whole)
-    assert_equal(train([values[places]], grads[:, places]), whole[places])
-    if configuration.options["rule"] != "default":  # that one heeds the shape of matrices
-        assert_equal(train([values.clone().view(1, total, 1)], grads), whole)
-
-
 # With a GPU.
 
 
@@ -586,7 +232,7 @@ def test_forloop_goes_right_direction_multigpu(configuration: Configuration) -> 
 @needs_cuda
 @over(KINDS)
 def test_cpu_load_state_dict(configuration: Configuration) -> None:
-    """A state that was moved to the CPU goes on, capturable, on the GPU; its step count returns there."""
+    """A state that was saved on the CPU continues on the GPU with capturable=True, and its step count moves there."""
     values = torch.tensor([0.1, 0.2])
     values.grad = torch.ones(2)
     optimizer = configuration.make([values])

@@ -1,4 +1,4 @@
-"""Wide layers and small weights take smaller steps: by a factor for each tensor, found once, the same everywhere."""
+"""Tensor scales: wide layers and small weights take smaller steps, by a factor that is fixed at the first step."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ INSTANCES, STEPS, SEED = 3, 12, 5
 
 
 def scale_of(parameter: Tensor) -> float:
-    """As the optimizer finds it."""
+    """The scale that the optimizer gives a parameter at its first step."""
     optimizer = LearnedOptimizer([nn.Parameter(parameter.clone())])
     optimizer.param_groups[0]["params"][0].grad = torch.ones_like(parameter)
     optimizer.step()
@@ -41,7 +41,7 @@ def scale_of(parameter: Tensor) -> float:
 
 
 @pytest.mark.parametrize("inputs", [8, 400, 3000])
-def test_scale_is_not_another_than_documented(inputs: int) -> None:
+def test_scale_follows_its_documented_formula(inputs: int) -> None:
     torch.manual_seed(0)
     weight = nn.Linear(inputs, 50).weight.detach()
     expected = RELATIVE_RATE * float(weight.square().mean().sqrt()) / math.sqrt(inputs)
@@ -50,43 +50,43 @@ def test_scale_is_not_another_than_documented(inputs: int) -> None:
     assert scale_of(weight.view(50, 2, -1)) == pytest.approx(min(1.0, expected), rel=1e-5)  # as of a convolution
 
 
-def test_vectors_and_scalars_do_not_get_a_scale_of_their_own() -> None:
+def test_vectors_scalars_and_empty_tensors_have_scale_one() -> None:
     assert scale_of(torch.full((1000,), 1e-3)) == scale_of(torch.tensor(1e-3)) == 1
     assert scale_of(torch.zeros(0)) == scale_of(torch.zeros(0, 3)) == scale_of(torch.zeros(3, 0)) == 1
 
 
-def test_matrix_of_zeros_is_not_held_still() -> None:
+def test_zero_matrix_has_the_scale_of_a_default_initialization() -> None:
     drawn = nn.Linear(3000, 50).weight.detach()
     assert scale_of(torch.zeros(50, 3000)) == pytest.approx(scale_of(drawn), rel=0.01)
 
 
-def test_matrix_of_next_to_nothing_is_not_treated_unlike_one_of_zeros() -> None:
+def test_scale_of_tiny_matrices_approaches_that_of_zeros() -> None:
     drawn = (3 * 300) ** -0.5
     sizes = [0.0, *(10.0**exponent for exponent in range(-12, 1))]
     scales = [
         scale_of(torch.full((50, 300), share * drawn)) / scale_of(torch.full((50, 300), drawn)) for share in sizes
     ]
     assert scales[:10] == pytest.approx([1.0] * 10, rel=0.07)  # zero, and up to 1e-4
-    assert scales[-2:] == pytest.approx([0.1, 1.0], rel=1e-4)  # an ordinary size is heeded
+    assert scales[-2:] == pytest.approx([0.1, 1.0], rel=1e-4)  # an ordinary size counts
     fine = torch.logspace(-4, -1, 200)
     scales = [scale_of(torch.full((50, 300), share * drawn)) for share in fine.tolist()]
     assert max(abs(math.log(b / a)) for a, b in itertools.pairwise(scales)) < 0.2  # steps of 3.5% in size: no jump
 
 
-def test_dimension_for_the_batch_is_not_taken_for_a_unit() -> None:
+def test_leading_dimension_of_one_is_ignored() -> None:
     positions = 0.02 * normal(1, 20, 300).float()
     assert scale_of(positions) == scale_of(positions[0]) < 1
     assert scale_of(positions[:, :1]) == scale_of(positions[0, :1])
 
 
 class Halves(ScheduleFreeLSTM):
-    """A rule of a user's, which tells some matrices from others."""
+    """A user's rule that scales matrices of two rows and no others."""
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:  # type: ignore[override]
         return torch.full_like(initial_rms, 0.5) if shape[0] == 2 else None
 
 
-def test_rule_that_leaves_some_tensors_alone_is_not_misunderstood() -> None:
+def test_rule_may_scale_only_some_tensors() -> None:
     tensors = [nn.Parameter(torch.zeros(shape)) for shape in [(3,), (2, 3), (3, 3)]]
     optimizer = LearnedOptimizer(tensors, Halves(2))
     for tensor in tensors:
@@ -96,7 +96,7 @@ def test_rule_that_leaves_some_tensors_alone_is_not_misunderstood() -> None:
     assert vector == alone == 2 * halved != 0
 
 
-def test_training_does_not_depend_on_the_unit_of_small_weights() -> None:
+def test_training_is_independent_of_the_unit_of_small_weights() -> None:
     """The rule does not see the scale of gradients, and steps are in proportion to the weights."""
     grads = [normal(40, 300, seed=seed).float() for seed in range(5)]
     ends = []
@@ -111,7 +111,7 @@ def test_training_does_not_depend_on_the_unit_of_small_weights() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, None], ids=["plain", "fastest"])
-def test_scaled_tensor_does_not_take_other_steps_than_a_vector_times_its_scale(fused: bool | None) -> None:
+def test_scaled_tensor_steps_as_a_vector_times_its_scale(fused: bool | None) -> None:
     initial, grads = 0.01 * normal(6, 50).float(), [normal(6, 50, seed=seed).float() for seed in range(4)]
     scale = scale_of(initial)
     assert scale < 0.5
@@ -123,7 +123,7 @@ def test_scaled_tensor_does_not_take_other_steps_than_a_vector_times_its_scale(f
     torch.testing.assert_close(matrix - initial, scale * vector.view(6, 50), rtol=1e-3, atol=1e-8)
 
 
-def test_scale_is_not_found_anew_when_training_goes_on() -> None:
+def test_scale_is_kept_during_training_and_resume() -> None:
     weights = nn.Parameter(0.01 * normal(20, 100).float())
     optimizer = LearnedOptimizer([weights])
     weights.grad = torch.ones_like(weights)
@@ -142,7 +142,7 @@ def test_scale_is_not_found_anew_when_training_goes_on() -> None:
     assert kept.dtype == torch.float32
 
 
-def test_state_from_before_there_were_scales_is_not_refused() -> None:
+def test_older_state_without_scales_loads_with_scale_one() -> None:
     weights = nn.Parameter(0.01 * normal(20, 100).float())
     optimizer = LearnedOptimizer([weights])
     weights.grad = torch.ones_like(weights)
@@ -154,7 +154,7 @@ def test_state_from_before_there_were_scales_is_not_refused() -> None:
     optimizer.step()
 
 
-def test_optimizer_that_was_pickled_before_there_were_scales_is_not_refused() -> None:
+def test_older_copy_without_scales_gets_scale_one() -> None:
     weights = nn.Parameter(0.01 * normal(20, 100).float())
     optimizer = LearnedOptimizer([weights])
     weights.grad = torch.ones_like(weights)
@@ -165,7 +165,7 @@ def test_optimizer_that_was_pickled_before_there_were_scales_is_not_refused() ->
 
 
 @pytest.mark.parametrize("rule", [ScaleFreeLSTM(2), LSTML2L(2)], ids=["scale-free-lstm", "lstm-l2l"])
-def test_other_rules_do_not_heed_tensors(rule: ScaleFreeLSTM | LSTML2L) -> None:
+def test_other_rules_use_no_tensor_scale(rule: ScaleFreeLSTM | LSTML2L) -> None:
     weights = nn.Parameter(1e-4 * normal(20, 1000).float())
     optimizer = LearnedOptimizer([weights], rule)
     weights.grad = torch.ones_like(weights)
@@ -182,7 +182,7 @@ def wide() -> Task:
 
 
 @pytest.mark.parametrize("scale", [None, torch.full((INSTANCES, 1), 20.0)], ids=["alone", "with-scale"])
-def test_meta_training_does_not_train_otherwise_than_the_optimizer(scale: Tensor | None) -> None:
+def test_meta_training_matches_the_optimizer(scale: Tensor | None) -> None:
     rule = load_rule("default")
     task = VectorizedTask(wide(), INSTANCES, SEED, scale=scale)
     by_optimizer = train(
@@ -204,7 +204,7 @@ def test_meta_training_does_not_train_otherwise_than_the_optimizer(scale: Tensor
     assert ((unscaled - expected).abs() > 0.01 * expected).any()
 
 
-def test_part_of_a_task_in_steps_is_not_another() -> None:
+def test_part_of_a_scaled_task_matches_the_whole() -> None:
     whole = VectorizedTask(wide(), INSTANCES, SEED).in_steps_of(ScheduleFreeLSTM())
     part = whole.part(slice(1, 3))
     batches = [torch.Generator().manual_seed(2) for _ in range(2)]
@@ -213,7 +213,7 @@ def test_part_of_a_task_in_steps_is_not_another() -> None:
     torch.testing.assert_close(of_part, (losses[1:3], grads[1:3]))
 
 
-def test_pool_does_not_hold_tasks_in_other_steps() -> None:
+def test_pool_holds_scaled_tasks() -> None:
     config = config_of_wide_tasks()
     rule = config.rule.build(0)
     task = Pool(config, torch.device("cpu"), rule).build_task(1)
@@ -221,7 +221,7 @@ def test_pool_does_not_hold_tasks_in_other_steps() -> None:
     assert float(task.scale.min()) < 0.9 <= float(task.scale.max()) == 1
 
 
-def test_rules_are_not_trained_without_the_shapes_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_trains_rules_by_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, list[torch.Size]]] = []
     train = evaluation.train
 
@@ -254,13 +254,13 @@ def config_of_wide_tasks() -> Config:
 
 
 class Blind(ScheduleFreeLSTM):
-    """The rule without factors."""
+    """The rule without tensor scales."""
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:  # type: ignore[override]
         return None
 
 
-def test_validation_does_not_judge_other_steps() -> None:
+def test_validation_uses_tensor_scales() -> None:
     trainer = Trainer(config_of_wide_tasks())
     blind = Blind()
     blind.load_state_dict(trainer.module.state_dict())
@@ -269,7 +269,7 @@ def test_validation_does_not_judge_other_steps() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_compiled_step_does_not_forget_the_scale() -> None:
+def test_compiled_step_uses_the_scale() -> None:
     torch._dynamo.reset()
     initial, ends = 0.01 * normal(6, 50).float(), []
     for compiles in (False, True):

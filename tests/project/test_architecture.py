@@ -71,7 +71,7 @@ def layer(name: str) -> int | None:
 
 
 def import_violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """What ``module`` imports although it must not."""
+    """The imports of ``module`` that the layout forbids."""
     package = module if is_package else module.rpartition(".")[0]
     height = layer(module)
     assert height is not None, f"{module} belongs to no layer"
@@ -178,7 +178,7 @@ def test_sub_packages_are_found_in_a_checkout_without_links(tmp_path: Path) -> N
     assert {"learned_optim.kernels.leaf", "learned_optim.meta_train"} <= loaded
 
 
-def test_kernels_would_not_shadow_the_package_of_the_same_name() -> None:
+def test_kernels_folder_has_no_init() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
@@ -214,7 +214,7 @@ def test_import_is_light() -> None:
     assert sorted(name for name in loaded if is_within(name, *OPTIONAL)) == []
 
 
-def test_import_waits_for_its_first_use_to_load_torch() -> None:
+def test_import_of_the_command_line_does_not_load_torch() -> None:
     loaded = newly_imported("import learned_optim.cli", after="pass")
     assert "learned_optim.cli" in loaded
     assert sorted(name for name in loaded if is_within(name, "torch", "numpy")) == []
@@ -264,7 +264,7 @@ class TestChecksCanFail:
             ("tests.test_kernels", "import triton\nimport benchmarks.plots\nimport learned_optim.meta_train"),
         ],
     )
-    def test_allowed_import_is_not(self, module: str, source: str) -> None:
+    def test_allowed_import_passes(self, module: str, source: str) -> None:
         assert import_violations(source, module) == []
 
     @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ class TestChecksCanFail:
     def test_pickle_is_found(self, source: str) -> None:
         assert len(pickle_violations(source, "learned_optim.checkpoint")) == 1
 
-    def test_other_loading_is_not_pickle(self) -> None:
+    def test_other_loading_passes(self) -> None:
         source = "import torch\nfrom safetensors import torch as st\nst.load(b'')\nst.save({})\nload = torch.zeros(1)"
         assert pickle_violations(source, "learned_optim.checkpoint") == []
 

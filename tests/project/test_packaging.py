@@ -116,7 +116,7 @@ def borrow_packages(site: Path) -> Path:
     return borrowed
 
 
-def test_installed_wheel_trains_and_leaves_other_packages_alone(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_trains_beside_other_packages(wheel: Path, tmp_path: Path) -> None:
     python, site = new_environment(tmp_path / "venv")
     pip = (sys.executable, "-m", "pip", "--python", python)
     theirs = site / "kernels" / "__init__.py"
@@ -150,7 +150,7 @@ print(learned_optim.meta_train.config.load.__file__)
 """
 
 
-def test_editable_install_of_a_clone_without_links_is_whole(checkout: Path, tmp_path: Path) -> None:
+def test_editable_install_of_a_clone_without_links_works(checkout: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(checkout, clone, symlinks=True)
     links = [path for path in (clone / "learned_optim").iterdir() if path.is_symlink()]

@@ -1,4 +1,4 @@
-"""Public names: the list is held, and every one of them says what it is and what its arguments mean."""
+"""Public names are those of the list, and each has a docstring that explains its arguments."""
 
 import ast
 import importlib
@@ -100,18 +100,14 @@ PUBLIC = {
         "VisionTransformerFamily",
     },
 }
-"""What may not vanish or appear unnoticed: a change of it is a change for users, and goes into CHANGELOG.md."""
+"""The public names of each module. A change here is a change for users, and goes into CHANGELOG.md."""
 
 WITH_NAMES = [name for name, path in INSTALLED.items() if "__all__ = [" in path.read_text()]
-"""Every module that says what of it is public."""
+"""Every module that defines ``__all__``."""
 
 
 def parts(module: ModuleType) -> dict[str, object]:
     return {name: getattr(module, name) for name in module.__all__ if not name.startswith("__")}
-
-
-def is_code(thing: object) -> bool:
-    return inspect.isclass(thing) or inspect.isroutine(thing)
 
 
 def text_of(thing: object) -> str:
@@ -154,18 +150,18 @@ def documented_names(body: list[ast.stmt]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_list_of_public_names_has_not_changed_unnoticed(name: str) -> None:
+def test_public_names_are_those_of_the_list(name: str) -> None:
     module = importlib.import_module(name)
     assert set(module.__all__) == PUBLIC[name]
     assert len(module.__all__) == len(PUBLIC[name])
 
 
-def test_no_module_of_the_list_has_lost_its_names() -> None:
+def test_every_listed_module_defines_public_names() -> None:
     assert set(WITH_NAMES) >= set(PUBLIC)
 
 
 @pytest.mark.parametrize("name", WITH_NAMES)
-def test_public_name_is_not_without_docstring(name: str) -> None:
+def test_every_public_name_is_documented(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
     constants = [
@@ -178,7 +174,7 @@ def test_public_name_is_not_without_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_NAMES)
-def test_argument_is_not_left_unexplained(name: str) -> None:
+def test_every_argument_is_explained(name: str) -> None:
     missing = {part: unexplained(value) for part, value in parts(importlib.import_module(name)).items()}
     assert {part: names for part, names in missing.items() if names} == {}
 
@@ -191,6 +187,6 @@ class TestChecksCanFail:
         function.__module__ = learned_optim.__name__
         assert unexplained(function) == ["rate"]
 
-    def test_constant_without_a_word_is_found(self) -> None:
+    def test_undocumented_constant_is_found(self) -> None:
         body = ast.parse("A = 1\n'''What it is.'''\nB = 2\nC: int = 3\n'''Another.'''").body
         assert documented_names(body) == ["A", "C"]

@@ -1,4 +1,4 @@
-"""What is said of a release in several places is the same in all of them."""
+"""Versions and extras are stated alike in all files that name them."""
 
 import re
 import tomllib
@@ -28,12 +28,12 @@ def test_version_stands_in_one_place() -> None:
     assert cited == learned_optim.__version__
 
 
-def test_changelog_does_not_lag_behind_the_version() -> None:
+def test_changelog_begins_with_the_version_or_unreleased() -> None:
     headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert headings[0] in ("Unreleased", learned_optim.__version__)
 
 
-def test_oldest_versions_are_not_stated_differently() -> None:
+def test_oldest_versions_agree_everywhere() -> None:
     (python,) = re.findall(r"^>=(3\.\d+)$", PROJECT["requires-python"])
     (torch,) = (str(specifier).removeprefix(">=") for specifier in TORCH.specifier)
     pinned = ".".join(str(PINNED["torch"]).split(".")[:2])
@@ -48,7 +48,7 @@ def test_page_on_using_does_not_miss_an_extra() -> None:
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_extra_is_not_without_pinned_versions_that_suit_it(extra: str) -> None:
+def test_constraints_pin_suitable_versions_of_every_extra(extra: str) -> None:
     for text in EXTRAS[extra]:
         requirement = Requirement(text)
         if requirement.name == PROJECT["name"]:
@@ -59,5 +59,5 @@ def test_extra_is_not_without_pinned_versions_that_suit_it(extra: str) -> None:
         assert requirement.specifier.contains(PINNED[name]), text
 
 
-def test_pinned_torch_is_one_that_is_supported() -> None:
+def test_pinned_torch_is_supported() -> None:
     assert TORCH.specifier.contains(PINNED["torch"])

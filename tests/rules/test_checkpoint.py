@@ -1,4 +1,4 @@
-"""Rule files: what goes in comes out, and nothing else is taken for a rule."""
+"""Rule files: saving and loading are bit-exact, writing is atomic, and every other file is refused."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, dict[str, str]]:
 
 
 @each(RULES | VARIANTS)
-def test_no_bit_of_a_rule_is_lost_on_disk(build: Build, tmp_path: Path) -> None:
+def test_saved_rule_loads_bit_exact(build: Build, tmp_path: Path) -> None:
     rule = randomised(build()).float()
     save_rule(rule, tmp_path / "rule.safetensors", PROVENANCE)
     loaded = load_rule(tmp_path / "rule.safetensors")
@@ -56,7 +56,7 @@ def test_no_bit_of_a_rule_is_lost_on_disk(build: Build, tmp_path: Path) -> None:
     assert read_provenance(str(tmp_path / "rule.safetensors")) == PROVENANCE
 
 
-def test_saving_does_not_change_the_rule(tmp_path: Path) -> None:
+def test_saving_leaves_the_rule_unchanged(tmp_path: Path) -> None:
     rule = ScaleFreeLSTM()
     before = {name: value.clone() for name, value in rule.state_dict().items()}
     save_rule(rule, tmp_path / "rule.safetensors")
@@ -65,7 +65,7 @@ def test_saving_does_not_change_the_rule(tmp_path: Path) -> None:
     assert read_provenance(tmp_path / "rule.safetensors") == {}
 
 
-def test_loaded_rule_does_not_require_gradients_nor_keep_another_precision(tmp_path: Path) -> None:
+def test_loaded_rule_is_frozen_float32_on_the_cpu(tmp_path: Path) -> None:
     save_rule(randomised(ScaleFreeLSTM()), tmp_path / "rule.safetensors")  # float64
     for parameter in load_rule(tmp_path / "rule.safetensors").parameters():
         assert not parameter.requires_grad
@@ -90,7 +90,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         pytest.param(lambda: default_dtype(torch.float64), id="default-dtype"),
     ],
 )
-def test_torchs_defaults_do_not_displace_a_loaded_rule(
+def test_loaded_rule_is_independent_of_torchs_defaults(
     rule_file: Path, default: Callable[[], AbstractContextManager[object]]
 ) -> None:
     expected = load_rule(rule_file).state_dict()
@@ -102,7 +102,7 @@ def test_torchs_defaults_do_not_displace_a_loaded_rule(
         assert torch.equal(loaded[name], value)
 
 
-def test_file_does_not_contain_a_pickle(rule_file: Path) -> None:
+def test_file_holds_only_json_and_numbers(rule_file: Path) -> None:
     content = rule_file.read_bytes()
     header = read_header(rule_file)  # plain JSON
     assert all(isinstance(value, str) for value in header.pop("__metadata__").values())
@@ -117,7 +117,7 @@ def test_file_does_not_contain_a_pickle(rule_file: Path) -> None:
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk-full", "interrupt"])
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("exists", [True, False], ids=["over-a-file", "new-file"])
-def test_failed_write_does_not_leave_half_a_file(
+def test_failed_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, function: str, exists: bool
 ) -> None:
     path = tmp_path / "rule.safetensors"
@@ -134,7 +134,7 @@ def test_failed_write_does_not_leave_half_a_file(
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
 
 
-def test_provenance_that_json_cannot_hold_does_not_cost_the_old_file(rule_file: Path) -> None:
+def test_invalid_provenance_keeps_the_old_file(rule_file: Path) -> None:
     before = rule_file.read_bytes()
     with pytest.raises(TypeError, match="JSON"):
         save_rule(ScaleFreeLSTM(), rule_file, {"rule": object()})
@@ -143,7 +143,7 @@ def test_provenance_that_json_cannot_hold_does_not_cost_the_old_file(rule_file: 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits")
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)], ids=["umask-022", "umask-027"])
-def test_file_does_not_ignore_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+def test_file_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         save_rule(ScaleFreeLSTM(), tmp_path / "rule.safetensors")
@@ -153,7 +153,7 @@ def test_file_does_not_ignore_the_umask(tmp_path: Path, umask: int, mode: int) -
     assert stat.S_IMODE((tmp_path / "rule.safetensors").stat().st_mode) == mode
 
 
-def test_missing_folder_is_not_an_error_at_the_end_of_a_run(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     save_rule(ScaleFreeLSTM(), tmp_path / "a" / "b" / "rule.safetensors")
     assert [entry.name for entry in (tmp_path / "a" / "b").iterdir()] == ["rule.safetensors"]
 
@@ -161,14 +161,14 @@ def test_missing_folder_is_not_an_error_at_the_end_of_a_run(tmp_path: Path) -> N
 # Shipped rules.
 
 
-def test_shipped_rule_is_not_missing_from_the_list() -> None:
+def test_available_rules_lists_every_shipped_rule() -> None:
     weights = Path(learned_optim.__file__).parent / "weights"
     assert available_rules() == sorted(path.stem for path in weights.iterdir() if path.suffix == ".safetensors")
     assert "default" in available_rules()
 
 
 @pytest.mark.parametrize("name", available_rules())
-def test_shipped_rule_does_not_fail_to_step(name: str) -> None:
+def test_shipped_rule_steps(name: str) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([parameter], name)
     parameter.grad = torch.tensor([1.0, -1e-3, 1e3])
@@ -178,7 +178,7 @@ def test_shipped_rule_does_not_fail_to_step(name: str) -> None:
     assert read_provenance(name), "shipped weights say how they came about"
 
 
-def test_file_in_the_working_directory_does_not_stand_in_for_a_shipped_rule(
+def test_shipped_rule_takes_precedence_over_a_file_of_its_name(
     rule_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule_file.rename(rule_file.with_name("default"))
@@ -187,10 +187,10 @@ def test_file_in_the_working_directory_does_not_stand_in_for_a_shipped_rule(
     assert any(not torch.equal(one, other) for one, other in zip(shipped.parameters(), mine.parameters(), strict=True))
 
 
-# What is no rule.
+# Files and names that are no rule.
 
 
-def test_misspelt_name_does_not_end_in_file_not_found() -> None:
+def test_misspelt_name_error_lists_the_known() -> None:
     with pytest.raises(
         ValueError, match=r"'lstm-l2l' is an architecture, not a rule .*: lstm-l2l-cifar, .*LSTML2L\(\)"
     ):
@@ -200,7 +200,7 @@ def test_misspelt_name_does_not_end_in_file_not_found() -> None:
 
 
 @pytest.mark.parametrize("source", ["missing.safetensors", "folder/default", Path("default")], ids=repr)
-def test_missing_path_is_not_taken_for_a_misspelt_name(
+def test_missing_path_raises_file_not_found(
     source: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -209,33 +209,33 @@ def test_missing_path_is_not_taken_for_a_misspelt_name(
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1], ids=["empty", "in-length", "in-header", "one-byte-short"])
-def test_truncated_file_is_not_loaded(rule_file: Path, kept: int) -> None:
+def test_truncated_file_is_refused(rule_file: Path, kept: int) -> None:
     rule_file.write_bytes(rule_file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"rule\.safetensors is not a whole \.safetensors file"):
         load_rule(rule_file)
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}], ids=["no-metadata", "pytorch"])
-def test_foreign_safetensors_file_is_not_taken_for_a_rule(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+def test_foreign_safetensors_file_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     (tmp_path / "model.safetensors").write_bytes(save({"weight": torch.ones(2)}, metadata))
     with pytest.raises(ValueError, match=r"model\.safetensors holds no learned-optim rule"):
         load_rule(tmp_path / "model.safetensors")
 
 
-def test_file_of_another_kind_is_not_taken_for_a_rule(tmp_path: Path) -> None:
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt is not a whole \.safetensors file"):
         load_rule(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("version", ["2", "one", None], ids=["newer", "no-number", "none"])
-def test_file_of_another_format_version_is_not_misread(rule_file: Path, version: str | None) -> None:
+def test_file_of_another_format_version_is_refused(rule_file: Path, version: str | None) -> None:
     rewrite(rule_file, {"version": version})
     with pytest.raises(ValueError, match=f"format version {version}"):
         load_rule(rule_file)
 
 
-def test_unknown_architecture_is_not_a_riddle(rule_file: Path) -> None:
+def test_unknown_architecture_error_lists_the_known(rule_file: Path) -> None:
     rewrite(rule_file, {"architecture": "transformer"})
     with pytest.raises(ValueError, match=r"unknown architecture 'transformer'; known: .*scale-free-lstm"):
         load_rule(rule_file)
@@ -246,7 +246,7 @@ def test_unknown_architecture_is_not_a_riddle(rule_file: Path) -> None:
     [None, "{", "[6]", '{"hidden_size": 7}', '{"hidden_size": 0}', '{"hidden_size": "6"}', '{"units": 6}'],
     ids=["none", "no-json", "no-keywords", "other-size", "impossible", "wrong-type", "unknown-keyword"],
 )
-def test_settings_that_do_not_fit_the_weights_are_not_accepted(rule_file: Path, settings: str | None) -> None:
+def test_settings_that_do_not_fit_the_weights_are_refused(rule_file: Path, settings: str | None) -> None:
     rewrite(rule_file, {"settings": settings})
     with pytest.raises(ValueError, match="weights do not fit the architecture 'scale-free-lstm'"):
         load_rule(rule_file)
@@ -272,7 +272,7 @@ def with_another(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         pytest.param(with_another, "another", id="too-many"),
     ],
 )
-def test_wrong_weights_are_not_accepted(
+def test_weights_that_do_not_fit_the_architecture_are_refused(
     rule_file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], named: str
 ) -> None:
     rewrite(rule_file, {}, change(load(rule_file.read_bytes())))
@@ -280,7 +280,7 @@ def test_wrong_weights_are_not_accepted(
         load_rule(rule_file)
 
 
-# What is meant to harm.
+# Files that are made to do harm.
 
 
 def with_header(path: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:
@@ -310,7 +310,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of
 
 @linux
 @pytest.mark.parametrize("length", [2**20, 2**40, 2**63, 2**64 - 1], ids=lambda length: f"2^{length.bit_length()}")
-def test_length_of_header_is_not_believed(rule_file: Path, length: int) -> None:
+def test_huge_header_length_is_refused_without_allocating(rule_file: Path, length: int) -> None:
     rule_file.write_bytes(length.to_bytes(8, "little") + rule_file.read_bytes()[8:])
     with little_memory(), pytest.raises(ValueError, match=r"is not a whole \.safetensors file"):
         load_rule(rule_file)
@@ -327,7 +327,9 @@ def test_length_of_header_is_not_believed(rule_file: Path, length: int) -> None:
         pytest.param([6.5], [0, 24], id="no-whole-number"),
     ],
 )
-def test_shapes_in_header_are_not_believed(rule_file: Path, shape: list[float], offsets: list[int]) -> None:
+def test_impossible_shapes_are_refused_without_allocating(
+    rule_file: Path, shape: list[float], offsets: list[int]
+) -> None:
     def change(header: dict[str, dict[str, object]]) -> None:
         header["output_bias"] |= {"shape": shape, "data_offsets": offsets}
 
@@ -348,14 +350,14 @@ def test_shapes_in_header_are_not_believed(rule_file: Path, shape: list[float], 
     ],
     ids=["billion-units", "largest", "infinite", "many-digits", "deep"],
 )
-def test_settings_do_not_allocate_before_they_are_held_against_the_weights(rule_file: Path, settings: str) -> None:
+def test_huge_settings_are_refused_without_allocating(rule_file: Path, settings: str) -> None:
     rewrite(rule_file, {"settings": settings})
     with little_memory(), pytest.raises(ValueError, match="weights do not fit the architecture"):
         load_rule(rule_file)
 
 
 @linux
-def test_number_of_layers_is_not_believed(tmp_path: Path) -> None:
+def test_huge_number_of_layers_is_refused_without_allocating(tmp_path: Path) -> None:
     save_rule(LSTML2L(hidden_size=2), tmp_path / "rule.safetensors")
     for layers in (4096, 10**9):
         rewrite(tmp_path / "rule.safetensors", {"settings": json.dumps({"hidden_size": 2, "layers": layers})})
@@ -363,14 +365,14 @@ def test_number_of_layers_is_not_believed(tmp_path: Path) -> None:
             load_rule(tmp_path / "rule.safetensors")
 
 
-def test_oversized_file_is_not_read(rule_file: Path) -> None:
+def test_oversized_file_is_refused(rule_file: Path) -> None:
     with open(rule_file, "ab") as file:
         file.truncate(1 << 40)  # takes no room on the disk
     with pytest.raises(ValueError, match=r"it has 1,099,511,627,776 bytes, rules at most"):
         load_rule(rule_file)
 
 
-def test_bytes_after_the_weights_are_not_carried_along(rule_file: Path) -> None:
+def test_trailing_bytes_are_refused(rule_file: Path) -> None:
     rule_file.write_bytes(rule_file.read_bytes() + b"more")
     with pytest.raises(ValueError, match=r"is not a whole \.safetensors file"):
         load_rule(rule_file)
@@ -383,7 +385,7 @@ def test_bytes_after_the_weights_are_not_carried_along(rule_file: Path) -> None:
         pytest.param(lambda bias: bias.to(torch.int32), "weights must be of dtype BF16, F16, F32, F64", id="integer"),
     ],
 )
-def test_weights_that_are_no_numbers_are_not_used(
+def test_non_finite_or_integer_weights_are_refused(
     rule_file: Path, change: Callable[[Tensor], Tensor], message: str
 ) -> None:
     tensors = load(rule_file.read_bytes())

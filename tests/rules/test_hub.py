@@ -15,7 +15,7 @@ from learned_optim.rules import ScaleFreeLSTM
 
 
 class Hub:
-    """What is used of huggingface_hub: its functions under their names, on a folder."""
+    """The functions of huggingface_hub that are used, under their names, on a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,17 +60,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         ("hf://me/rule@abc/a.safetensors", Address("me/rule", "abc", "a.safetensors")),
     ],
 )
-def test_addresses_are_understood(text: str, address: Address) -> None:
+def test_address_is_parsed(text: str, address: Address) -> None:
     assert parse(text) == address
 
 
 @pytest.mark.parametrize("text", ["hf://me", "hf:///rule", "hf://me/rule/", "hf://me/rule@", "hf://me/a b"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected hf://OWNER/NAME\[@REVISION\]\[/FILE.safetensors\]"):
         load_rule(text)
 
 
-def test_rule_comes_back_as_it_was_saved(hub: Hub) -> None:
+def test_rule_round_trips_through_the_hub(hub: Hub) -> None:
     rule = ScaleFreeLSTM(3)
     rule.reset_parameters(seed=5)
     save_rule(rule, "hf://me/rule", {"seed": 5})
@@ -97,7 +97,7 @@ def test_new_repository_gets_a_card_and_an_old_one_keeps_its_own(hub: Hub) -> No
     assert card.read_text() == "mine"
 
 
-def test_command_line_goes_to_the_hub_and_back(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_exports_to_and_shows_from_the_hub(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rules", "export", "default", "hf://me/rule"]) == 0
     assert capsys.readouterr().out == "written: hf://me/rule\n"
     assert cli.main(["rules", "show", "hf://me/rule"]) == 0
@@ -107,7 +107,7 @@ def test_command_line_goes_to_the_hub_and_back(hub: Hub, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "arguments", [["show", "hf://me/rule"], ["export", "default", "hf://me/rule"]], ids=["load", "save"]
 )
-def test_missing_library_is_one_line_that_says_what_to_install(
+def test_missing_library_error_names_the_extra(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -117,7 +117,7 @@ def test_missing_library_is_one_line_that_says_what_to_install(
     )
 
 
-def test_real_library_has_what_the_stand_in_has() -> None:
+def test_real_library_has_the_signatures_of_the_stand_in() -> None:
     real = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     import inspect
 

@@ -22,17 +22,17 @@ def refuse_what_is_for_evaluation(config: Config) -> None:
 
 @pytest.mark.parametrize("name", available_rules())
 class TestWeights:
-    def test_saw_nothing_that_is_for_evaluation(self, name: str) -> None:
+    def test_shipped_weights_used_no_evaluation_data(self, name: str) -> None:
         refuse_what_is_for_evaluation(of_weights(name))
 
-    def test_are_those_of_a_configuration_that_is_shipped(self, name: str) -> None:
+    def test_shipped_weights_match_a_shipped_configuration(self, name: str) -> None:
         carried = of_weights(name)
         shipped = [load_config(config, resuming=True) for config in shipped_configs() if config.startswith(name)]
         assert (carried.tasks, carried.rule.architecture) in [
             (config.tasks, config.rule.architecture) for config in shipped
         ]
 
-    def test_have_a_card_with_configuration_cost_and_choice(self, name: str) -> None:
+    def test_shipped_weights_have_a_card_with_configuration_cost_and_choice(self, name: str) -> None:
         card = (SHIPPED / f"{name}.md").read_text(encoding="utf-8")
         assert card.startswith(f"# {name}\n")
         assert f"meta_train/configs/{name}.toml" in card
@@ -40,17 +40,17 @@ class TestWeights:
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_no_shipped_configuration_names_what_is_for_evaluation(name: str) -> None:
+def test_shipped_configurations_use_no_evaluation_data(name: str) -> None:
     refuse_what_is_for_evaluation(load_config(name, resuming=True))
 
 
-def test_the_check_sees_what_is_for_evaluation() -> None:
+def test_check_finds_evaluation_data() -> None:
     config = json.loads(load_config("demo").to_json())
     config["tasks"][0] |= {"family": "mlp", "options": {"dataset": "fashion-mnist"}}
     with pytest.raises(ValueError, match="fashion-mnist"):
         refuse_what_is_for_evaluation(config_from_tables(config))
 
 
-def test_photographs_of_the_splits_are_different_files() -> None:
+def test_splits_share_no_photograph() -> None:
     photographs = [name for names in CONTENT.values() for name in names]
     assert len(set(photographs)) == len(photographs)

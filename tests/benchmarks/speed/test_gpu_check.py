@@ -1,4 +1,4 @@
-"""The host's part of ``make gpu-check``, on a CPU and with tiny sizes: a GPU should not be the first to run it."""
+"""``make gpu-check`` on a CPU with tiny sizes, so that a GPU is not the first machine to run its code."""
 
 import csv
 import importlib.util
@@ -29,7 +29,7 @@ def check(tmp_path: Path) -> gpu_check.Check:
         pytest.param(gpu_cases.gpt2(), 148, 124_439_808, id="gpt2"),
     ],
 )
-def test_parameter_list_is_not_another_model_s(shapes: list[tuple[int, ...]], tensors: int, parameters: int) -> None:
+def test_parameter_list_is_that_of_the_model(shapes: list[tuple[int, ...]], tensors: int, parameters: int) -> None:
     assert len(shapes) == tensors
     assert sum(torch.Size(shape).numel() for shape in shapes) == parameters
 
@@ -65,7 +65,7 @@ def test_all_sections_run_and_write_their_results(
     assert details["device"] == "CPU"
 
 
-def test_section_that_fails_does_not_stop_the_others(check: gpu_check.Check, tmp_path: Path) -> None:
+def test_failing_section_lets_the_others_run(check: gpu_check.Check, tmp_path: Path) -> None:
     def fail() -> None:
         raise ValueError("broken")
 
@@ -77,7 +77,7 @@ def test_section_that_fails_does_not_stop_the_others(check: gpu_check.Check, tmp
     assert details["findings"] == {"second": 1}
 
 
-def test_optimizer_that_fails_does_not_take_the_other_rows_with_it(check: gpu_check.Check, tmp_path: Path) -> None:
+def test_failing_optimizer_keeps_the_other_rows(check: gpu_check.Check, tmp_path: Path) -> None:
     def refuse(_: object) -> torch.optim.Optimizer:
         raise RuntimeError("no kernel")
 
@@ -88,9 +88,7 @@ def test_optimizer_that_fails_does_not_take_the_other_rows_with_it(check: gpu_ch
 
 
 @pytest.mark.slow
-def test_failed_test_is_not_passed_over(
-    check: gpu_check.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_test_is_reported(check: gpu_check.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
     (tmp_path / "test_small.py").write_text("def test_cuda(): assert False\n")
     check.run("tests", lambda: check.tests(["test_small.py"]))
@@ -128,7 +126,7 @@ def test_steps_for_the_memory_checker_run(monkeypatch: pytest.MonkeyPatch) -> No
     gpu_check.a_few_steps(CPU, sizes=(3,))
 
 
-def test_machine_without_a_gpu_is_told_in_one_line(
+def test_missing_gpu_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)

@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_two_runs_differ_in_the_images_of_the_meta_loss_alone() -> None:
+def test_runs_differ_only_in_the_images_of_the_meta_loss() -> None:
     first, second = load_config("metz-train"), load_config("metz-validation")
     assert differences(first, second) == ['estimator.outer_split: "train", not "validation"']
 
@@ -52,7 +52,7 @@ def test_best_rate_belongs_to_the_optimizer_and_the_measure() -> None:
 
 
 @needs_images
-def test_records_are_those_of_the_run(small: Path) -> None:
+def test_recorded_losses_are_those_of_the_run(small: Path) -> None:
     problem = Problem("test", 2, seed=3, steps=8)
     points = [problem.task.initial_parameters]
 
@@ -73,7 +73,7 @@ def test_records_are_those_of_the_run(small: Path) -> None:
 
 @pytest.mark.slow
 @needs_images
-def test_evaluation_ends_in_table_and_figure_and_tunes_only_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_writes_table_and_figure_and_tunes_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = {"default": "default"}
     metz_2019.evaluate(rules)
     metz_2019.plot()

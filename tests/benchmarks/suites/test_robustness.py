@@ -16,7 +16,7 @@ NAMED = {condition.name: condition for condition in CONDITIONS}
 
 
 def gradients_seen(condition: Condition, steps: int) -> list[Tensor]:
-    """What an optimizer is given, where the gradient is the same at each step."""
+    """Gradients that the inner optimizer receives under a condition, where the true one is the same at each step."""
     parameter = torch.zeros_like(GRADIENT, requires_grad=True)
     optimizer, seen = Disturbed(torch.optim.SGD([parameter], lr=0.0), condition), []
     for _ in range(steps):
@@ -26,7 +26,7 @@ def gradients_seen(condition: Condition, steps: int) -> list[Tensor]:
     return seen
 
 
-def test_undisturbed_gradients_are_left_alone() -> None:
+def test_undisturbed_gradients_are_unchanged() -> None:
     assert all(torch.equal(seen, GRADIENT) for seen in gradients_seen(NAMED["undisturbed"], 3))
 
 
@@ -44,7 +44,7 @@ def test_noise_is_as_large_as_the_gradient_and_differs_from_step_to_step() -> No
     assert not torch.equal(first, second)
 
 
-def test_tensors_are_not_disturbed_otherwise_than_one_vector() -> None:
+def test_disturbance_is_the_same_for_tensors_and_one_vector() -> None:
     condition, parts = NAMED["noise as large as the gradient"], GRADIENT.flatten().split([300, 700] * 4)
     parameters = [torch.zeros_like(part, requires_grad=True) for part in parts]
     optimizer = Disturbed(torch.optim.SGD(parameters, lr=0.0), condition)
@@ -55,7 +55,7 @@ def test_tensors_are_not_disturbed_otherwise_than_one_vector() -> None:
     assert torch.equal(torch.cat([parameter.grad for parameter in parameters]), whole.flatten())  # type: ignore[misc]
 
 
-def test_nineteen_of_twenty_gradients_are_zero_the_others_as_they_were() -> None:
+def test_nineteen_of_twenty_gradients_are_zero_the_others_unchanged() -> None:
     (seen,) = gradients_seen(NAMED["19 of 20 gradients are zero"], 1)
     kept = seen != 0
     assert 0.03 < kept.float().mean() < 0.07
@@ -74,7 +74,7 @@ def test_rate_follows_its_schedule_from_the_rate_of_the_optimizer() -> None:
     assert rates == pytest.approx([2.0, 2.0, 0.2, 0.2])
 
 
-def test_scale_of_parameters_does_not_change_the_network() -> None:
+def test_parameter_scale_keeps_the_network_function() -> None:
     plain, scaled = (robustness.task(NAMED[name], seed=0) for name in ("undisturbed", "parameters times 100"))
     torch.testing.assert_close(scaled.initial_parameters, 100 * plain.initial_parameters)
     batch = plain.batch(torch.Generator().manual_seed(0))

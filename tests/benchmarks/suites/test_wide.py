@@ -1,4 +1,4 @@
-"""The table by which the default rule's base is chosen: its figures, and rules at other constants."""
+"""The benchmark by which the default rule's constants are chosen: its figures, constants and suites."""
 
 import csv
 import math
@@ -38,7 +38,7 @@ def own_row(ours: float, **others: Any) -> wide.Row:
 
 
 class TestFigures:
-    def test_a_target_that_is_never_reached_counts_as_a_quarter_in_strict_speed_ups(self) -> None:
+    def test_unreached_target_counts_as_a_quarter_in_strict_speedups(self) -> None:
         behind, ahead = own_row(1.05), own_row(0.5)
         assert behind.strict == 0.25 < behind.speedup < 1
         assert ahead.strict == ahead.speedup > 1
@@ -65,7 +65,7 @@ class TestFigures:
         assert [networks[name] for name in ("lower", "behind 2%", "diverged", "seconds")] == ["1", "1", "1", "9"]
         assert lines["Adam", "4 all"]["speed-up"] == "1.000"
 
-    def test_means_are_bounded_and_leave_out_what_is_not_a_number(self) -> None:
+    def test_geometric_mean_is_bounded_and_ignores_nan(self) -> None:
         assert wide.geometric_mean([2.0, 8.0, math.nan]) == pytest.approx(4.0)
         assert wide.geometric_mean([1e-30, math.inf]) == pytest.approx(1.0)
         assert math.isnan(wide.geometric_mean([math.nan]))
@@ -77,7 +77,7 @@ class TestConstants:
         for name in ("GAIN", "TIME_SCALES"):
             monkeypatch.setattr(schedule_free_lstm, name, getattr(schedule_free_lstm, name))
 
-    def test_a_constant_changes_what_the_rule_does_and_its_identity(self) -> None:
+    def test_constant_changes_the_step_and_the_identity(self) -> None:
         def loss() -> float:
             weights = torch.ones(3, requires_grad=True)
             optimizer = LearnedOptimizer([weights], load_rule("default"), fused=False)
@@ -105,17 +105,17 @@ class TestConstants:
             ("GAIN=much", "--set takes NAME=VALUE"),
         ],
     )
-    def test_what_cannot_be_set_is_refused(self, setting: str, message: str) -> None:
+    def test_invalid_constant_is_refused(self, setting: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             wide.set_constants(wide.parsed([setting]))
 
-    def test_settings_of_the_rule_leave_its_weights(self) -> None:
+    def test_rule_setting_is_checked_and_changes_the_identity(self) -> None:
         changed, plain = wide.contender("default", {"rate": 0.06}), wide.contender("default", {})
         assert changed.identity != plain.identity
         with pytest.raises(ValueError, match="rule default has no setting 'rote'; it has hidden_size, rate"):
             wide.contender("default", {"rote": 0.06})
 
-    def test_outputs_of_zero_are_another_rule(self, tmp_path: Path) -> None:
+    def test_zeroed_outputs_have_another_identity(self, tmp_path: Path) -> None:
         steered = ScheduleFreeLSTM()
         torch.nn.init.ones_(steered.output_bias)
         save_rule(steered, tmp_path / "steered.safetensors")
@@ -127,7 +127,7 @@ class TestConstants:
         with pytest.raises(ValueError, match="no output layer"):
             wide.zeroed(rule)
 
-    def test_length_of_the_training_is_passed_on_where_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_total_steps_is_passed_on_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given: list[dict[str, Any]] = []
         monkeypatch.setattr(wide, "LearnedOptimizer", lambda parameters, rule, **options: given.append(options))
         monkeypatch.setattr(wide, "code_fingerprint", lambda *classes: "code")
@@ -137,23 +137,23 @@ class TestConstants:
             assert contender.identity.get("total_steps") == ("code" if told else None)
         assert given == [{"total_steps": 70}, {}]
 
-    def test_files_of_two_runs_have_different_names(self) -> None:
+    def test_rules_of_two_runs_are_shown_under_different_names(self) -> None:
         names = [wide.shown_name(f"runs/{run}/best.safetensors@0", {}, False) for run in ("one", "two")]
         assert names == ["one/best@0", "two/best@0"]
 
 
 class TestSuites:
-    def test_halves_are_the_same_kinds_of_problems(self) -> None:
+    def test_halves_have_the_same_families(self) -> None:
         first, second = (load_suite(f"wide-{half}") for half in HALVES)
         assert len(first.problems) >= 14
         assert len(second.problems) >= 14
         assert {problem.family for problem in first.problems} == {problem.family for problem in second.problems}
 
-    def test_no_problem_is_in_both_halves(self) -> None:
+    def test_halves_share_no_problem(self) -> None:
         first, second = ([problem.build() for problem in load_suite(f"wide-{half}").problems] for half in HALVES)
         assert not [family for family in first if family in second]
 
-    def test_a_rule_is_chosen_by_no_data_for_evaluation_only(self) -> None:
+    def test_first_half_uses_no_evaluation_data(self) -> None:
         first = load_suite("wide-first")
         assert "test" not in {problem.split for problem in first.problems}
         assert not [problem.name for problem in first.problems if "fashion-mnist" in problem.options.values()]
@@ -163,7 +163,7 @@ class TestSuites:
             assert set(load_suite(f"wide-{half}").baselines) == {"Adam", wide.SCHEDULED, "Adam@1e-3"}
 
 
-def test_a_run_prints_its_table_and_writes_its_rows(
+def test_run_prints_its_table_and_writes_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wide, "load_suite", lambda name: tiny())

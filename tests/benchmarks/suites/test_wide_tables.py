@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_claim_says_what_the_rows_do(root: Path) -> None:
+def test_claim_follows_from_the_rows(root: Path) -> None:
     text = " ".join(wide_tables.claim(root).split())
     assert "On 2 problems" in text
     assert "ends at 1.00 of the loss of AdamW" in text  # of .5 and 2
@@ -40,7 +40,7 @@ def test_claim_says_what_the_rows_do(root: Path) -> None:
     assert "it ends lower than AdamW with the cosine on 2, and on data held out at 0.90 of its loss" in text
 
 
-def test_single_problem_does_not_decide_a_mean(root: Path) -> None:
+def test_mean_ratio_bounds_each_problem(root: Path) -> None:
     rows = wide_tables.read("second", root)
     ratio = wide_tables.mean_ratio(rows, wide_tables.TOLD, "Adam")
     assert ratio == pytest.approx(0.2)  # of .4 and .001, which counts as .1

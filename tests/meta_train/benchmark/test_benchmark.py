@@ -1,4 +1,4 @@
-"""The comparison behind every published figure: baselines are tuned fairly, nothing is run twice, doubts are said."""
+"""The comparison behind every published figure: fair tuning, reuse of stored runs, tables and files."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_tuning_sees_nothing_of_the_comparison_but_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_shares_only_the_architecture_with_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     problems: list[Problem] = []
 
     class Recorded(Problem):
@@ -84,7 +84,7 @@ def test_results_are_those_of_the_problem_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rates", "tried"), [([0.1, 0.03, 0.01], 3), ([0.01, 0.003], 4)], ids=str)
-def test_grid_is_continued_while_its_end_is_the_best(rates: list[float], tried: int) -> None:
+def test_grid_is_extended_while_its_end_is_best(rates: list[float], tried: int) -> None:
     (adam,) = run(suite({**NOISY, "steps": 30}, rates=rates), names=())["noisy"]
     assert len(adam.tuning) >= tried
     assert adam.edge is None
@@ -92,7 +92,7 @@ def test_grid_is_continued_while_its_end_is_the_best(rates: list[float], tried: 
 
 
 class TestStoredRuns:
-    def test_same_suite_runs_nothing_again(self, tmp_path: Path, trained: list[int]) -> None:
+    def test_repeated_suite_uses_the_stored_runs(self, tmp_path: Path, trained: list[int]) -> None:
         first = run(suite(), tmp_path)
         count = len(trained)
         assert count >= 2 * (3 + 1)
@@ -102,7 +102,7 @@ class TestStoredRuns:
             assert np.array_equal(one.losses, other.losses)
             assert one.tuning == other.tuning
 
-    def test_another_rule_costs_its_own_runs_only(self, tmp_path: Path, trained: list[int]) -> None:
+    def test_new_rule_adds_only_its_own_runs(self, tmp_path: Path, trained: list[int]) -> None:
         run(suite(), tmp_path)
         path = tmp_path / "mine.safetensors"
         save_rule(ScaleFreeLSTM(2), path)
@@ -124,7 +124,7 @@ class TestStoredRuns:
         run(suite({**NOISY, **change}), tmp_path, names=())
         assert trained != []
 
-    def test_more_rates_or_another_title_cost_nothing_twice(self, tmp_path: Path, trained: list[int]) -> None:
+    def test_new_rates_or_title_reuse_the_stored_runs(self, tmp_path: Path, trained: list[int]) -> None:
         run(suite({**NOISY, "steps": 30}), tmp_path, names=())
         trained.clear()
         found = run(suite({**NOISY, "steps": 30, "name": "n", "title": "other"}, rates=[0.1, 0.05]), tmp_path, names=())
@@ -141,7 +141,7 @@ class TestStoredRuns:
         assert np.array_equal(many.losses[:, :4], few.losses)
         assert len(set(many.losses[0].tolist())) == 7
 
-    def test_interrupted_suite_goes_on_where_it_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interrupted_suite_resumes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = run(suite(), names=("SGD", "NAG"))
         done: list[int] = []
         train = evaluation.train
@@ -164,7 +164,7 @@ class TestStoredRuns:
             assert np.array_equal(one.losses, other.losses)
 
 
-def test_bar_ends_at_its_total_whatever_is_stored_or_diverges(tmp_path: Path) -> None:
+def test_progress_bar_ends_at_its_total(tmp_path: Path) -> None:
     """Otherwise the remaining time would be wrong."""
     chosen = suite({**NOISY, "steps": 60}, rates=[1e9, 0.1])
     for _ in range(2):
@@ -190,7 +190,7 @@ def test_rate_at_an_edge_is_flagged_in_the_table_and_the_csv(tmp_path: Path) -> 
     assert edges == {"Adam": "", "SGD": "upper", "NAG": "lower", "mine": ""}
 
 
-def test_summary_says_speed_wins_and_divergences_rules_first() -> None:
+def test_summary_lists_rules_first_with_speed_wins_and_divergences() -> None:
     lines = scores(RESULTS)
     assert [line.optimizer for line in lines] == ["mine", "Adam", "NAG", "SGD"]
     assert (lines[0].better, lines[0].problems, lines[0].runs) == (1, 2, 8)
@@ -263,7 +263,7 @@ class TestTiming:
             assert 0 < low <= median <= high
             assert (measured.median, measured.rounds) == (median, 3)
 
-    def test_takes_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_optimizers_take_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = "learned_optim.meta_train.benchmark.timing"
         order: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What is compared: names, rates and rules are understood, or refused before anything is run."""
+"""Contenders of a benchmark: names, rates and rules are parsed, or refused before anything is run."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_baseline_is_tuned_unless_it_has_a_rate() -> None:
     assert optimizer.param_groups[0]["lr"] == 1e-3
 
 
-def test_reference_is_always_among_the_baselines_and_none_is_there_twice() -> None:
+def test_baselines_include_the_reference_once() -> None:
     assert [found.name for found in baselines(["SGD", "Adam@0.1", "SGD"])] == ["Adam", "SGD", "Adam@0.1"]
     assert [found.name for found in baselines(list(BASELINES))] == list(BASELINES)
 
@@ -38,12 +38,12 @@ def test_reference_is_always_among_the_baselines_and_none_is_there_twice() -> No
         ("SGD@", "positive rate"),
     ],
 )
-def test_mistaken_baseline_is_refused(text: str, words: str) -> None:
+def test_invalid_baseline_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         baselines([text])
 
 
-def test_rules_of_the_same_file_name_are_told_apart(tmp_path: Path) -> None:
+def test_rules_of_the_same_file_name_get_distinct_names(tmp_path: Path) -> None:
     paths = [tmp_path / "runs" / run / f"{name}.safetensors" for run in ("a", "b") for name in ("best", "latest")]
     for seed, path in enumerate(paths):
         rule = ScaleFreeLSTM(2)
@@ -59,7 +59,7 @@ def test_rules_of_the_same_file_name_are_told_apart(tmp_path: Path) -> None:
     assert rules([]) == []
 
 
-def test_rule_called_like_a_baseline_is_told_apart(tmp_path: Path) -> None:
+def test_rule_named_like_a_baseline_is_shown_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "mine" / "Adam.safetensors"
     path.parent.mkdir()
     save_rule(ScaleFreeLSTM(2), path)

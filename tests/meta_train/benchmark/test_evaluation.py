@@ -1,4 +1,4 @@
-"""Training with real optimizers: rows of a matrix are runs of their own, and baselines get the rate they deserve."""
+"""Vectorised training with torch's optimizers, tuning of learning rates, and bands over seeds."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -69,7 +69,7 @@ def spheres(deviation: float = 1.0) -> QuadraticFamily:
 @pytest.mark.parametrize("build", [perceptrons, partial(QuadraticTask, 4, None, 0.1, 1.0)], ids=["mlp", "quadratic"])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.usefixtures("double")
-def test_every_row_is_a_training_of_its_own(make: MakeOptimizer, build: Callable[[], Task]) -> None:
+def test_vectorized_training_matches_separate_modules(make: MakeOptimizer, build: Callable[[], Task]) -> None:
     task = build()
     losses = train(VectorizedTask(task, INSTANCES, SEED), make, STEPS, generator())
 
@@ -89,7 +89,7 @@ def test_every_row_is_a_training_of_its_own(make: MakeOptimizer, build: Callable
     assert losses.dtype == np.float64
 
 
-def test_training_leaves_the_task_as_it_was() -> None:
+def test_training_leaves_the_task_unchanged() -> None:
     task = VectorizedTask(QuadraticTask(4, None, 0.0, 1.0), INSTANCES, SEED)
     start = task.initial_parameters.clone()
     first = train(task, OPTIMIZERS["SGD"], STEPS, generator())
@@ -119,7 +119,7 @@ def plain(name: str) -> Callable[[list[nn.Parameter]], tuple[Optimizer, LRSchedu
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.usefixtures("double")
-def test_baseline_is_what_torch_optim_computes_on_the_module_itself(name: str) -> None:
+def test_baseline_matches_torch_optim_on_the_module(name: str) -> None:
     task = perceptrons()
     losses = train(VectorizedTask(task, 1, SEED), baseline(name, 0.05), STEPS, generator())[:, 0]
     with fixed_global_state(SEED):
@@ -168,39 +168,41 @@ class TestEdgeOfTheGrid:
     @pytest.mark.parametrize(
         ("rates", "edge"), [((0.1, 0.4, 0.7), None), ((0.1, 0.4), "upper"), ((0.7, 0.9), "lower")], ids=str
     )
-    def test_is_reported(self, rates: tuple[float, ...], edge: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_best_rate_at_an_edge_is_reported(
+        self, rates: tuple[float, ...], edge: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(evaluation, "LADDER", ())
         assert self.tuned(*rates).edge == edge
 
-    def test_is_left_upwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_grid_is_extended_upwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(evaluation, "LADDER", (0.1, 0.3, 0.4, 1.5, 1.7))
         found = self.tuned(0.1, 0.2)
         assert (found.rate, found.edge) == (0.4, None)
         assert set(found.scores) == {0.1, 0.2, 0.3, 0.4, 1.5}  # no further than the first that is worse
 
-    def test_is_left_downwards(self) -> None:
+    def test_grid_is_extended_downwards(self) -> None:
         found = self.tuned(3.0, 2.0)
         assert (found.rate, found.edge) == (0.3, None)
         assert set(found.scores) == {3.0, 2.0, 1.0, 0.3, 0.1}
 
-    def test_of_one_rate_is_left_on_both_sides(self) -> None:
+    def test_grid_of_one_rate_is_extended_on_both_sides(self) -> None:
         found = self.tuned(0.3)
         assert (found.rate, found.edge) == (0.3, None)
         assert set(found.scores) == {0.1, 0.3, 1.0}
 
-    def test_is_not_left_where_the_best_lies_inside(self) -> None:
+    def test_grid_with_the_best_rate_inside_is_kept(self) -> None:
         assert set(self.tuned(0.1, 0.4, 0.7).scores) == {0.1, 0.4, 0.7}
 
-    def test_where_everything_diverges_is_left_until_something_does_not(self) -> None:
+    def test_grid_is_extended_until_a_rate_converges(self) -> None:
         found = tuned(Problem(spheres(), seeds=2, steps=40, seed=0), "SGD", (1e9, 1e8))
         assert (found.rate, found.edge) == (0.3, None)
 
-    def test_is_the_lower_one_where_nothing_works(self) -> None:
+    def test_lower_edge_is_reported_where_no_rate_converges(self) -> None:
         found = tune(lambda rate: np.inf, (0.1, 0.01))
         assert (found.rate, found.edge) == (1e-7, "lower")
 
 
-def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
+def test_diverged_run_stays_infinite_and_is_never_chosen() -> None:
     problem = Problem(spheres(), seeds=3, steps=20, seed=0)
     losses = problem.run(baseline("SGD", 1e8))  # grows 2e8-fold a step: float32 ends at the fifth
     broken = ~np.isfinite(losses)
@@ -214,7 +216,7 @@ def test_diverged_run_is_infinite_from_there_on_and_never_chosen() -> None:
     assert found.scores[1e8] == np.inf
 
 
-def test_training_ends_when_all_have_diverged_and_not_before() -> None:
+def test_training_ends_when_all_instances_have_diverged() -> None:
     def steps(rate: float, instances: int, scale: Tensor | None = None) -> int:
         task = VectorizedTask(spheres().sample(np.random.default_rng(0), "test"), instances, SEED, scale=scale)
         ticks: list[None] = []
@@ -237,14 +239,14 @@ class Idle(Optimizer):
         pass
 
 
-def test_run_that_was_not_finite_once_does_not_recover() -> None:
+def test_losses_stay_infinite_after_the_first_infinite_one() -> None:
     task = VectorizedTask(OverflowingFamily().sample(np.random.default_rng(0), "test"), INSTANCES, SEED)
     infinite = np.isinf(train(task, Idle, 30, generator()))
     assert 1 <= int(np.argmax(infinite[:, 0])) <= 25  # one batch of four overflows, on its own
     assert np.array_equal(infinite, np.maximum.accumulate(infinite))
 
 
-def test_one_diverged_seed_spoils_a_rate() -> None:
+def test_diverged_seed_has_an_infinite_final_loss() -> None:
     losses = np.ones((21, 2))
     losses[20, 1] = np.inf
     assert final_loss(losses).tolist() == [1.0, np.inf]
@@ -269,7 +271,7 @@ def test_problem_is_the_same_for_every_optimizer_and_differs_by_seed() -> None:
     assert len(set(again[0].tolist())) == 4
 
 
-def test_blocks_of_a_seed_are_runs_of_their_own() -> None:
+def test_blocks_of_a_seed_are_different_runs() -> None:
     still = baseline("SGD", 0.0)
     first, again, second = (
         Problem(QuadraticFamily(noise=0.5), 3, STEPS, seed=1, block=block).run(still) for block in (0, 0, 1)
@@ -301,7 +303,7 @@ def test_dropout_is_the_same_for_every_optimizer() -> None:
 
 
 class TestBand:
-    def test_covers_the_true_mean_about_as_often_as_it_says(self) -> None:
+    def test_band_covers_the_true_mean_at_its_confidence(self) -> None:
         """A percentile bootstrap of 20 draws covers somewhat less than 95%: between 88% and 97% of 400 times."""
         rng = np.random.default_rng(0)
         losses = rng.normal(3.0, 2.0, size=(400, 20))
@@ -310,7 +312,7 @@ class TestBand:
         covered = float(np.mean((low <= 3.0) & (high >= 3.0)))
         assert 0.88 <= covered <= 0.97
 
-    def test_narrows_with_confidence_and_with_seeds(self) -> None:
+    def test_band_narrows_with_lower_confidence_and_more_seeds(self) -> None:
         rng = np.random.default_rng(0)
         losses = rng.normal(0.0, 1.0, size=(1, 400))
 
@@ -323,15 +325,15 @@ class TestBand:
         assert width(losses, 0.90) == pytest.approx(2 * 1.645 / 20, rel=0.15)
         assert width(losses[:, :25], 0.95) > 2.5 * width(losses, 0.95)
 
-    def test_of_one_seed_is_its_loss(self) -> None:
+    def test_band_of_one_seed_is_its_loss(self) -> None:
         mean, low, high = mean_and_band(np.array([[2.0], [1.0]]))
         assert mean.tolist() == low.tolist() == high.tolist() == [2.0, 1.0]
 
-    def test_of_two_seeds_reaches_from_one_to_the_other(self) -> None:
+    def test_band_of_two_seeds_spans_both(self) -> None:
         mean, low, high = mean_and_band(np.array([[1.0, 3.0]]))
         assert (float(mean[0]), float(low[0]), float(high[0])) == (2.0, 1.0, 3.0)
 
-    def test_reaches_infinity_with_a_diverged_seed_and_is_never_undefined(self) -> None:
+    def test_band_with_a_diverged_seed_is_infinite_without_nan(self) -> None:
         losses = np.ones((2, 20))
         losses[1, 3] = np.inf
         mean, low, high = mean_and_band(losses)

@@ -1,4 +1,4 @@
-"""Losses on data held out from a benchmark's trainings: on no row that is trained on, and stored with the run."""
+"""Losses on data held out from a benchmark's trainings: disjoint from the training rows, stored with the run."""
 
 import csv
 from pathlib import Path
@@ -46,7 +46,7 @@ def run(cache: Path | None = None, **others: Any) -> list[Result]:
     return group
 
 
-def test_no_row_is_both_trained_on_and_held_out() -> None:
+def test_held_out_rows_are_disjoint_from_training_rows() -> None:
     problem = Problem(DIGITS, seeds=2, steps=STEPS, seed=0, split="train", held_out=ROWS)
     trained, outer = problem.task.task, problem.task.outer
     assert isinstance(trained, DataTask)
@@ -58,7 +58,7 @@ def test_no_row_is_both_trained_on_and_held_out() -> None:
     assert not kept & {tuple(row) for row in held_out.batch[0].flatten(0, 1).tolist()}
 
 
-def test_losses_are_those_of_the_parameters_at_the_steps_of_the_looks() -> None:
+def test_held_out_losses_are_those_of_the_parameters_at_each_look() -> None:
     problem = Problem(DIGITS, seeds=2, steps=STEPS, seed=0, held_out=ROWS)
     held_out = HeldOut(problem)
     seen: dict[int, Tensor] = {}
@@ -84,7 +84,7 @@ def test_looks_after_divergence_are_infinite() -> None:
     assert np.isinf(held_out.losses[-1]).all()
 
 
-def test_streams_without_end_hold_nothing_out() -> None:
+def test_tasks_without_a_finite_data_set_hold_nothing_out() -> None:
     assert not Problem(QuadraticFamily(), seeds=2, steps=2, seed=0, held_out=ROWS).has_held_out
     assert not Problem(DIGITS, seeds=2, steps=2, seed=0).has_held_out
     with pytest.raises(ValueError, match="FactorizationTask holds no data out"):
@@ -102,13 +102,13 @@ def test_stored_run_keeps_its_held_out_losses_and_seconds(tmp_path: Path) -> Non
     assert again.held_out_best == again.held_out.min(0).mean() <= again.held_out_end
 
 
-def test_run_without_held_out_data_is_another_one(tmp_path: Path) -> None:
+def test_runs_with_and_without_held_out_data_are_stored_apart(tmp_path: Path) -> None:
     with_it, without = (run(tmp_path, held_out=rows)[-1] for rows in (ROWS, 0))
     assert without.held_out is None
     assert not np.array_equal(with_it.losses, without.losses)  # it trains on all rows
 
 
-def test_report_has_columns_for_data_held_out(tmp_path: Path) -> None:
+def test_report_has_held_out_columns(tmp_path: Path) -> None:
     group = run(held_out=ROWS)
     assert "held out, end  held out, best" in problem_table(group)
     assert f"{group[0].held_out_best:.4g}" in problem_table(group)

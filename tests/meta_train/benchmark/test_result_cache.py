@@ -63,7 +63,7 @@ def test_other_version_is_computed(
 @pytest.mark.parametrize(
     "damage", [lambda data: b"", lambda data: data[:-5], lambda data: b"x" * 100], ids=["empty", "cut", "other"]
 )
-def test_damaged_file_is_computed_again_and_replaced(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_damaged_file_is_recomputed_and_replaced(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     compute, cache = Counter(), Cache(tmp_path)
     cache.get(KEY, compute)
     path = cache.path(KEY)
@@ -74,7 +74,7 @@ def test_damaged_file_is_computed_again_and_replaced(damage: Callable[[bytes], b
     assert path.read_bytes() == whole
 
 
-def test_file_of_another_key_is_not_believed(tmp_path: Path) -> None:
+def test_file_of_another_key_is_recomputed(tmp_path: Path) -> None:
     compute, cache = Counter(), Cache(tmp_path)
     cache.get(KEY, compute)
     other = {**KEY, "steps": 9}
@@ -84,7 +84,7 @@ def test_file_of_another_key_is_not_believed(tmp_path: Path) -> None:
     assert compute.calls == 2
 
 
-def test_interrupted_computation_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_computation_leaves_no_file(tmp_path: Path) -> None:
     def interrupted() -> Mapping[str, np.ndarray]:
         raise KeyboardInterrupt
 
@@ -93,7 +93,7 @@ def test_interrupted_computation_leaves_nothing(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_without_a_folder_nothing_is_kept() -> None:
+def test_cache_without_a_folder_keeps_nothing() -> None:
     compute = Counter()
     Cache(None).get(KEY, compute)
     Cache(None).get(KEY, compute)
@@ -108,7 +108,7 @@ def test_folder_is_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.Monkey
 class TestProblem:
     family = MLPFamily("digits", width=(4, 9))
 
-    def test_is_known_again(self) -> None:
+    def test_problem_fingerprint_is_reproducible(self) -> None:
         assert problem_fingerprint(self.family, "test", 0) == problem_fingerprint(self.family, "test", 0)
 
     @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ class TestProblem:
         ],
         ids=["size", "batch", "gain", "family"],
     )
-    def test_with_another_option_is_another(self, other: TaskFamily) -> None:
+    def test_problem_fingerprint_depends_on_options(self, other: TaskFamily) -> None:
         assert problem_fingerprint(other, "test", 0) != problem_fingerprint(self.family, "test", 0)
 
-    def test_on_other_data_or_of_another_draw_is_another(self) -> None:
+    def test_problem_fingerprint_depends_on_split_and_draw(self) -> None:
         prints = {problem_fingerprint(self.family, split, draw) for split in ("test", "train") for draw in (0, 1)}
         assert len(prints) == 4
 
-    def test_with_other_code_is_another_but_comments_do_not_count(self, tmp_path: Path) -> None:
+    def test_problem_fingerprint_depends_on_code_but_not_on_comments(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.py"
         code = (
             "import torch\n"
@@ -150,7 +150,7 @@ class TestProblem:
         assert fingerprint(code.replace("square", "abs")) != first
         assert fingerprint(code) == first
 
-    def test_with_another_loss_in_a_base_class_is_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_problem_fingerprint_depends_on_base_classes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         first = problem_fingerprint(self.family, "test", 0)
         code = cache_module._code
         changed = lambda cls: code(cls) + ("changed" if cls.__name__ == "ClassificationTask" else "")  # noqa: E731
@@ -165,10 +165,10 @@ class TestRule:
         rule.reset_parameters(seed)
         return rule
 
-    def test_is_known_again(self) -> None:
+    def test_rule_fingerprint_is_reproducible(self) -> None:
         assert rule_fingerprint(self.rule()) == rule_fingerprint(self.rule())
 
-    def test_with_other_weights_settings_or_architecture_is_another(self) -> None:
+    def test_rule_fingerprint_depends_on_weights_settings_and_architecture(self) -> None:
         changed = self.rule()
         with torch.no_grad():
             next(changed.parameters()).view(-1)[-1] += 1e-6

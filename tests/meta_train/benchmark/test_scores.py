@@ -45,7 +45,7 @@ def test_running_final_loss_is_exact_where_losses_are_tiny() -> None:
     np.testing.assert_allclose(running_final(losses)[-1], final_loss(losses), rtol=1e-9)
 
 
-def test_infinite_losses_do_not_become_undefined() -> None:
+def test_running_final_loss_stays_infinite_without_nan() -> None:
     losses = falling(1.0, 50)
     losses[20:] = np.inf
     running = running_final(losses)
@@ -53,20 +53,20 @@ def test_infinite_losses_do_not_become_undefined() -> None:
     assert np.isinf(running[20:]).all()
 
 
-def test_first_step_is_counted_from_one_and_never_is_infinite() -> None:
+def test_steps_to_counts_from_one_and_unreached_is_infinite() -> None:
     running = np.array([[0.0, 5.0, 5.0], [0.0, 4.0, 5.0], [0.0, 1.0, 5.0], [9.0, 4.0, 5.0]])
     assert steps_to(running, np.array([1.0, 1.0, 1.0])).tolist() == [1.0, 2.0, np.inf]
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 2.0, 4.0])
-def test_speed_up_of_a_curve_that_falls_so_many_times_as_fast(factor: float) -> None:
+def test_speedup_is_the_ratio_of_decay_rates(factor: float) -> None:
     """The mean over a last tenth lags a little behind its end; by as much in both, but in fewer steps."""
     found = float(speedup(falling(factor), falling(1.0))[0])
     assert found == pytest.approx(factor, rel=0.08)
     assert (found == 1.0) == (factor == 1.0)
 
 
-def test_slowdowns_are_told_from_the_median_of_the_particles_on_the_same_instances() -> None:
+def test_slowdowns_are_relative_to_the_median_particle() -> None:
     """Two groups of three particles, copy by copy; the losses of the second group are a thousand times higher."""
     factors = np.array([[1.0, 1.0], [2.0, 0.5], [0.5, 4.0]])
     curves = np.stack([falling(factor, seeds=2) for factor in factors.flatten()], axis=1) * [[[1], [1000]] * 3]
@@ -82,7 +82,7 @@ def test_slowdowns_are_told_from_the_median_of_the_particles_on_the_same_instanc
     assert torch.equal(diverged[[0, 1, 2, 3, 5]], found[[0, 1, 2, 3, 5]])
 
 
-def test_slowdowns_are_those_of_the_curves_from_the_initial_loss_on() -> None:
+def test_slowdowns_include_the_initial_loss() -> None:
     curves = np.random.default_rng(0).lognormal(size=(6, 5, 1))
     losses = torch.from_numpy(curves)
     median = np.median(curves[:, :, 0], axis=1, keepdims=True)
@@ -93,12 +93,12 @@ def test_slowdowns_are_those_of_the_curves_from_the_initial_loss_on() -> None:
     assert not np.allclose(log_slowdowns(losses[2:], losses[1], copies=5), expected)
 
 
-def test_speed_up_is_bounded() -> None:
+def test_speedup_is_bounded() -> None:
     assert speedup(falling(100.0), falling(1.0)).tolist() == [FASTEST]
     assert speedup(falling(0.01), falling(1.0)).tolist() == [SLOWEST]
 
 
-def test_diverged_training_counts_as_the_slowest_however_fast_it_was_before() -> None:
+def test_diverged_training_counts_as_the_slowest() -> None:
     losses = falling(5.0)
     assert speedup(losses, falling(1.0))[0] > 4
     losses[-1] = np.inf
@@ -106,14 +106,14 @@ def test_diverged_training_counts_as_the_slowest_however_fast_it_was_before() ->
     assert speedup(falling(5.0), falling(1.0), diverged=np.array([True])).tolist() == [SLOWEST]
 
 
-def test_reference_that_diverged_is_beaten_by_whatever_did_not() -> None:
+def test_any_finite_training_beats_a_diverged_reference() -> None:
     broken = falling(1.0)
     broken[500:] = np.inf
     assert speedup(falling(0.1), broken).tolist() == [FASTEST]
     assert speedup(broken, broken).tolist() == [SLOWEST]
 
 
-def test_noise_of_the_reference_is_no_speed_up_of_others() -> None:
+def test_speedup_compares_when_a_plateau_is_reached() -> None:
     """A reference on a plateau reaches its final loss early, and an optimizer that does the same is not faster."""
     plateau = np.maximum(falling(10.0), 0.5)
     assert speedup(plateau, plateau).tolist() == [1.0]
@@ -122,7 +122,7 @@ def test_noise_of_the_reference_is_no_speed_up_of_others() -> None:
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(2.0, 1.0), (0.5, 4.0)])
-def test_dear_steps_cost_speed_in_seconds(cost: float, expected: float) -> None:
+def test_speedup_in_seconds_divides_by_the_cost_of_a_step(cost: float, expected: float) -> None:
     assert float(speedup(falling(2.0), falling(1.0), cost)[0]) == pytest.approx(expected, rel=0.08)
 
 
@@ -136,7 +136,7 @@ def test_diverged_runs_are_counted_one_by_one() -> None:
     assert problem_speedups(found, result(falling(0.1, 100, seeds=4)))[0] == SLOWEST
 
 
-def test_bands_hold_the_seeds_luck() -> None:
+def test_speedup_band_reflects_the_spread_over_seeds() -> None:
     lucky = falling(4.0, seeds=10)
     lucky[:, ::2] = falling(1.0, seeds=5)
     adam = result(falling(1.0, seeds=10), "Adam")
@@ -169,5 +169,5 @@ def test_stored_curve_is_short_and_averages_what_it_leaves_out(steps: int) -> No
 
 
 @pytest.mark.parametrize(("ratio", "text"), [(1.0, "1.00"), (0.123, "0.12"), (0.00254, "0.0025"), (math.inf, "inf")])
-def test_small_ratios_are_not_shown_as_zero(ratio: float, text: str) -> None:
+def test_ratios_are_shown_with_two_significant_digits(ratio: float, text: str) -> None:
     assert ratio_text(ratio) == text

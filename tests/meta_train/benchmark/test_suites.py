@@ -24,7 +24,7 @@ def suite(text: str, folder: Path) -> Suite:
 
 
 @pytest.mark.parametrize("name", shipped_suites())
-def test_shipped_suite_names_what_there_is(name: str) -> None:
+def test_shipped_suite_is_valid(name: str) -> None:
     found = load_suite(name)
     assert (found.name, bool(found.title)) == (name, True)
     assert {rule for problem in found.problems for rule in problem.rules} <= set(available_rules())
@@ -58,7 +58,7 @@ def test_quick_suite_needs_no_download() -> None:
     assert all(isinstance(family, MLPFamily | QuadraticFamily) for family in families)
 
 
-def test_suite_above_its_problems_says_what_holds_for_all(tmp_path: Path) -> None:
+def test_suite_defaults_apply_to_its_problems(tmp_path: Path) -> None:
     found = suite(
         f'seeds = 3\nrules = ["lstm-l2l-mnist"]\nsplit = "validation"\n{ENTRY}dimensions = [4, 4]\n', tmp_path
     )
@@ -70,13 +70,13 @@ def test_suite_above_its_problems_says_what_holds_for_all(tmp_path: Path) -> Non
     assert own.seeds == 4
 
 
-def test_list_of_steps_is_a_problem_each(tmp_path: Path) -> None:
+def test_list_of_steps_makes_one_problem_each(tmp_path: Path) -> None:
     found = suite(ENTRY.replace("steps = 5", "steps = [5, 1_000]"), tmp_path)
     assert [(problem.name, problem.steps) for problem in found.problems] == [("q-5", 5), ("q-1000", 1000)]
     assert found.problems[1].label == "q-1000, 1,000 steps"
 
 
-def test_family_for_evaluation_only_is_welcome(tmp_path: Path) -> None:
+def test_evaluation_only_family_is_accepted(tmp_path: Path) -> None:
     text = '[[problems]]\nname = "f"\nfamily = "mlp"\nsteps = 5\ndataset = "fashion-mnist"\n'
     assert suite(text, tmp_path).problems[0].build().evaluation_only
 
@@ -104,7 +104,7 @@ def test_family_for_evaluation_only_is_welcome(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_mistake_is_named(text: str, words: list[str], tmp_path: Path) -> None:
+def test_invalid_suite_is_refused_with_the_reason(text: str, words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         suite(text, tmp_path)
     message = str(caught.value)
@@ -112,7 +112,7 @@ def test_mistake_is_named(text: str, words: list[str], tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-def test_missing_suite_is_named_with_those_there_are() -> None:
+def test_unknown_suite_error_lists_the_known() -> None:
     with pytest.raises(
         ConfigError, match=r"unknown name 'quik' \(did you mean 'quick'\?\); known: .*l2l-2016.*TOML file"
     ):
@@ -121,7 +121,7 @@ def test_missing_suite_is_named_with_those_there_are() -> None:
         load_suite("absent.toml")
 
 
-def test_some_problems_of_a_suite_and_other_seeds(tmp_path: Path) -> None:
+def test_only_and_with_seeds_select_problems_and_seeds(tmp_path: Path) -> None:
     found = suite(ENTRY + ENTRY.replace('"q"', '"r"') + "tuning_seeds = 3\n", tmp_path)
     assert [problem.name for problem in found.only(["r", "q", "r"]).problems] == ["r", "q"]
     with pytest.raises(ConfigError, match="suite 'mine': problems: unknown name 's'; known: q, r"):
@@ -132,7 +132,7 @@ def test_some_problems_of_a_suite_and_other_seeds(tmp_path: Path) -> None:
         found.with_seeds(1)
 
 
-def test_model_of_the_users_own_is_a_suite_of_one_problem(tmp_path: Path) -> None:
+def test_user_model_is_a_suite_of_one_problem(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(
         "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(2, 1)\n"
         "def batch(generator):\n    return torch.zeros(2)\ndef loss(model, batch):\n    return model(batch).sum()\n"

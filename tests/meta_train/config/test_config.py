@@ -3,26 +3,15 @@
 import dataclasses
 import json
 import re
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from helpers import user_tasks
 from helpers.paths import ROOT
-from learned_optim import save_rule
-from learned_optim.meta_train.common.strict import ConfigError
-from learned_optim.meta_train.config.load import (
-    Config,
-    TaskConfig,
-    config_from_tables,
-    load_config,
-    shipped_configs,
-)
+from helpers.small_configs import SMALLEST, refusal, write
+from learned_optim.meta_train.config.load import Config, TaskConfig, config_from_tables, load_config, shipped_configs
 from learned_optim.meta_train.config.settings import (
     CurriculumConfig,
     MetaOptimizerConfig,
@@ -33,24 +22,7 @@ from learned_optim.meta_train.config.settings import (
 )
 from learned_optim.meta_train.estimators import ESTIMATORS, Estimator, TruncatedBPTT
 from learned_optim.meta_train.tasks import FAMILIES, MLPFamily, QuadraticFamily
-from learned_optim.rules import ARCHITECTURES, LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM
-
-SMALLEST = 'steps = 3\n\n[[tasks]]\nfamily = "quadratic"\n'
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "mine.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def refusal(text: str, folder: Path, overrides: Sequence[str] = ()) -> str:
-    """The message with which a configuration is refused."""
-    with pytest.raises(ConfigError) as caught:
-        load_config(write(folder, text), overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from learned_optim.rules import ARCHITECTURES, LSTML2L, ScheduleFreeLSTM
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -68,7 +40,7 @@ def test_shipped_configurations_are_all_found() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_json_gives_the_same_configuration_back(name: str) -> None:
+def test_json_round_trip_gives_an_equal_configuration(name: str) -> None:
     config = load_config(name)
     again = config_from_tables(json.loads(config.to_json()))
     assert again == config
@@ -85,7 +57,7 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
     assert config.estimator == TruncatedBPTT(meta_loss="mean", replay_coordinates=None)
 
 
-def test_values_arrive_where_they_belong(tmp_path: Path) -> None:
+def test_toml_values_reach_their_settings(tmp_path: Path) -> None:
     text = """
         steps = 1_000
         seed = 7
@@ -283,11 +255,11 @@ def test_window_is_a_number_of_steps_or_the_whole_training(tmp_path: Path) -> No
         ('name = "combined"\ngroups = 1', "the combined estimator needs two pairs or more"),
     ],
 )
-def test_groups_that_cannot_be_are_refused_before_training(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_groups_are_refused_before_training(text: str, message: str, tmp_path: Path) -> None:
     assert message in refusal(SMALLEST + f"[estimator]\n{text}", tmp_path)
 
 
-def test_settings_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+def test_conflicting_settings_are_refused(tmp_path: Path) -> None:
     text = SMALLEST + "[unroll]\ntruncation_up_to = 30\ntruncation_growth = { to = 30, over = 5 }"
     assert "truncation_growth and truncation_up_to exclude each other" in refusal(text, tmp_path)
     text = SMALLEST + "[unroll]\nhorizon = [5, 10]\n[curriculum]\nhorizons = [5, 10]"
@@ -300,24 +272,24 @@ def test_sampled_second_derivatives_are_refused_before_training(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.001])
-def test_data_for_evaluation_are_refused(weight: float, tmp_path: Path) -> None:
+def test_evaluation_data_is_refused_for_training(weight: float, tmp_path: Path) -> None:
     text = SMALLEST + f'[[tasks]]\nfamily = "mlp"\ndataset = "fashion-mnist"\nweight = {weight}\n'
     message = refusal(text, tmp_path)
     assert "tasks[mlp]: not for meta-training: data set 'fashion-mnist', evaluation only" in message
 
 
-def test_data_for_evaluation_select_no_weights_either(tmp_path: Path) -> None:
+def test_evaluation_data_is_refused_for_validation(tmp_path: Path) -> None:
     suite = '[[validation.suites]]\nname = "far"\n[[validation.suites.families]]\nfamily = "mlp"\n'
     assert load_config(write(tmp_path, SMALLEST + suite + "width = [3, 4]")).families[1].options == {"width": [3, 4]}
     message = refusal(SMALLEST + suite + 'dataset = "fashion-mnist"', tmp_path)
     assert "not for meta-training: data set 'fashion-mnist', evaluation only" in message
 
 
-def test_other_data_are_not_refused(tmp_path: Path) -> None:
+def test_training_data_is_accepted(tmp_path: Path) -> None:
     load_config(write(tmp_path, SMALLEST + '[[tasks]]\nfamily = "mlp"\ndataset = "cifar10"\n'))
 
 
-def test_unknown_names_come_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_name_error_lists_the_known(tmp_path: Path) -> None:
     message = refusal(SMALLEST, tmp_path, ["tasks[0].family=quadratik"])
     assert "unknown name 'quadratik' (did you mean 'quadratic'?)" in message
     assert all(name in message for name in FAMILIES)
@@ -325,145 +297,3 @@ def test_unknown_names_come_with_the_known_ones(tmp_path: Path) -> None:
     message = refusal(SMALLEST, tmp_path, ["rule.architecture=lstm"])
     assert message.startswith("rule.architecture: unknown name 'lstm'")
     assert all(name in message for name in ARCHITECTURES)
-
-
-class TestUserFamily:
-    def test_is_found_by_module_and_class(self, tmp_path: Path) -> None:
-        text = 'steps = 1\n[[tasks]]\nfamily = "helpers.user_tasks:DropoutFamily"\nprobability = 0.25'
-        config = load_config(write(tmp_path, text))
-        assert config.tasks[0].build() == user_tasks.DropoutFamily(probability=0.25)
-        assert config_from_tables(json.loads(config.to_json())) == config
-
-    @pytest.mark.parametrize(
-        ("family", "message"),
-        [
-            ("helpers.user_tasks:Absent", "cannot import 'helpers.user_tasks:Absent'"),
-            ("no_such_module:Family", "cannot import 'no_such_module:Family'"),
-            ("helpers.user_tasks:NotAFamily", "is not a sub-class of TaskFamily"),
-            ("helpers.user_tasks:ROWS", "is not a sub-class of TaskFamily"),
-            ("helpers.user_tasks:", "cannot import"),
-            (":DropoutFamily", "cannot import"),
-        ],
-    )
-    def test_that_cannot_be_used_is_refused(self, family: str, message: str, tmp_path: Path) -> None:
-        assert message in refusal(f'steps = 1\n[[tasks]]\nfamily = "{family}"', tmp_path)
-
-    def test_options_are_checked(self, tmp_path: Path) -> None:
-        text = 'steps = 1\n[[tasks]]\nfamily = "helpers.user_tasks:DropoutFamily"\n'
-        assert "unknown key 'probabilty' (did you mean 'probability'?)" in refusal(text + "probabilty = 1", tmp_path)
-        assert "probability: Input should be a valid number" in refusal(text + "probability = 'high'", tmp_path)
-
-
-class TestOverride:
-    @pytest.mark.parametrize(
-        ("override", "path", "value"),
-        [
-            ("steps=5", ("steps",), 5),
-            ("meta_optimizer.lr=1e-2", ("meta_optimizer", "lr"), 0.01),
-            ("unroll.horizon=[5, 9]", ("unroll", "horizon"), (5, 9)),
-            ("estimator.meta_loss=log", ("estimator", "meta_loss"), "log"),
-            ("description=two words = 2", ("description",), "two words = 2"),
-            ('description="5"', ("description",), "5"),
-            ("estimator.second_derivatives=true", ("estimator", "second_derivatives"), True),
-            ("rule.settings.hidden_size=9", ("rule", "settings"), {"hidden_size": 9}),
-            ("tasks[0].weight=4", ("tasks", 0, "weight"), 4.0),
-            ("tasks[1].dimensions=[3, 4]", ("tasks", 1, "options"), {"dimensions": [3, 4]}),
-            ("tasks.1.weight=3", ("tasks", 1, "weight"), 3.0),
-        ],
-    )
-    def test_changes_one_value(self, override: str, path: Sequence[str | int], value: object, tmp_path: Path) -> None:
-        text = SMALLEST + '[[tasks]]\nfamily = "quadratic"\n'
-        found: Any = load_config(write(tmp_path, text), [override])
-        for part in path:
-            found = found[part] if isinstance(part, int) else getattr(found, part)
-        assert found == value
-
-    def test_later_ones_win(self, tmp_path: Path) -> None:
-        assert load_config(write(tmp_path, SMALLEST), ["steps=5", "steps=6"]).steps == 6
-
-    def test_does_not_change_the_file(self, tmp_path: Path) -> None:
-        path = write(tmp_path, SMALLEST)
-        load_config(path, ["steps=5"])
-        assert path.read_text() == SMALLEST
-
-    @pytest.mark.parametrize("override", ["steps", "=3", "", ".=3", "[]=3"])
-    def test_that_is_no_assignment_is_refused(self, override: str, tmp_path: Path) -> None:
-        assert "expected key=value" in refusal(SMALLEST, tmp_path, [override])
-
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            ("steps.x=3", "'steps' is not a table"),
-            ("tasks[1].weight=3", "no entry '1'; there are 1, counted from 0"),
-            ("tasks[first].weight=3", "no entry 'first'"),
-            ("tasks[0]=3", "name a key of an entry"),
-            ("stepz=3", "unknown key 'stepz' (did you mean 'steps'?)"),
-            ("unroll.pol=3", "unknown key 'unroll.pol' (did you mean 'pool'?)"),
-        ],
-    )
-    def test_of_what_is_not_there_is_refused(self, override: str, message: str, tmp_path: Path) -> None:
-        assert message in refusal(SMALLEST, tmp_path, [override])
-
-
-class TestFile:
-    def test_missing_one_lists_the_shipped(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"no configuration file .*absent\.toml; shipped ones: ") as caught:
-            load_config(tmp_path / "absent.toml")
-        assert all(name in str(caught.value) for name in shipped_configs())
-
-    @pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe", b"[[tasks]\n"])
-    def test_that_is_not_toml_is_refused(self, content: bytes, tmp_path: Path) -> None:
-        (tmp_path / "mine.toml").write_bytes(content)
-        with pytest.raises(ConfigError, match=r"mine\.toml: not valid TOML"):
-            load_config(tmp_path / "mine.toml")
-
-    def test_is_read_as_utf8(self, tmp_path: Path) -> None:
-        assert load_config(write(tmp_path, 'description = "größer"\n' + SMALLEST)).description == "größer"
-
-
-class TestStartFrom:
-    def test_weights_are_taken_over(self, tmp_path: Path) -> None:
-        rule = LSTML2L(3)
-        rule.reset_parameters(seed=5)
-        save_rule(rule, tmp_path / "start.safetensors")
-        tables = tomllib.loads(SMALLEST) | {
-            "rule": {
-                "architecture": "lstm-l2l",
-                "settings": {"hidden_size": 3},
-                "start_from": str(tmp_path / "start.safetensors"),
-            }
-        }
-        config = config_from_tables(tables)
-        for seed in (0, 1):
-            built = config.rule.build(seed)
-            assert all(torch.equal(tensor, rule.state_dict()[name]) for name, tensor in built.state_dict().items())
-            assert all(parameter.requires_grad for parameter in built.parameters())
-
-    def test_without_it_they_follow_from_the_seed(self, tmp_path: Path) -> None:
-        config = load_config(write(tmp_path, SMALLEST))
-        first, again, other = (config.rule.build(seed).state_dict()["cell.weight"] for seed in (1, 1, 2))
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
-
-    def test_file_that_is_missing_or_does_not_fit_is_refused(self, tmp_path: Path) -> None:
-        save_rule(LSTML2L(3), tmp_path / "start.safetensors")
-        overrides = [f"rule.start_from={tmp_path / 'start.safetensors'}"]
-        assert "rule.start_from: " in refusal(SMALLEST, tmp_path, overrides)
-        assert "rule.start_from: no rule file" in refusal(SMALLEST, tmp_path, ["rule.start_from=a/b.safetensors"])
-        assert "rule.start_from: unknown rule 'nobody'" in refusal(SMALLEST, tmp_path, ["rule.start_from=nobody"])
-
-
-def test_architecture_of_a_users_file_is_not_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/own-rule.md: the file of one's own tasks may import one's own rule."""
-    monkeypatch.setitem(ARCHITECTURES, "mine", ScaleFreeLSTM)  # so that it is taken out after the test
-    del ARCHITECTURES["mine"]
-    (tmp_path / "mine.py").write_text(
-        "from learned_optim.meta_train.tasks import QuadraticFamily\n"
-        "from learned_optim.rules import ARCHITECTURES, ScaleFreeLSTM\n"
-        "ARCHITECTURES['mine'] = type('Mine', (ScaleFreeLSTM,), {'name': 'mine'})\n"
-        "class MyFamily(QuadraticFamily):\n    pass\n"
-    )
-    config = config_from_tables(
-        {"steps": 1, "rule": {"architecture": "mine"}, "tasks": [{"family": f"{tmp_path / 'mine.py'}:MyFamily"}]}
-    )
-    assert config.rule.build(0).name == "mine"

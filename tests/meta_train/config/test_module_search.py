@@ -63,15 +63,13 @@ def test_module_beside_the_configuration_comes_first(family: str, elsewhere: Pat
 
 
 @pytest.mark.parametrize("family", ["searched_tasks:Mine", "searched_tasks.py:Mine"], ids=["module", "file"])
-def test_module_in_the_current_folder_is_found_too(
-    family: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_module_in_the_current_folder_is_found(family: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (elsewhere / "searched_tasks.py").unlink()
     (elsewhere / "mine.toml").write_text(CONFIG.format(family=family))
     assert cli.main(["meta-train", str(elsewhere / "mine.toml"), "--output", "run"]) == 0
 
 
-def test_run_that_goes_on_finds_its_modules_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_finds_its_modules(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (elsewhere / "mine.toml").write_text(CONFIG.format(family="searched_tasks:Mine"))
     assert cli.main(["meta-train", str(elsewhere / "mine.toml"), "--output", "run"]) == 0
     del sys.modules["searched_tasks"]
@@ -81,12 +79,12 @@ def test_run_that_goes_on_finds_its_modules_again(elsewhere: Path, monkeypatch: 
     assert cli.main(["meta-train", "--resume", "run"]) == 0
 
 
-def test_error_says_where_was_looked(elsewhere: Path) -> None:
+def test_error_lists_the_searched_folders(elsewhere: Path) -> None:
     (elsewhere / "mine.toml").write_text(CONFIG.format(family="searched_tasks_absent:Mine"))
     with pytest.raises(ConfigError, match=rf"; looked beside .* in {elsewhere}, then in the current folder, "):
         load_config(elsewhere / "mine.toml")
 
 
-def test_byte_order_mark_is_not_taken_for_toml(elsewhere: Path) -> None:
+def test_byte_order_mark_is_skipped(elsewhere: Path) -> None:
     (elsewhere / "mine.toml").write_bytes(b"\xef\xbb\xbf" + CONFIG.format(family="quadratic").encode())
     assert load_config(elsewhere / "mine.toml").steps == 2

@@ -89,7 +89,7 @@ def test_without_the_variables_only_the_home_cache_is_searched(nowhere: Path, mo
     ("name", "missing"),
     [("mnist", "t10k-images-idx3-ubyte.gz"), ("cifar10", "cifar-10-batches-bin/data_batch_3.bin")],
 )
-def test_an_incomplete_folder_is_passed_over_and_its_missing_file_named(nowhere: Path, name: str, missing: str) -> None:
+def test_incomplete_folder_is_skipped_and_its_missing_file_named(nowhere: Path, name: str, missing: str) -> None:
     folder = nowhere / "set" / name
     for file in data.DATA_SETS[name].layouts[0]:
         if file == missing:
@@ -101,24 +101,24 @@ def test_an_incomplete_folder_is_passed_over_and_its_missing_file_named(nowhere:
 
 
 @pytest.mark.parametrize("call", [data.find, fetch, lambda name: data.load(name, "train")])
-def test_an_unknown_name_lists_the_names(call: Callable[[str], object]) -> None:
+def test_unknown_data_set_error_lists_the_known(call: Callable[[str], object]) -> None:
     known = "cifar10, digits, fashion-mnist, mnist, neural_art, omniglot"
     with pytest.raises(ValueError, match=rf"unknown data set 'minst' \(did you mean 'mnist'\?\); known: {known}"):
         call("minst")
 
 
-def test_an_unknown_split_lists_the_splits() -> None:
+def test_unknown_split_error_lists_the_known() -> None:
     with pytest.raises(ValueError, match="unknown split 'valid'; known: train, validation, test"):
         data.load("digits", "valid")
 
 
 @pytest.mark.parametrize("call", [data.find, fetch])
-def test_digits_have_no_folder(call: Callable[[str], object]) -> None:
+def test_digits_are_refused_by_find_and_fetch(call: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=r"'digits' .* comes with scikit-learn"):
         call("digits")
 
 
-def test_the_evaluation_only_set_says_so() -> None:
+def test_fashion_mnist_is_marked_evaluation_only() -> None:
     assert [name for name, data_set in data.DATA_SETS.items() if "evaluation only" in data_set.note] == [
         "fashion-mnist"
     ]
@@ -143,7 +143,7 @@ def test_mnist_like_sets_are_the_original_files_in_their_order(name: str, mean: 
         assert list(stream.read()[8:]) == splits["test"].labels.tolist()
 
 
-def test_mnist_label_counts() -> None:
+def test_mnist_label_counts_are_as_published() -> None:
     real("mnist")
     labels = torch.cat([data.load("mnist", split).labels for split in ("train", "validation")])
     assert labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # as published
@@ -160,7 +160,7 @@ def test_mnist_splits_are_disjoint() -> None:
     assert not validation & test
 
 
-def test_the_cifar10_subset() -> None:
+def test_cifar10_subset_has_the_documented_splits() -> None:
     if not (real("cifar10") / "cifar10_subset.npz").is_file():
         pytest.skip("needs cifar10_subset.npz in LEARNED_OPTIM_DATA")
     splits = {split: data.load("cifar10", split) for split in data.SPLITS}
@@ -244,7 +244,7 @@ LABELS = idx(np.arange(10_000) % 10)
         pytest.param("labels-idx1", LABELS[:-1] + b"\x0a", r"has a label 10, beyond 0\.\.9", id="label"),
     ],
 )  # fmt: skip
-def test_a_damaged_or_foreign_idx_file_is_refused(mnist: Path, file: str, content: bytes, problem: str) -> None:
+def test_damaged_or_foreign_idx_file_is_refused(mnist: Path, file: str, content: bytes, problem: str) -> None:
     path = mnist / "mnist" / f"t10k-{file}-ubyte"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=problem) as caught:
@@ -268,7 +268,7 @@ def cifar10(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent.parent
 
 
-def test_the_binary_version_of_cifar10(cifar10: Path) -> None:
+def test_cifar10_binary_version_is_read(cifar10: Path) -> None:
     train, validation, test = (data.load("cifar10", split, cifar10) for split in data.SPLITS)
     assert [tuple(part.images.shape) for part in (train, validation, test)] == [(n, 3, 32, 32) for n in (45, 5, 10)]
     assert train.images[:, 0, 0, 0].tolist() == [0] * 10 + [1] * 10 + [2] * 10 + [3] * 10 + [4] * 5
@@ -290,7 +290,7 @@ def test_validation_shares_the_memory_of_train(cifar10: Path) -> None:
     [(bytes(3072), "has 3072 bytes instead of 30730"), (b"\x0b" + bytes(30_729), "has a label 11")],
     ids=["truncated", "label"],
 )
-def test_a_damaged_binary_file_is_refused(cifar10: Path, content: bytes, problem: str) -> None:
+def test_damaged_cifar10_binary_file_is_refused(cifar10: Path, content: bytes, problem: str) -> None:
     path = cifar10 / "cifar10" / "cifar-10-batches-bin" / "data_batch_2.bin"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"data_batch_2.bin {problem}.*fetch cifar10"):
@@ -314,7 +314,7 @@ def saved(**arrays: np.ndarray) -> bytes:
         pytest.param(saved(x_test=np.zeros((3, 32, 32, 3), np.uint8), y_test=np.zeros(3, np.uint8)), id="count"),
     ],
 )
-def test_a_damaged_or_foreign_subset_is_refused(nowhere: Path, content: bytes) -> None:
+def test_damaged_or_foreign_cifar10_subset_is_refused(nowhere: Path, content: bytes) -> None:
     path = nowhere / "set" / "cifar10" / "cifar10_subset.npz"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -345,6 +345,8 @@ def test_pooling_maps_white_to_one_at_any_size() -> None:
     ],
     ids=["three dimensions", "too large", "zero", "integers"],
 )
-def test_pooling_refuses(images: Tensor, size: int, error: type[Exception], problem: str) -> None:
+def test_pooling_refuses_wrong_shapes_sizes_and_dtypes(
+    images: Tensor, size: int, error: type[Exception], problem: str
+) -> None:
     with pytest.raises(error, match=problem):
         data.pooled(images, size)

@@ -1,4 +1,4 @@
-"""Downloads: whole and unchanged, or not there at all, and never begun again without need."""
+"""Downloads are checked against their checksums, resumed after interruptions, and never leave a damaged file."""
 
 import dataclasses
 import errno
@@ -27,13 +27,13 @@ FIRST, SECOND = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``, and remembers what was asked for."""
+    """Serves ``files``, and remembers the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []  # file name, Range
-        self.ranges = True  # whether Range is heeded
+        self.ranges = True  # whether Range is honoured
         self.cut: int | None = None  # send only so many bytes of the next answer
 
     @property
@@ -114,7 +114,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_fetch_downloads_every_file_and_nothing_twice(server: Server, tmp_path: Path) -> None:
+def test_fetch_downloads_every_file_once(server: Server, tmp_path: Path) -> None:
     folder = fetch("mnist", tmp_path, mirrors=[server.address])
     assert folder == tmp_path / "mnist"
     assert contents(folder) == server.files
@@ -123,7 +123,7 @@ def test_fetch_downloads_every_file_and_nothing_twice(server: Server, tmp_path: 
     assert len(server.requests) == 2
 
 
-def test_fetch_goes_to_the_cache_where_find_looks(
+def test_fetch_writes_to_the_cache_that_find_searches(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LEARNED_OPTIM_DATA", raising=False)
@@ -158,7 +158,7 @@ def test_fetch_replaces_a_file_with_another_checksum(server: Server, tmp_path: P
     assert contents(fetch("mnist", tmp_path, mirrors=[server.address])) == server.files
 
 
-def test_a_cut_download_is_continued_where_it_ended(server: Server, tmp_path: Path) -> None:
+def test_interrupted_download_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cut = 2_000
     with pytest.raises(FetchError, match=r"closed after 2000 of 5000 bytes.*run this again to continue"):
         fetch("mnist", tmp_path, mirrors=[server.address])
@@ -170,7 +170,7 @@ def test_a_cut_download_is_continued_where_it_ended(server: Server, tmp_path: Pa
     assert [asked for name, asked in server.requests if name == FIRST] == [None, "bytes=2000-", "bytes=3000-"]
 
 
-def test_the_next_mirror_continues_what_the_first_began(
+def test_second_mirror_resumes_the_download_of_the_first(
     server: Server, start: Callable[[], Server], tmp_path: Path
 ) -> None:
     server.cut = 2_000
@@ -180,7 +180,7 @@ def test_the_next_mirror_continues_what_the_first_began(
     assert second.requests == [(FIRST, "bytes=2000-")]
 
 
-def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+def test_server_without_ranges_restarts_the_download(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / f"{FIRST}.part").write_bytes(server.files[FIRST][:2_000])
@@ -189,20 +189,20 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [10, 5_000, 6_000], ids=["short", "whole", "too long"])
-def test_a_damaged_part_is_thrown_away(server: Server, tmp_path: Path, size: int) -> None:
+def test_damaged_partial_download_is_discarded(server: Server, tmp_path: Path, size: int) -> None:
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / f"{FIRST}.part").write_bytes(bytes(size))
     assert contents(fetch("mnist", tmp_path, mirrors=[server.address])) == server.files
 
 
-def test_a_wrong_checksum_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+def test_wrong_checksum_leaves_no_file(server: Server, tmp_path: Path) -> None:
     server.files[FIRST] = b"x" * 5_000
     with pytest.raises(FetchError, match=f"{server.address}{FIRST} \\(SHA-256 is .* instead of .*\\)"):
         fetch("mnist", tmp_path, mirrors=[server.address])
     assert contents(tmp_path) == {}
 
 
-def test_a_wrong_checksum_keeps_the_file_that_was_there(server: Server, tmp_path: Path) -> None:
+def test_wrong_checksum_keeps_the_existing_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / FIRST).write_bytes(b"by hand")
     server.files[FIRST] = b"x" * 5_000
@@ -212,7 +212,7 @@ def test_a_wrong_checksum_keeps_the_file_that_was_there(server: Server, tmp_path
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong", "closed"])
-def test_the_second_mirror_is_used_where_the_first_fails(
+def test_second_mirror_is_used_where_the_first_fails(
     server: Server, start: Callable[[], Server], tmp_path: Path, fault: str
 ) -> None:
     first = start()
@@ -221,7 +221,7 @@ def test_the_second_mirror_is_used_where_the_first_fails(
     assert contents(fetch("mnist", tmp_path, mirrors=[address, server.address])) == server.files
 
 
-def test_failure_names_every_address_why_and_what_to_do(server: Server, tmp_path: Path) -> None:
+def test_failure_names_every_address_cause_and_remedy(server: Server, tmp_path: Path) -> None:
     server.files = {}
     closed = closed_address()
     with pytest.raises(FetchError) as caught:
@@ -234,7 +234,7 @@ def test_failure_names_every_address_why_and_what_to_do(server: Server, tmp_path
     assert contents(tmp_path) == {}
 
 
-def test_a_full_or_forbidden_disk_is_not_blamed_on_the_network(server: Server, tmp_path: Path) -> None:
+def test_disk_error_is_raised_as_itself(server: Server, tmp_path: Path) -> None:
     (tmp_path / "mnist" / f"{FIRST}.part").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
         fetch("mnist", tmp_path, mirrors=[server.address])
@@ -255,7 +255,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-def test_an_archive_is_unpacked_to_the_expected_files_only(
+def test_archive_is_unpacked_to_the_expected_files_only(
     start: Callable[[], Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = {name: name.encode() for name in data.DATA_SETS["cifar10"].layouts[0]}
@@ -277,7 +277,7 @@ def test_an_archive_is_unpacked_to_the_expected_files_only(
     assert len(contents(folder)) == 6
 
 
-def test_a_link_in_an_archive_is_not_followed(
+def test_link_in_an_archive_is_ignored(
     start: Callable[[], Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start()
@@ -308,7 +308,7 @@ class TestCommand:
         assert line.startswith("learned-optim: error: ")
         return line
 
-    def test_prints_the_folder_of_each_data_set(
+    def test_command_prints_the_folder_of_each_data_set(
         self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         characters = {name: name.encode() for name in data.DATA_SETS["omniglot"].downloads}
@@ -319,21 +319,23 @@ class TestCommand:
         assert contents(tmp_path / "omniglot") == characters  # zip archives stay as they are
         assert data.find("omniglot", tmp_path) == tmp_path / "omniglot"
 
-    def test_tells_a_misspelt_name_before_anything_is_downloaded(
+    def test_command_refuses_a_misspelt_name_before_downloading(
         self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert self.fetch(server, tmp_path, "mnist", "omniglott") == 1
         assert "unknown data set 'omniglott' (did you mean 'omniglot'?)" in self.error(capsys)
         assert server.requests == []
 
-    def test_goes_on_after_a_cut(self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command_resumes_after_a_cut(
+        self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         server.cut = 2_000
         assert self.fetch(server, tmp_path, "mnist") == 1
         assert "closed after 2000 of 5000 bytes" in self.error(capsys)
         assert self.fetch(server, tmp_path, "mnist") == 0
         assert server.requests[1] == (FIRST, "bytes=2000-")
 
-    def test_goes_on_after_ctrl_c(
+    def test_command_resumes_after_ctrl_c(
         self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def interrupted(response: BinaryIO) -> Iterator[bytes]:
@@ -348,13 +350,15 @@ class TestCommand:
         assert self.fetch(server, tmp_path, "mnist") == 0
         assert contents(tmp_path / "mnist") == server.files
 
-    def test_refuses_another_checksum(self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command_refuses_a_wrong_checksum(
+        self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         server.files[FIRST] = b"x" * 5_000
         assert self.fetch(server, tmp_path, "mnist") == 1
         assert f"SHA-256 is {hashlib.sha256(b'x' * 5_000).hexdigest()} instead of " in self.error(capsys)
         assert contents(tmp_path) == {}
 
-    def test_says_that_there_is_no_network(
+    def test_command_without_network_says_what_to_do(
         self, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert cli.main(["data", "fetch", "mnist", "--output", str(tmp_path)]) == 1  # at its own, dead address
@@ -364,7 +368,7 @@ class TestCommand:
 
 
 @pytest.mark.parametrize("name", [name for name, data_set in data.DATA_SETS.items() if data_set.downloads])
-def test_official_addresses_are_whole(name: str) -> None:
+def test_official_addresses_and_checksums_are_well_formed(name: str) -> None:
     data_set = data.DATA_SETS[name]
     assert data_set.mirrors
     assert all(re.fullmatch(r"https?://[^?#]+/", mirror) for mirror in data_set.mirrors)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from helpers.reference import central_difference
+from helpers.numerical_gradients import central_difference
 from helpers.user_tasks import Plane
 from learned_optim.meta_train.estimators import WindowGradient, truncated_bptt
 from learned_optim.meta_train.estimators.truncated_bptt import sample_coordinates
@@ -102,7 +102,7 @@ def slopes_of_meta_loss(
 @each_meta_loss
 @each_task
 @each_rule
-def test_replay_is_autograd_through_the_unroll_with_constant_gradients(
+def test_replay_equals_autograd_through_the_unroll(
     build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task], meta_loss: MetaLoss
 ) -> None:
     rule, task, state = under_way(build_rule(), build_task(), torch.tensor([[0.5], [2.0]]))
@@ -140,13 +140,13 @@ def test_second_derivatives_give_the_gradient_of_the_meta_loss(
     error = float((directions @ flat(first_order) - expected).abs().max())
     if build_task is Plane:  # its gradients are constant: nothing is neglected
         assert error <= tolerance
-    else:  # lstm-l2l hardly heeds the size of a gradient, so that little is neglected there too
+    else:  # lstm-l2l hardly depends on the size of a gradient, so that little is neglected there too
         assert error > 3 * tolerance
 
 
 @each_task
 @each_rule
-def test_losses_above_the_clamp_push_nothing(
+def test_losses_above_the_clamp_have_no_gradient(
     build_rule: Callable[[], UpdateRule], build_task: Callable[[], Task]
 ) -> None:
     rule, task, state = under_way(build_rule(), build_task())
@@ -165,7 +165,7 @@ def test_losses_above_the_clamp_push_nothing(
     assert float((flat(everything) - flat(result)).norm()) > 0.01 * float(flat(everything).norm())
 
 
-def test_losses_follow_the_updates() -> None:
+def test_unroll_equals_a_written_out_loop() -> None:
     """The unroll under plain gradient descent, against the same loop written out."""
     task = VectorizedTask(QuadraticTask(5, None, 0.1, 1.0), INSTANCES, seed=0)
     steps_seen = []
@@ -194,7 +194,7 @@ def test_losses_follow_the_updates() -> None:
 
 
 @each_rule
-def test_two_windows_go_on_as_one(build_rule: Callable[[], UpdateRule]) -> None:
+def test_two_windows_equal_one_long_window(build_rule: Callable[[], UpdateRule]) -> None:
     rule = randomised(build_rule())
     task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
     state = start(rule, task, generator(1))
@@ -212,9 +212,7 @@ def test_two_windows_go_on_as_one(build_rule: Callable[[], UpdateRule]) -> None:
 @pytest.mark.slow
 @each_meta_loss
 @each_rule
-def test_sampled_coordinates_give_the_full_gradient_on_average(
-    build_rule: Callable[[], UpdateRule], meta_loss: MetaLoss
-) -> None:
+def test_sampled_coordinates_are_unbiased(build_rule: Callable[[], UpdateRule], meta_loss: MetaLoss) -> None:
     """200 estimates from 6 of 20 coordinates: no component's mean is more than 5 standard errors off."""
     # No noise: all windows are the same.
     rule, task, state = under_way(build_rule(), QuadraticTask(10, 50.0, 0.0, 1.0))
@@ -229,7 +227,7 @@ def test_sampled_coordinates_give_the_full_gradient_on_average(
 
 
 @pytest.mark.parametrize("count", [20, 21, 1000])
-def test_asking_for_all_coordinates_is_exact(count: int) -> None:
+def test_replaying_all_coordinates_is_exact(count: int) -> None:
     rule, task, state = under_way(ScaleFreeLSTM(2), QuadraticTask(10, None, 0.0, 1.0))
     full = truncated_bptt(rule, task, state, STEPS, generator())
     result = truncated_bptt(rule, task, state, STEPS, generator(), replay_coordinates=count)
@@ -247,7 +245,7 @@ def test_coordinates_are_drawn_in_proportion_to_their_gradient_to_go() -> None:
     assert shares[1] == 0
 
 
-def test_draw_from_very_many_coordinates_does_not_miss_the_tail() -> None:
+def test_draw_from_many_coordinates_reaches_the_tail() -> None:
     coordinates, tail = 400_000, 4_000
     grads_to_go = torch.ones(1, coordinates, dtype=torch.float32)
     grads_to_go[:, -tail:] = 0.1  # together a thousandth; sums in float32 lose it
@@ -257,7 +255,7 @@ def test_draw_from_very_many_coordinates_does_not_miss_the_tail() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
-def test_draw_of_coordinates_survives_gradients_without_a_direction(value: float) -> None:
+def test_draw_is_uniform_for_zero_or_non_finite_gradients(value: float) -> None:
     grads_to_go = torch.ones(3, 5)
     grads_to_go[:, 2 if value else slice(None)] = value
     chosen, factors = sample_coordinates(grads_to_go, 1000, generator())
@@ -265,7 +263,7 @@ def test_draw_of_coordinates_survives_gradients_without_a_direction(value: float
     torch.testing.assert_close(factors, torch.full((1000,), 5 / 1000))
 
 
-def test_gradient_that_is_not_finite_in_between_is_not_hidden_by_sampling() -> None:
+def test_infinite_inner_gradient_makes_the_sampled_estimate_nan() -> None:
     task = VectorizedTask(perceptrons(), INSTANCES, seed=0)
     rule = randomised(ScaleFreeLSTM(2))
     state = start(rule, task, generator())
@@ -299,7 +297,7 @@ def test_sampled_replay_of_second_derivatives_is_refused() -> None:
 )
 @pytest.mark.parametrize("grad_mode", [True, False], ids=["grad-mode", "no-grad-mode"])
 @each_rule
-def test_nothing_but_the_result_is_left_behind(
+def test_estimate_leaves_rule_state_and_random_numbers_unchanged(
     build_rule: Callable[[], UpdateRule], grad_mode: bool, options: dict[str, int]
 ) -> None:
     rule, task, state = under_way(build_rule(), perceptrons())

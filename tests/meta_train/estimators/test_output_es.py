@@ -85,7 +85,9 @@ class TestOutputGradient:
         ("steps", "phases", "sigma", "pairs"),
         [(90, 1, 0.1, 300), pytest.param(600, 3, 0.05, 300, marks=pytest.mark.slow)],
     )
-    def test_it_is_the_gradient_of_the_log_speed_up(self, steps: int, phases: int, sigma: float, pairs: int) -> None:
+    def test_output_gradient_is_that_of_the_log_speedup(
+        self, steps: int, phases: int, sigma: float, pairs: int
+    ) -> None:
         rule, task = steered(), quadratics(distance=100.0)  # so far that the last phase is needed
         inner = start(rule, task, generator())
         found = OutputES(sigma=sigma, pairs=pairs).output_gradient(rule, task, inner, steps, 5, generator())
@@ -119,8 +121,8 @@ class TestOutputGradient:
         assert experience.output_gradient.count_nonzero() == 0
 
 
-class TestWhatIsRemembered:
-    def test_signals_are_those_of_a_training_with_outputs_of_zero(self) -> None:
+class TestExperience:
+    def test_signals_are_those_of_a_training_with_zero_outputs(self) -> None:
         rule, task, steps = steered(), quadratics(), 130
         inner = start(rule, task, generator())
         signals, losses, end = observed(rule, task, inner, steps, 5, generator(7))
@@ -137,7 +139,7 @@ class TestWhatIsRemembered:
             torch.testing.assert_close(signals[step - 1], expected, rtol=1e-3, atol=1e-4)
             _, state = unsteered(grad, state, torch.tensor(float(step)))
 
-    def test_only_the_beginning_of_a_long_training_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_signals_of_a_long_training_are_cut_to_its_beginning(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(output_es, "RECORDED", CHUNK)
         rule, task, steps = steered(), quadratics(), 2 * CHUNK + 7
         inner = start(rule, task, generator())
@@ -145,7 +147,7 @@ class TestWhatIsRemembered:
         assert (len(signals), len(losses), int(end.step)) == (CHUNK, steps, steps)
 
     @pytest.mark.slow
-    def test_gradients_that_vanish_leave_finite_signals(self) -> None:
+    def test_vanishing_gradients_give_finite_signals(self) -> None:
         # Means forget at different speeds: momentum over root mean square grows beyond what float16 holds.
         rule, task = steered(), VectorizedTask(Cliff(), 2, seed=0)
         estimator = OutputES(pairs=1)
@@ -157,7 +159,7 @@ class TestWhatIsRemembered:
         assert experience.signals[-1].max() == LARGEST
         assert all(grad.isfinite().all() for grad in estimate.grads)
 
-    def test_coordinates_come_from_all_tensors_and_instances_alike(self) -> None:
+    def test_coordinates_are_drawn_evenly_from_tensors_and_instances(self) -> None:
         task = quadratics(instances=3)
         task.shapes = {"small": torch.Size([1]), "large": torch.Size([3])}
         draws = torch.cat([some_coordinates(task, generator(seed)) for seed in range(400)])
@@ -190,7 +192,7 @@ class TestReplay:
         assert float(gain) == pytest.approx(float(gradient[:2].sum(0) @ bias) / 2, rel=1e-5)
         assert float(size) == pytest.approx(float(bias @ bias) * (1 + ANCHORED) / 2, rel=1e-5)
 
-    def test_lstm_learns_to_tell_tasks_apart(self) -> None:
+    def test_replay_trains_the_lstm_to_distinguish_tasks(self) -> None:
         torch.manual_seed(0)
         rule = ScheduleFreeLSTM(hidden_size=4)
         estimator = OutputES(caution=2.0)
@@ -212,7 +214,7 @@ class TestReplay:
         )  # where the gain is largest
         assert anchor.abs().max() < 0.05
 
-    def test_a_window_returns_the_gradient_of_the_objective(self) -> None:
+    def test_window_returns_the_gradient_of_the_objective(self) -> None:
         rule, task = steered(), quadratics()
         estimator = OutputES(pairs=2, caution=3.0)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
@@ -288,7 +290,7 @@ class TestRefused:
             output_es_config(estimator={**OUTPUT_ES, "groups": 2})
 
     @pytest.mark.parametrize("options", [{"sigma": 0.0}, {"pairs": 0}, {"caution": -1.0}])
-    def test_numbers_out_of_range(self, options: dict[str, Any]) -> None:
+    def test_numbers_out_of_range_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="must be positive"):
             OutputES(**options)
 
@@ -296,7 +298,7 @@ class TestRefused:
         with pytest.raises(ValueError, match=r'whole inner trainings: set unroll\.truncation = "whole"'):
             run(Trainer(output_es_config(unroll={"truncation": 5, "horizon": [10, 30]})))
 
-    def test_several_processes(self) -> None:
+    def test_several_processes_are_refused(self) -> None:
         world = World()
         world.size = 2
         with pytest.raises(ValueError, match="output-es runs in one process, got 2"):

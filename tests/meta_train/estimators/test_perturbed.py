@@ -1,4 +1,4 @@
-"""Evolution strategies that meta-train a part of a rule's weights, the others held."""
+"""Evolution strategies that meta-train a part of a rule's weights and keep the others."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_only_the_part_is_meta_trained(strategy: type[EvolutionStrategy]) -> Non
     assert moved == {"output_bias"}
 
 
-def test_parameters_that_the_rule_does_not_have_are_refused() -> None:
+def test_unknown_perturbed_parameters_are_refused() -> None:
     message = "perturbed: the rule has no parameter 'bias'; it has .*output_bias"
     with pytest.raises(ConfigError, match=message):
         plain(estimator={"name": "es", "perturbed": ["output_bias", "bias"]})

@@ -182,8 +182,8 @@ def test_estimate_is_the_gradient_of_the_smoothed_meta_loss(build: Callable[[boo
 
 
 @pytest.mark.slow
-def test_persistent_particles_remove_the_bias_of_truncation() -> None:
-    """Of two windows, PES has the whole gradient; truncated ES lacks that of the second loss by the first weights."""
+def test_pes_removes_the_bias_of_truncation() -> None:
+    """Over two windows, PES has the whole gradient; ES lacks that of the second loss by the first weights."""
     exact = exact_gradient(2, 2, lambda losses: losses.sum(0)).sum(0)
     assert_mean_is(sums_of_grads(PES(SIGMA, 4 * PAIRS), Bowl(), 2, 2), exact)
 
@@ -196,7 +196,7 @@ def test_persistent_particles_remove_the_bias_of_truncation() -> None:
 
 
 @pytest.mark.slow
-def test_one_perturbation_for_all_windows_is_es_over_the_whole_horizon() -> None:
+def test_es_single_equals_es_over_the_whole_horizon() -> None:
     (exact,) = exact_gradient(1, 4, lambda losses: 2 * losses[0])  # two windows' means add up to twice the mean
     assert_mean_is(sums_of_grads(ESSingle(SIGMA, PAIRS), Bowl(), 2, 2), exact)
     full = sums_of_grads(ES(SIGMA, PAIRS), Bowl(), 1, 4, repeats=2)
@@ -205,7 +205,7 @@ def test_one_perturbation_for_all_windows_is_es_over_the_whole_horizon() -> None
 
 
 @pytest.mark.slow
-def test_influence_balancing_pes_goes_down_and_truncation_up() -> None:
+def test_pes_descends_on_influence_balancing_where_truncation_ascends() -> None:
     """At weight 0.5 the sum of 150 losses falls to the left: PES has its slope inside a 99.9% interval."""
     steps, repeats = 150, 12
     rule = InfluenceBalancing().double()
@@ -262,7 +262,7 @@ def randomised(rule: UpdateRule) -> UpdateRule:
 
 
 @each_rule
-def test_particles_advance_together_as_one_by_one(build_rule: Callable[[], UpdateRule]) -> None:
+def test_batched_particles_match_single_particles(build_rule: Callable[[], UpdateRule]) -> None:
     rule = randomised(build_rule())
     particles, instances, coordinates, steps = 3, 2, 7, 3
     weights = flat_meta_parameters(rule) + 0.1 * torch.randn(
@@ -336,7 +336,7 @@ def looped(
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
 @each_meta_loss
-def test_estimate_is_its_formula_particle_by_particle(
+def test_estimate_matches_its_formula_particle_by_particle(
     meta_loss: MetaLoss,
     build: type[PerturbationEstimator],
     groups: int | None,
@@ -379,7 +379,7 @@ def test_estimate_is_its_formula_particle_by_particle(
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_es_on_speed_ups_pulls_towards_the_faster_of_each_pair(groups: int) -> None:
+def test_es_on_speedups_matches_its_formula(groups: int) -> None:
     rule = randomised(ScaleFreeLSTM(hidden_size=2))
     task = VectorizedTask(QuadraticTask(3, None, 0.0, 1.0), INSTANCES, seed=0)
     estimator = ES(sigma=0.3, pairs=3, groups=groups, meta_loss="speedup")
@@ -399,7 +399,7 @@ def test_es_on_speed_ups_pulls_towards_the_faster_of_each_pair(groups: int) -> N
 
 
 @pytest.mark.parametrize("build", [PES, ESSingle, Reparameterization, Combined, TruncatedBPTT])
-def test_only_es_of_weights_or_outputs_takes_speed_ups(build: type[Estimator]) -> None:
+def test_speedup_meta_loss_is_refused_by_other_estimators(build: type[Estimator]) -> None:
     with pytest.raises(ValueError, match=f"take the estimator 'es' or 'output-es', got {build.name!r}"):
         build(meta_loss="speedup")
 
@@ -549,7 +549,7 @@ def test_antithetic_pairs_see_the_same_batches_and_dropout(
 
 @pytest.mark.parametrize("kind", NOISY)
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_no_estimator_fails_where_the_loss_draws_random_numbers(name: str, kind: str) -> None:
+def test_every_estimator_is_reproducible_on_stochastic_losses(name: str, kind: str) -> None:
     rule = ScheduleFreeLSTM(hidden_size=2)
     task = VectorizedTask(Noise(kind), INSTANCES, seed=0)
     estimator, estimates = ESTIMATORS[name](), []
@@ -565,7 +565,7 @@ def test_no_estimator_fails_where_the_loss_draws_random_numbers(name: str, kind:
 
 
 @pytest.mark.parametrize("kind", NOISY)
-def test_particles_see_the_random_numbers_that_instances_see_alone(kind: str) -> None:
+def test_particles_share_the_random_numbers_of_instances(kind: str) -> None:
     task = VectorizedTask(Noise(kind), INSTANCES, seed=0)
     parameters, batch, states = task.initial_parameters, task.batch(generator()), []
     results = []
@@ -656,7 +656,7 @@ def test_weights_are_inverse_variances() -> None:
     torch.testing.assert_close(weight, torch.tensor([0.2, 1.0, 1.0, 0.5]))
 
 
-def test_running_variances_weigh_the_next_window_not_their_own() -> None:
+def test_running_variances_weigh_the_next_window() -> None:
     estimator = Combined(covariance=False, variance_decay=0.75)
     learned: dict[str, Tensor] = {}
 
@@ -682,7 +682,7 @@ def test_weights_take_the_covariance_into_account() -> None:
     assert best[2] > 0.6
 
 
-def test_combination_reports_its_weights_and_stays_between_its_parents() -> None:
+def test_combination_is_the_reported_weighted_mean() -> None:
     rule, task = randomised(RULES["lstm-l2l"]()), noisy_quadratics()
     state = ES().start(rule, task, start(rule, task, generator(1)), generator())
     results = {
@@ -696,7 +696,7 @@ def test_combination_reports_its_weights_and_stays_between_its_parents() -> None
     assert 0 < float(weight.min()) < float(weight.max()) < 1
 
 
-def test_exploded_backpropagation_is_left_to_es() -> None:
+def test_non_finite_backpropagation_gives_all_weight_to_es() -> None:
     class Explosive(Still):
         """Weight 1 gives finite updates with an infinite derivative."""
 
@@ -747,7 +747,7 @@ ALL: dict[str, Callable[[], Estimator]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["es", "pes", "es-single", "truncated-bptt"])
-def test_memory_does_not_grow_with_the_window_except_that_of_backpropagation(name: str) -> None:
+def test_memory_is_constant_in_the_window_except_for_backpropagation(name: str) -> None:
     rule = randomised(ScaleFreeLSTM(2))
     task = VectorizedTask(QuadraticTask(20, None, 0.1, 1.0), 2, seed=0)
     estimator = ALL[name]()
@@ -765,7 +765,7 @@ def test_memory_does_not_grow_with_the_window_except_that_of_backpropagation(nam
 
 
 @pytest.mark.parametrize("build", list(ALL.values()), ids=list(ALL))
-def test_state_does_not_grow_and_determines_what_follows(build: Callable[[], Estimator]) -> None:
+def test_state_has_constant_size_and_determines_the_next_window(build: Callable[[], Estimator]) -> None:
     rule, task = randomised(RULES["scale-free-lstm"]()), noisy_quadratics()
     estimator = build()
     state = estimator.start(rule, task, start(rule, task, generator(1)), generator(2))
@@ -804,13 +804,13 @@ def test_particles_of_a_group_start_from_its_instances() -> None:
             assert torch.equal(particles.rule_state[name][particle], tensor[:, part])
 
 
-def test_vector_and_meta_gradients_have_one_order() -> None:
+def test_flat_meta_parameters_and_meta_gradients_share_one_order() -> None:
     rule = randomised(RULES["lstm-l2l"]())
     parts = as_meta_grads(rule, flat_meta_parameters(rule))
     assert all(torch.equal(part, parameter) for part, parameter in zip(parts, rule.parameters(), strict=True))
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     rule, task = randomised(RULES["lstm-l2l"]()), noisy_quadratics()
     inner = start(rule, task, generator())
     for options, message in [

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
 
-from helpers.small_few_shot import MATRIX, Clouds, Quadratic, learner_and_episodes, one
+from helpers.small_few_shot import MATRIX, SMALL_SINUSOID, Clouds, Quadratic, generator, learner_and_episodes, one
 from learned_optim import LearnedOptimizer
 from learned_optim.checkpoint import load_rule
 from learned_optim.meta_train.few_shot.algorithms import (
@@ -29,17 +28,9 @@ from learned_optim.meta_train.few_shot.algorithms.gradient import AdaptedParamet
 from learned_optim.meta_train.few_shot.episodes import Episodes, FewShotTask
 from learned_optim.meta_train.few_shot.inner import SGD, Adam
 from learned_optim.meta_train.few_shot.learner import Learner
-from learned_optim.meta_train.few_shot.low_rank import applies, is_cheaper, is_perceptron
-from learned_optim.meta_train.few_shot.sinusoid import Sinusoid
 from learned_optim.rules import UpdateRule
 
 pytestmark = pytest.mark.usefixtures("one_thread", "double")
-
-SMALL_SINUSOID = Sinusoid(shots=3, queries=4, hidden=(5, 4))
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
 
 
 def default_rule() -> UpdateRule:
@@ -112,13 +103,15 @@ class TestQuadratic:
         adapted = centre + (start - centre) @ torch.linalg.matrix_power(contraction, self.steps)
         return learner, episodes, contraction, adapted, (adapted - query) @ MATRIX.double()
 
-    def test_fomaml_is_the_gradient_at_the_end(self, problem: tuple[Learner, Episodes, Tensor, Tensor, Tensor]) -> None:
+    def test_fomaml_is_the_gradient_at_the_adapted_weights(
+        self, problem: tuple[Learner, Episodes, Tensor, Tensor, Tensor]
+    ) -> None:
         learner, episodes, _, _, final_grads = problem
         algorithm = FOMAML(learner.fresh_parameters, SGD(self.rate), self.steps)
         (grad,) = algorithm.meta_gradient(learner, episodes, generator()).grads
         torch.testing.assert_close(grad, final_grads.mean(0))
 
-    def test_maml_brings_it_back_through_the_contraction(
+    def test_maml_is_the_final_gradient_times_the_contraction(
         self, problem: tuple[Learner, Episodes, Tensor, Tensor, Tensor]
     ) -> None:
         learner, episodes, contraction, _, final_grads = problem
@@ -127,7 +120,7 @@ class TestQuadratic:
         expected = (final_grads @ torch.linalg.matrix_power(contraction, self.steps)).mean(0)
         torch.testing.assert_close(grad, expected)
 
-    def test_reptile_is_the_way_from_the_end_to_the_start(
+    def test_reptile_is_start_minus_adapted_weights(
         self, problem: tuple[Learner, Episodes, Tensor, Tensor, Tensor]
     ) -> None:
         learner, episodes, _, adapted, _ = problem
@@ -174,7 +167,7 @@ class TestQuadratic:
         assert float(by_name["input_gate.weight"].abs().max()) > 0
 
 
-def test_step_that_increases_the_loss_counts_for_leap_as_one_that_decreases_it() -> None:
+def test_leap_counts_a_rise_of_the_loss_as_a_fall() -> None:
     learner, episodes = learner_and_episodes(Quadratic())
     start, rate = learner.fresh_parameters, 2.0  # beyond 2 / 2.13: gradient descent climbs
     centre, matrix = episodes.support[0][0, 0], MATRIX.double()
@@ -196,102 +189,9 @@ def test_meta_sgd_with_equal_rates_is_maml() -> None:
     assert float(grads[1].abs().max()) > 0
 
 
-@pytest.mark.parametrize("second_order", [True, False], ids=["maml", "fomaml"])
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("task", [SMALL_SINUSOID, Clouds()], ids=["waves", "norm"])
-def test_adapted_weights_that_are_never_formed_have_the_same_meta_gradient(
-    task: FewShotTask, steps: int, second_order: bool
-) -> None:
-    learner, episodes = learner_and_episodes(task)
-    algorithm = (MAML if second_order else FOMAML)(learner.fresh_parameters, SGD(0.3), steps)
-    results = []
-    for low_rank in (True, False):
-        algorithm.low_rank = low_rank
-        results.append(algorithm.meta_gradient(learner, episodes, generator()))
-    for value, expected in zip(results[0], results[1], strict=True):
-        torch.testing.assert_close(value, expected)
-
-
-def test_low_rank_is_for_perceptrons_and_few_examples() -> None:
-    learner = Learner(Clouds(batch_norm=False), 0)
-    assert applies(learner, torch.zeros(2, 3, 4))
-    assert is_cheaper(learner, 2)
-    assert not is_cheaper(learner, 1000)
-    assert not is_perceptron(nn.Sequential(nn.Conv2d(1, 1, 3)))
-    assert not is_perceptron(nn.Sequential(nn.Linear(2, 2, bias=False)))
-    assert not is_perceptron(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
-
-
-class Doubled(nn.Linear):
-    """A linear layer only by name."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
-
-
-def twice(layer: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4), layer)
-
-
-def frozen(layer: nn.Module) -> nn.Module:
-    return layer.requires_grad_(False)
-
-
-def tied(first: nn.Linear, second: nn.Linear) -> nn.Sequential:
-    second.weight = first.weight
-    return nn.Sequential(first, nn.Tanh(), second)
-
-
-EMBEDDINGS: dict[str, Callable[[], nn.Sequential]] = {
-    "activation used twice": lambda: twice(nn.Tanh()),
-    "layer used twice": lambda: twice(nn.Linear(4, 4)),
-    "activation in place": lambda: twice(nn.ELU(inplace=True)),
-    "sub-class of a known layer": lambda: nn.Sequential(Doubled(4, 4), nn.Tanh()),
-    "frozen layer": lambda: nn.Sequential(frozen(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 4)),
-    "reparametrised layer": lambda: nn.Sequential(register_parametrization(nn.Linear(4, 4), "weight", nn.Tanh())),
-    "tied layers": lambda: tied(nn.Linear(4, 4), nn.Linear(4, 4)),
-}
-
-
-@pytest.mark.parametrize("name", EMBEDDINGS)
-@pytest.mark.parametrize("kind", [MAML, FOMAML])
-def test_short_cut_for_perceptrons_is_not_taken_where_it_computes_something_else(name: str, kind: type[MAML]) -> None:
-    class Embedded(Clouds):
-        @property
-        def features(self) -> int:
-            return 4
-
-        def embedding(self) -> nn.Sequential:
-            return EMBEDDINGS[name]()
-
-    learner, episodes = learner_and_episodes(Embedded())
-    algorithm = kind(learner.fresh_parameters, SGD(0.1), 2)
-    results = []
-    for low_rank in (True, False):
-        algorithm.low_rank = low_rank
-        results.append(algorithm.meta_gradient(learner, episodes, generator()))
-    for value, expected in zip(results[0], results[1], strict=True):
-        torch.testing.assert_close(value, expected)
-
-
-def test_short_cut_for_gradient_descent_is_not_taken_for_other_inner_training() -> None:
-    """Asked for or not: few rows and wide layers are where it would pay."""
-    learner, episodes = learner_and_episodes(Sinusoid(shots=1, queries=4, hidden=(20, 20)))
-    initial = learner.fresh_parameters
-    for build in (MetaLSTM, lambda start: MetaSGD(start, 0.1, 2), lambda start: MAML(start, Adam(0.05), 2)):
-        algorithm = build(initial)
-        expected = algorithm.adapt(learner, episodes.support, algorithm.steps, generator())
-        *_, last = (adapted.predict(episodes.query[0]) for adapted in expected)
-        if isinstance(algorithm, MAML):
-            algorithm.low_rank = True
-        result = algorithm.meta_gradient(learner, episodes, generator())
-        torch.testing.assert_close(result.meta_loss, learner.few_shot.losses(last, episodes.query[1]).mean())
-        assert len(result.grads) == len(algorithm.learned())
-
-
 # Minibatches are drawn for all episodes together: alone, an episode gets others.
 @pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"maml, minibatches"}))
-def test_episodes_in_one_pass_are_those_one_after_the_other(name: str) -> None:
+def test_batched_episodes_match_single_episodes(name: str) -> None:
     learner, episodes = learner_and_episodes(Clouds() if name != "pre-training" else SMALL_SINUSOID, 3)
     algorithm = ALGORITHMS[name](learner.fresh_parameters)
     together = algorithm.meta_gradient(learner, episodes, generator())
@@ -302,7 +202,7 @@ def test_episodes_in_one_pass_are_those_one_after_the_other(name: str) -> None:
     torch.testing.assert_close(together.initial_loss, torch.stack([each.initial_loss for each in alone]).mean())
 
 
-def test_inner_adam_is_torchs() -> None:
+def test_inner_adam_matches_torch() -> None:
     learner, episodes = learner_and_episodes(Clouds(batch_norm=False), 1)
     algorithm = FOMAML(learner.fresh_parameters, Adam(0.05, (0.9, 0.99)))
     *_, adapted = algorithm.adapt(learner, episodes.support, 4, generator())
@@ -317,7 +217,7 @@ def test_inner_adam_is_torchs() -> None:
     torch.testing.assert_close(adapted.parameters[0], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_adaptation_lowers_the_loss_and_leaves_what_was_learned_alone() -> None:
+def test_adaptation_lowers_the_loss_and_keeps_the_learned_state() -> None:
     learner, episodes = learner_and_episodes(Clouds(), 20)
     for name, build in ALGORITHMS.items():
         algorithm = build(learner.fresh_parameters)
@@ -332,7 +232,7 @@ def test_adaptation_lowers_the_loss_and_leaves_what_was_learned_alone() -> None:
         assert all(torch.equal(value, before[key]) for key, value in algorithm.state_dict().items())
 
 
-def test_scratch_starts_every_task_elsewhere_and_has_nothing_to_learn() -> None:
+def test_scratch_draws_fresh_weights_for_every_task_and_learns_nothing() -> None:
     learner, episodes = learner_and_episodes(Clouds(), 3)
     algorithm = Scratch(learner.fresh_parameters, SGD(0.1), seed=7)
     first, *_ = algorithm.adapt(learner, episodes.support, 1, generator())
@@ -343,7 +243,7 @@ def test_scratch_starts_every_task_elsewhere_and_has_nothing_to_learn() -> None:
         algorithm.meta_gradient(learner, episodes, generator())
 
 
-def test_minibatches_hold_every_example_once_before_any_comes_again() -> None:
+def test_minibatches_hold_every_example_once_an_epoch() -> None:
     inputs = torch.arange(12.0).reshape(2, 6, 1)
     batches = minibatches((inputs, inputs), 2, generator())
     for _ in range(2):
@@ -353,7 +253,7 @@ def test_minibatches_hold_every_example_once_before_any_comes_again() -> None:
     assert next(odd)[0].shape == next(odd)[0].shape == (2, 4, 1)
 
 
-def test_pretraining_tells_all_classes_apart() -> None:
+def test_pretraining_learns_all_classes() -> None:
     learner, episodes = learner_and_episodes(Clouds(batch_norm=False))
     algorithm = Pretraining(learner.fresh_parameters, SGD(0.1), features=5, classes=6)
     optimizer = torch.optim.Adam(algorithm.learned(), 0.03)
@@ -373,7 +273,7 @@ class TestComparisons:
     def problem(self) -> tuple[Learner, Episodes]:
         return learner_and_episodes(Clouds(batch_norm=False), 3)
 
-    def test_prototypical_logits(self, problem: tuple[Learner, Episodes]) -> None:
+    def test_prototypical_logits_match_their_formula(self, problem: tuple[Learner, Episodes]) -> None:
         learner, episodes = problem
         algorithm = Prototypical(learner.fresh_parameters)
         embed = learner.module_with(learner.fresh_parameters)[:-1]  # type: ignore[index]
@@ -383,7 +283,7 @@ class TestComparisons:
         (adapted,) = algorithm.adapt(learner, episodes.support, 3, generator())
         torch.testing.assert_close(adapted.predict(episodes.query[0])[1], expected)
 
-    def test_matching_probabilities(self, problem: tuple[Learner, Episodes]) -> None:
+    def test_matching_probabilities_match_their_formula(self, problem: tuple[Learner, Episodes]) -> None:
         learner, episodes = problem
         embed = learner.module_with(learner.fresh_parameters)[:-1]  # type: ignore[index]
         support, query = (embed(examples[0][0]) for examples in (episodes.support, episodes.query))
@@ -394,7 +294,9 @@ class TestComparisons:
         torch.testing.assert_close(adapted.predict(episodes.query[0])[0].exp(), expected)
 
     @pytest.mark.parametrize("pixels", [True, False])
-    def test_nearest_neighbour(self, pixels: bool, problem: tuple[Learner, Episodes]) -> None:
+    def test_nearest_neighbour_predicts_the_label_of_the_nearest(
+        self, pixels: bool, problem: tuple[Learner, Episodes]
+    ) -> None:
         learner, episodes = problem
         embed = nn.Identity() if pixels else learner.module_with(learner.fresh_parameters)[:-1]  # type: ignore[index]
         support, query = (embed(examples[0][2]) for examples in (episodes.support, episodes.query))
@@ -416,7 +318,7 @@ class TestComparisons:
 
 
 @pytest.mark.parametrize("kind", ["gradient", "comparison"])
-def test_without_transduction_a_prediction_does_not_know_of_other_queries(kind: str) -> None:
+def test_non_transductive_prediction_is_independent_of_other_queries(kind: str) -> None:
     learner, episodes = learner_and_episodes(Clouds(), 3)
     start = learner.fresh_parameters
     algorithm: Algorithm = FOMAML(start, SGD(0.3)) if kind == "gradient" else Prototypical(start)
@@ -431,7 +333,7 @@ def test_without_transduction_a_prediction_does_not_know_of_other_queries(kind: 
         assert same != transductive
 
 
-def test_prediction_beside_the_support_is_that_of_one_batch() -> None:
+def test_non_transductive_prediction_equals_one_batch_with_the_support() -> None:
     learner, episodes = learner_and_episodes(Clouds(), 2)
     algorithm = FOMAML(learner.fresh_parameters, SGD(0.3))
     *_, adapted = algorithm.adapt(learner, episodes.support, 1, generator())
@@ -457,7 +359,7 @@ def test_combination_needs_a_factor_for_each_step() -> None:
     assert isinstance(Reptile(torch.zeros(2), SGD(0.1), 1, combination=[1.0]), GradientAlgorithm)
 
 
-def test_rule_inside_does_not_adapt_otherwise_than_the_optimizer() -> None:
+def test_inner_rule_matches_the_optimizer() -> None:
     learner, episodes = learner_and_episodes(Clouds(batch_norm=False), 1)
     learner.initial_parameters *= 0.01  # small weights take small steps
     rule, generator = default_rule().requires_grad_(False), torch.Generator().manual_seed(0)

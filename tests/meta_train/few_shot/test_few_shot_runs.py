@@ -54,7 +54,7 @@ def config(algorithm: Mapping[str, Any] | None = None, **changes: Any) -> FewSho
     ],
     ids=["maml", "meta-sgd", "reptile", "meta-lstm", "rule", "frozen rule"],
 )
-def test_interrupted_run_takes_the_course_of_one_that_was_not(algorithm: dict[str, Any], tmp_path: Path) -> None:
+def test_few_shot_resume_is_bit_exact(algorithm: dict[str, Any], tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for _ in FewShotTrainer(config(algorithm), whole).run():
         pass
@@ -76,9 +76,7 @@ COMPARING = ("prototypical", "matching")
 
 @pytest.mark.parametrize("shipped", ["maml-sinusoid", "maml-omniglot-mlp", "maml-omniglot"])
 @pytest.mark.parametrize("name", [*ADAPTING, *COMPARING])
-def test_no_algorithm_fails_on_the_task_of_a_shipped_configuration(
-    name: str, shipped: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_algorithm_trains_on_the_shipped_tasks(name: str, shipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if shipped == "maml-sinusoid" and name in COMPARING:
         pytest.skip("these classify")
     images, classes = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8), torch.zeros(TRAINING, dtype=torch.int64)
@@ -91,7 +89,7 @@ def test_no_algorithm_fails_on_the_task_of_a_shipped_configuration(
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("name", ADAPTING)
-def test_no_algorithm_fails_for_few_or_many_rows_and_units(name: str, steps: int) -> None:
+def test_every_algorithm_trains_with_few_or_many_rows_and_units(name: str, steps: int) -> None:
     batch_sizes = (None,) if name == "pretraining" else (None, 1, 3, 50)
     for shots, batch_size, hidden in itertools.product((1, 4), batch_sizes, ([1], [40, 40])):
         task = {**TABLES["task"], "shots": shots, "hidden": hidden}
@@ -121,7 +119,7 @@ def test_maml_learns_waves() -> None:
     assert last.validation < 0.75 * before
 
 
-def test_step_whose_loss_is_not_a_number_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_with_non_finite_loss_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = FewShotTrainer(config())
     with torch.no_grad():
         trainer.module.get_parameter("initial").fill_(torch.inf)
@@ -129,7 +127,7 @@ def test_step_whose_loss_is_not_a_number_is_skipped(monkeypatch: pytest.MonkeyPa
     assert progress.skipped == 1
 
 
-def test_rate_of_a_linear_schedule() -> None:
+def test_linear_schedule_falls_to_its_final_fraction() -> None:
     settings = MetaOptimizerConfig("sgd", lr=1.0, schedule="linear", final_fraction=0.2)
     optimizer = MetaOptimizer(torch.nn.Linear(1, 1), settings, 10)
     assert [optimizer.rate(step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.6, 0.2])
@@ -198,7 +196,7 @@ class TestModel:
         assert again.provenance["meta_step"] == 6
         assert torch.equal(again.adapt(inputs, inputs).predict(inputs), model.adapt(inputs, inputs).predict(inputs))
 
-    def test_rule_need_not_be_there_when_its_learner_is_loaded(self, tmp_path: Path) -> None:
+    def test_learner_loads_without_the_file_of_its_rule(self, tmp_path: Path) -> None:
         from learned_optim import load_rule, save_rule
 
         save_rule(load_rule("default"), tmp_path / "mine.safetensors")
@@ -245,7 +243,7 @@ class TestModel:
             FewShotModel.load(tmp_path / "missing.safetensors")
 
 
-def test_evaluation_has_the_same_tasks_every_time_and_intervals_of_their_mean() -> None:
+def test_evaluation_is_reproducible_with_confidence_intervals() -> None:
     model = FewShotModel.of(config())
     first, second = (evaluate(model.algorithm, model.learner, 60, 1) for _ in range(2))
     assert torch.equal(first.losses, second.losses)

@@ -52,7 +52,7 @@ class TestSinusoid:
         with pytest.raises(ValueError, match="one layer or more"):
             Sinusoid(hidden=())
 
-    def test_queries_of_evaluations_are_their_own(self) -> None:
+    def test_evaluation_sets_its_own_number_of_queries(self) -> None:
         drawn = Sinusoid(shots=3, queries=4).episodes(2, generator(), "test", 7)
         assert drawn.support[0].shape == (2, 3, 1)
         assert drawn.query[1].shape == (2, 7, 1)
@@ -74,7 +74,7 @@ class TestImageClasses:
         return ImageClasses(images, sizes.cumsum(0) - sizes, sizes)
 
     @pytest.mark.parametrize("rotations", [1, 4])
-    def test_images_are_of_the_chosen_classes_turned_as_these_are_and_all_different(
+    def test_drawn_images_match_their_classes_and_rotations_without_repeats(
         self, rotations: int, classes: ImageClasses
     ) -> None:
         images, chosen = classes.draw(4, 3, rotations, 50, generator())
@@ -113,13 +113,13 @@ class TestOmniglot:
         means = [classes.images.double().view(len(classes.first), -1).mean(1) for classes in splits.values()]
         assert len(torch.cat(means).unique()) == 40
 
-    def test_drawings_are_ink_on_paper(self, small_omniglot: Path) -> None:
+    def test_ink_is_bright_and_paper_dark(self, small_omniglot: Path) -> None:
         images = Omniglot(ways=2).classes("test").images
         assert images.shape == (200, 1, 28, 28)
         share = images.double().mean() / 255
         assert 0.2 < share < 0.4  # three tenths of the pattern is ink
 
-    def test_episodes(self, small_omniglot: Path) -> None:
+    def test_episodes_have_documented_shapes_and_turn_training_characters_only(self, small_omniglot: Path) -> None:
         task = Omniglot(ways=5, shots=2, queries=3)
         drawn = task.episodes(4, generator())
         assert drawn.support[0].shape == (4, 10, 1, 28, 28)
@@ -164,7 +164,7 @@ class TestOmniglot:
         with pytest.raises(ValueError, match="every character must have 20 drawings"):
             Omniglot().classes("train")
 
-    def test_more_drawings_than_there_are_is_refused(self) -> None:
+    def test_too_many_drawings_are_refused(self) -> None:
         with pytest.raises(ValueError, match="a class has 20 images; shots and queries ask for 21"):
             Omniglot(shots=15, queries=6)
 
@@ -202,7 +202,7 @@ class TestMiniImageNet:
         """Four convolutions of 32 filters: 896 + 3 * 9,248 weights, 256 of batch norm; the last layer 800 * 5 + 5."""
         assert Learner(MiniImageNet(), 0).coordinates == 896 + 3 * 9_248 + 256 + 4_005
 
-    def test_too_few_classes_or_pictures_are_counted(self, task: MiniImageNet) -> None:
+    def test_too_few_classes_or_pictures_are_refused(self, task: MiniImageNet) -> None:
         with pytest.raises(ValueError, match=r"4 ways of 4 pictures need more than the 3 test classes with 4 pictures"):
             dataclasses.replace(task, ways=4).episodes(1, generator(), "test")
         with pytest.raises(ValueError, match=r"3 ways of 6 pictures need more than the 4 train classes"):
@@ -212,7 +212,7 @@ class TestMiniImageNet:
         with pytest.raises(DataNotFoundError, match=r"task\.folder names a folder that holds train, val, test"):
             MiniImageNet(str(tmp_path / "nowhere")).classes("validation")
 
-    def test_file_that_is_no_picture_is_named(self, task: MiniImageNet) -> None:
+    def test_unreadable_picture_is_named(self, task: MiniImageNet) -> None:
         assert task.folder is not None
         (Path(task.folder) / "train" / "n00" / "5.png").write_text("no picture")
         with pytest.raises(ValueError, match=r"5\.png cannot be read"):

@@ -1,4 +1,4 @@
-"""Meta-losses: their formulas, and what a loss counts as beyond its bound."""
+"""Meta-losses: their formulas, and the value of a loss beyond its bound."""
 
 import math
 
@@ -33,7 +33,7 @@ def classifiers(classes: int) -> VectorizedTask:
     return VectorizedTask(task, 2, seed=0)
 
 
-def test_reductions_are_their_formulas() -> None:
+def test_reductions_match_their_formulas() -> None:
     losses = torch.tensor([[2.0, 0.5], [1.0, 8.0]])
     initial = torch.tensor([4.0, 2.0])
     assert float(mean_of_window(losses, initial)) == pytest.approx(11.5 / 4)
@@ -54,7 +54,7 @@ def test_reductions_are_their_formulas() -> None:
     ],
     ids=["clamped", "relative", "classes", "both"],
 )
-def test_bound_takes_the_place_of_what_is_above_it_or_no_number(
+def test_bound_replaces_larger_and_non_finite_losses(
     meta_loss: MetaLoss, task: VectorizedTask, bounds: tuple[float, float], wrong: float
 ) -> None:
     losses = torch.tensor([[1.0, wrong], [wrong, 1.5]], requires_grad=True)
@@ -64,7 +64,7 @@ def test_bound_takes_the_place_of_what_is_above_it_or_no_number(
     assert grad.tolist() == [[0.25, 0.0], [0.0, 0.25]]
 
 
-def test_without_a_bound_nothing_is_hidden() -> None:
+def test_unbounded_meta_loss_passes_large_and_nan_losses() -> None:
     def value(wrong: float) -> Tensor:
         return MetaLoss().reduction(quadratics())(torch.tensor([[1.0, wrong]]), torch.ones(2))
 
@@ -72,12 +72,12 @@ def test_without_a_bound_nothing_is_hidden() -> None:
     assert not bool(value(math.nan).isfinite())
 
 
-def test_names_stand_for_the_plain_meta_loss() -> None:
+def test_meta_loss_is_made_from_a_name() -> None:
     assert MetaLoss.of("log") == MetaLoss("log")
     assert MetaLoss.of(MetaLoss("log", clamp=3.0)) == MetaLoss("log", clamp=3.0)
 
 
-def test_speed_ups_take_no_bound_and_have_no_gradient() -> None:
+def test_speedup_meta_loss_refuses_bounds_and_gradients() -> None:
     with pytest.raises(ValueError, match="needs no bound; leave out bounded and clamp"):
         MetaLoss("speedup", bounded=True)
     with pytest.raises(ValueError, match="take the estimator 'es'"):

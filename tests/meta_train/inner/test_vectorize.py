@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
-from helpers.reference import central_difference
+from helpers.numerical_gradients import central_difference
 from helpers.small_families import BUILDERS
 from helpers.user_tasks import INPUTS, Reconstruction, Regression
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
@@ -69,7 +69,7 @@ each_task = pytest.mark.parametrize("build", list(TASKS.values()), ids=list(TASK
 
 
 def modules(task: Task, seed: int = SEED) -> list[nn.Module]:
-    """What the vectorised task stands for: drawn one after the other from one seed."""
+    """The modules that the vectorised task stacks, drawn one after the other from one seed."""
     torch.manual_seed(seed)
     return [task.module() for _ in range(INSTANCES)]
 
@@ -96,7 +96,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @each_task
-def test_losses_and_grads_are_those_of_separate_modules(build: Callable[[], Task]) -> None:
+def test_losses_and_grads_match_separate_modules(build: Callable[[], Task]) -> None:
     task = build()
     separate = modules(task)
     vectorized = VectorizedTask(task, INSTANCES, SEED)
@@ -122,7 +122,7 @@ def test_instances_differ_in_starting_point_and_batch(build: Callable[[], Task])
     assert len(set(vectorized.losses(start, vectorized.batch(generator())).tolist())) == INSTANCES
 
 
-def test_scale_leaves_the_starting_loss_and_gives_grads_of_the_stored_parameters() -> None:
+def test_scale_keeps_the_initial_loss_and_differentiates_stored_parameters() -> None:
     task = perceptrons(layer_norm=False)
     plain = VectorizedTask(task, INSTANCES, SEED)
     scale = torch.tensor([[0.1], [1.0], [10.0]])
@@ -144,7 +144,7 @@ def test_scale_leaves_the_starting_loss_and_gives_grads_of_the_stored_parameters
 
 
 @pytest.mark.parametrize("scale", [None, torch.tensor([[0.1], [1.0], [10.0]])], ids=["alone", "with-scale"])
-def test_random_signs_leave_the_task_as_it_is_and_turn_half_of_the_gradients(scale: torch.Tensor | None) -> None:
+def test_random_signs_keep_the_losses_and_flip_half_of_the_gradients(scale: torch.Tensor | None) -> None:
     task = perceptrons(layer_norm=False)
     plain = VectorizedTask(task, INSTANCES, SEED, scale=scale)
     signed = VectorizedTask(task, INSTANCES, SEED, scale=scale, random_signs=True)
@@ -221,7 +221,7 @@ def test_frozen_parameters_are_not_coordinates() -> None:
 
 
 @each_task
-def test_global_random_state_is_left_alone(build: Callable[[], Task]) -> None:
+def test_global_random_state_is_unchanged(build: Callable[[], Task]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     vectorized = VectorizedTask(build(), INSTANCES, SEED)

@@ -1,4 +1,4 @@
-"""Figures of benchmarks: every problem, every optimizer, and no curve covered."""
+"""Figures of benchmarks show every problem, and every optimizer once."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from learned_optim.meta_train.reports.plots import (
 
 class TestFigures:
     @pytest.mark.parametrize("problems", [1, 2, 3, 4, 5])
-    def test_have_no_empty_panel(self, problems: int) -> None:
+    def test_every_panel_shows_a_problem(self, problems: int) -> None:
         names = [f"problem {number}" for number in range(problems)]
         figure = comparison_figure({name: [result("Adam", rate=0.1, problem=name)] for name in names})
         titles = [panel.get_title() for panel in figure.axes if panel.get_visible()]
         assert titles == [f"{name}, 20 steps" for name in names]
 
-    def test_name_every_optimizer_once_and_its_rates(self) -> None:
+    def test_legend_names_every_optimizer_once_and_panels_their_rates(self) -> None:
         untuned = result("Adam@0.001", rate=0.001, tuning={})
         group = [result("Adam", rate=0.1), untuned, result("NAG", rate=0.03), result("mine")]
         figure = comparison_figure({"p": group, "q": group})
@@ -35,7 +35,7 @@ class TestFigures:
             assert panel.get_legend() is None
             assert [text.get_text() for text in panel.texts] == ["lr: Adam 0.1, NAG 0.03"]
 
-    def test_show_every_optimizer_once(self) -> None:
+    def test_profile_and_speedup_show_every_optimizer_once(self) -> None:
         labels = {line.get_label() for line in profile_figure(speeds_of(RESULTS)).axes[0].lines}
         assert labels == {"Adam", "SGD", "NAG", "mine"}
         figure = speedup_figure(speeds_of(RESULTS))
@@ -51,7 +51,7 @@ class TestFigures:
             assert (shares[0], shares[-1]) == (1.0, 0.0)
 
     @pytest.mark.slow
-    def test_are_drawn_where_everything_diverged(self, tmp_path: Path) -> None:
+    def test_figures_are_drawn_where_everything_diverged(self, tmp_path: Path) -> None:
         groups = {"p": [result("Adam", rate=0.01), result("broken")]}
         for found in groups["p"]:
             found.losses[1:] = np.inf

@@ -1,4 +1,4 @@
-"""What a rule does to made-up gradients: held to rules whose answer is known, and to the optimizer."""
+"""Responses of a rule to synthetic gradients, compared with rules whose response is known and the optimizer."""
 
 from collections.abc import Mapping
 
@@ -42,7 +42,7 @@ class Descent(UpdateRule):
         pass
 
 
-def test_gradient_descent_is_seen_as_what_it_is() -> None:
+def test_portrait_of_gradient_descent_matches_its_formula() -> None:
     curves = portrait(Descent(), steps=30, scale=2.0).rule
     np.testing.assert_allclose(curves.constant, np.full(30, 0.2), rtol=1e-6)
     np.testing.assert_allclose(curves.flipping, np.full(30, 0.2), rtol=1e-6)
@@ -55,7 +55,7 @@ def test_gradient_descent_is_seen_as_what_it_is() -> None:
     np.testing.assert_allclose(curves.map, np.tile(0.2 * PRESENT, (21, 1)), rtol=1e-5, atol=1e-7)
 
 
-def test_rule_that_starts_as_adam_is_drawn_as_adam() -> None:
+def test_portrait_of_the_untrained_scale_free_lstm_is_adams() -> None:
     found = portrait(ScaleFreeLSTM(2, rate=3 * ADAM_RATE), steps=200)
     for name in Curves._fields:
         rule, adam = getattr(found.rule, name), getattr(found.adam, name)
@@ -65,7 +65,7 @@ def test_rule_that_starts_as_adam_is_drawn_as_adam() -> None:
         np.testing.assert_allclose(rates, np.full(200, 3 * ADAM_RATE), rtol=2e-3)
 
 
-def test_adam_beside_it_is_pytorchs() -> None:
+def test_adam_updates_match_pytorch() -> None:
     grads = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
     optimizer = torch.optim.Adam([parameter])
@@ -89,13 +89,13 @@ def test_updates_are_those_of_the_optimizer(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["default", ScheduleFreeLSTM(2)], ids=["default", "schedule-free-lstm"])
-def test_scale_free_rule_does_not_heed_the_size_of_gradients(rule: UpdateRule | str) -> None:
+def test_portrait_of_a_scale_free_rule_is_independent_of_gradient_scale(rule: UpdateRule | str) -> None:
     small, large = (portrait(rule, steps=20, scale=scale).rule for scale in (1.0, 1024.0))
     np.testing.assert_allclose(small.noisy, large.noisy, rtol=1e-4, atol=1e-8)
     np.testing.assert_allclose(small.map, large.map, rtol=1e-3, atol=1e-6)
 
 
-def test_portrait_is_named_and_repeats(tmp_path: object) -> None:
+def test_portrait_has_a_name_and_is_reproducible(tmp_path: object) -> None:
     rule = ScaleFreeLSTM(2)
     save_rule(rule, f"{tmp_path}/mine.safetensors")
     found = portrait(f"{tmp_path}/mine.safetensors", steps=10)
@@ -113,6 +113,6 @@ def test_portrait_is_named_and_repeats(tmp_path: object) -> None:
     [({"steps": 9}, "at least 10, got 9"), ({"scale": 0.0}, "got 0.0"), ({"scale": float("inf")}, "got inf")],
     ids=["steps", "zero", "infinite"],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         portrait("default", **settings)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Figures of what a rule does."""
+"""Figures of a rule's responses to synthetic gradients."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_bins_are_single_steps_at_first_and_cover_every_step() -> None:
     assert np.all(np.diff(widths) > 0)  # on a logarithmic axis as wide as each other
 
 
-def test_bins_gather_samples() -> None:
+def test_bins_give_quartiles_of_samples() -> None:
     _, (low, median, high) = binned(np.tile([0.0, 1.0, 2.0, 3.0, 4.0], (10, 1)))
     assert (low[0], median[0], high[0]) == (1, 2, 3)
 
@@ -34,7 +34,7 @@ def test_picture_names_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ">lstm-l2l beside Adam at 0.001; gradients times 7<" in text
 
 
-def test_other_formats_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_format_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "learned_optim.meta_train.reports.rule_plots.portrait", lambda *_, **__: pytest.fail("work was done")
     )

@@ -1,4 +1,4 @@
-"""The page of a run: complete, on its own, and drawn by a browser."""
+"""The HTML page of a run: complete, self-contained, and drawn by a browser."""
 
 import re
 import shutil
@@ -49,7 +49,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with an estimator that has something to tell."""
+    """A finished run with an estimator that reports figures of its own."""
     folder = tmp_path_factory.mktemp("runs") / "a <run>"
     estimator = {"name": "combined", "pairs": 2, "replay_coordinates": None}
     run(Trainer(configuration(estimator=estimator, description="<script>alert(1)</script> & more"), folder))
@@ -63,7 +63,7 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_everything_that_changed_is_drawn(folder: Path, page: Path) -> None:
+def test_every_changing_metric_is_drawn(folder: Path, page: Path) -> None:
     text = page.read_text()
     metrics = read_run(folder).metrics()
     changed = [name for name in metrics if len({value for value in metrics[name] if np.isfinite(value)}) > 1]
@@ -74,13 +74,13 @@ def test_everything_that_changed_is_drawn(folder: Path, page: Path) -> None:
     assert len(re.findall("<svg", text)) == len(drawn) + len(PANELS)
 
 
-def test_settings_and_sessions_are_told(page: Path) -> None:
+def test_settings_and_sessions_are_shown(page: Path) -> None:
     text = Outline(page.read_text()).text
     assert "estimator.pairs2" in text  # a cell, and the next
     assert "Session from meta-step 0" in text
 
 
-def test_page_needs_nothing_else(page: Path) -> None:
+def test_page_is_self_contained(page: Path) -> None:
     outline = Outline(page.read_text())
     assert {"link", "script", "iframe", "object"}.isdisjoint(outline.tags)
     assert outline.references
@@ -92,7 +92,7 @@ def test_page_needs_nothing_else(page: Path) -> None:
     assert "@import" not in page.read_text()
 
 
-def test_pictures_do_not_share_what_they_refer_to(page: Path) -> None:
+def test_pictures_refer_to_unique_identifiers(page: Path) -> None:
     outline = Outline(page.read_text())
     times = Counter(outline.identifiers)
     text = page.read_text()
@@ -102,20 +102,20 @@ def test_pictures_do_not_share_what_they_refer_to(page: Path) -> None:
     assert [identifier for identifier in referred if times[identifier] != 1] == []
 
 
-def test_colours_are_those_of_the_page(page: Path) -> None:
+def test_colours_are_css_variables_of_the_page(page: Path) -> None:
     text = page.read_text()
     assert [colour for colour in COLOURS if colour in text[text.index("<body>") :]] == []
     defined = set(re.findall(r"(--\w+):", text))
     assert set(re.findall(r"var\((--\w+)\)", text)) <= defined
 
 
-def test_names_and_descriptions_cannot_break_the_page(page: Path) -> None:
+def test_names_and_descriptions_are_escaped(page: Path) -> None:
     text = page.read_text()
     assert "<script>" not in text
     assert "<title>a &lt;run&gt;</title>" in text
 
 
-def test_run_without_a_rule_is_shown_all_the_same(folder: Path, tmp_path: Path) -> None:
+def test_run_without_rule_files_is_shown(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     for name in ("best", "latest"):
         (tmp_path / "run" / f"{name}.safetensors").unlink()
@@ -125,7 +125,7 @@ def test_run_without_a_rule_is_shown_all_the_same(folder: Path, tmp_path: Path) 
     assert "<b>meta-loss</b>" in text
 
 
-def test_run_of_something_else_than_a_rule_is_not_drawn_as_one(folder: Path) -> None:
+def test_run_without_a_rule_configuration_has_no_rule_figures(folder: Path) -> None:
     found = read_run(folder)
     del found.config["rule"]
     assert _rule(found) == ""
@@ -133,7 +133,7 @@ def test_run_of_something_else_than_a_rule_is_not_drawn_as_one(folder: Path) -> 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_browser_draws_it_without_network(page: Path, tmp_path: Path, dark: bool) -> None:
+def test_browser_draws_the_page_offline(page: Path, tmp_path: Path, dark: bool) -> None:
     picture = tmp_path / "page.png"
     command = [
         str(BROWSER),

@@ -1,15 +1,14 @@
-"""Random changes to tasks: what is promised, in every family that has it."""
+"""Task augmentation: loss factors, label noise and batch sizes, in every family that supports them."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.draws import SIGMAS, generator
 from helpers.small_families import SMALL_FAMILIES
-from learned_optim.meta_train.common.seeds import fixed_global_state
 from learned_optim.meta_train.config.load import ConfigError, config_from_tables
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import (
@@ -23,17 +22,6 @@ from learned_optim.meta_train.tasks import (
 )
 from learned_optim.meta_train.tasks.softmax_regression import SoftmaxRegressionTask
 
-SIGMAS = 5.0  # a correct statistic is further off than this once in two million draws
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(task: Task, seed: int = 0) -> Any:
-    with fixed_global_state(seed):
-        return task.module()
-
 
 @dataclass(frozen=True)
 class _Labelled(TaskFamily):
@@ -43,7 +31,7 @@ class _Labelled(TaskFamily):
 
 
 class TestAugmentation:
-    def test_nothing_to_change_leaves_the_family(self) -> None:
+    def test_empty_augmentation_returns_the_family(self) -> None:
         family = _Labelled()
         assert Augmentation().of(family) is family
         assert Augmentation(loss_factor=(2.0, 2.0)).of(PhysicsFamily()).evaluation_only
@@ -51,7 +39,7 @@ class TestAugmentation:
     @pytest.mark.parametrize(
         "name", [name for name in SMALL_FAMILIES if name not in ("neural-art", "implicit-picture")]
     )
-    def test_loss_is_multiplied_in_every_family(self, name: str) -> None:
+    def test_loss_factor_multiplies_the_loss_of_every_family(self, name: str) -> None:
         family = SMALL_FAMILIES[name]
         losses = []
         for each in (family, Augmentation(loss_factor=(5.0, 5.0)).of(family)):
@@ -59,17 +47,17 @@ class TestAugmentation:
             losses.append(task.losses(task.initial_parameters, task.batch(generator())))
         torch.testing.assert_close(losses[1], 5 * losses[0])
 
-    def test_factors_fill_their_range(self) -> None:
+    def test_loss_factors_fill_their_range(self) -> None:
         family = Augmentation(loss_factor=(1e-3, 1e3)).of(_Labelled())
         factors = [family.sample(np.random.default_rng(seed), "train").loss_factor for seed in range(300)]  # type: ignore[attr-defined]
         assert 1e-3 <= min(factors) < 2e-3
         assert 5e2 < max(factors) <= 1e3
 
-    def test_bound_is_multiplied_too(self) -> None:
+    def test_loss_factor_multiplies_the_bound(self) -> None:
         task = Augmentation(loss_factor=(3.0, 3.0)).of(_Labelled()).sample(np.random.default_rng(0), "train")
         assert task.loss_bound == pytest.approx(3 * 1.5 * math.log(4))
 
-    def test_some_labels_are_those_of_other_rows(self) -> None:
+    def test_label_noise_replaces_its_share_of_labels(self) -> None:
         task = Augmentation(label_noise=(0.4, 0.4)).of(_Labelled()).sample(np.random.default_rng(0), "train")
         inputs, labels = task.batch(20, generator())
         true = (inputs.squeeze(-1) // 250).long()
@@ -79,7 +67,7 @@ class TestAugmentation:
         assert torch.equal(plain_labels, (plain_inputs.squeeze(-1) // 250).long())
         assert torch.equal(inputs, plain_inputs)
 
-    def test_batches_have_the_size_that_is_drawn(self) -> None:
+    def test_batch_sizes_are_drawn_from_their_range(self) -> None:
         family = Augmentation(batch_size=(2, 4)).of(_Labelled())
         sizes = {len(family.sample(np.random.default_rng(s), "train").batch(1, generator())[1][0]) for s in range(30)}
         assert sizes == {2, 3, 4}
@@ -93,11 +81,11 @@ class TestAugmentation:
             (Augmentation(batch_size=(4, 4)), "augment.batch_size: QuadraticTask has no mini-batches"),
         ],
     )
-    def test_what_a_task_does_not_have_is_refused(self, augmentation: Augmentation, message: str) -> None:
+    def test_inapplicable_augmentation_is_refused(self, augmentation: Augmentation, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             augmentation.of(QuadraticFamily()).sample(np.random.default_rng(0), "train")
 
-    def test_configuration_names_it_beside_the_options(self) -> None:
+    def test_configuration_reads_augment_beside_the_options(self) -> None:
         entry = {"family": "mlp", "dataset": "digits", "augment": {"loss_factor": [0.1, 10.0]}}
         config = config_from_tables({"steps": 1, "tasks": [entry]})
         assert config.tasks[0].augment == Augmentation(loss_factor=(0.1, 10.0))

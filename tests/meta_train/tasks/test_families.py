@@ -1,20 +1,16 @@
-"""Task families: gradients against finite differences, what each promises, splits that share nothing."""
+"""All task families: gradients against finite differences, training, options, hold-outs and bounds."""
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
+from helpers.draws import drawn, generator
 from helpers.small_families import BUILDERS, SMALL_FAMILIES
 from learned_optim.meta_train.benchmark.evaluation import train
-from learned_optim.meta_train.common.seeds import fixed_global_state
-from learned_optim.meta_train.config.load import ConfigError, TaskConfig, config_from_tables
-from learned_optim.meta_train.data import datasets as data
+from learned_optim.meta_train.config.load import config_from_tables
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import (
     FAMILIES,
@@ -34,32 +30,14 @@ from learned_optim.meta_train.tasks import (
     ValleyFamily,
     language_model,
 )
-from learned_optim.meta_train.tasks.autoencoder import AutoencoderTask
-from learned_optim.meta_train.tasks.factorization import FactorizationTask, Product
-from learned_optim.meta_train.tasks.mlp import image_rows
-from learned_optim.meta_train.tasks.physics import Field, PhysicsTask
-from learned_optim.meta_train.tasks.quadratic import Quadratic, QuadraticTask, conditioned_matrix
-from learned_optim.meta_train.tasks.residual import ResidualTask
-from learned_optim.meta_train.tasks.softmax_regression import SoftmaxRegressionTask, gaussian_classes
-from learned_optim.meta_train.tasks.valleys import Coordinates, ValleyTask
 from learned_optim.meta_train.trainer.trainer import Trainer
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-SIGMAS = 5.0  # a correct statistic is further off than this once in two million draws
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(task: Task, seed: int = 0) -> Any:
-    with fixed_global_state(seed):
-        return task.module()
 
 
 @pytest.mark.usefixtures("double", "neural_art")
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_grads_are_the_slopes_of_the_loss(build: Callable[[], Task]) -> None:
+def test_grads_match_finite_differences(build: Callable[[], Task]) -> None:
     task = VectorizedTask(build(), instances=2, seed=1)
     batch = task.batch(generator())
     points = task.initial_parameters
@@ -85,7 +63,7 @@ def test_adam_lowers_the_loss(name: str) -> None:
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("second_derivatives", [False, True], ids=["first-order", "second-order"])
 @pytest.mark.parametrize("name", [name for name in SMALL_FAMILIES if not SMALL_FAMILIES[name].evaluation_only])
-def test_configuration_of_the_family_can_be_meta_trained_on(name: str, second_derivatives: bool) -> None:
+def test_family_can_be_meta_trained_on(name: str, second_derivatives: bool) -> None:
     tables = {
         "steps": 2,
         "tasks": [{"family": name, **vars(SMALL_FAMILIES[name])}],
@@ -103,7 +81,7 @@ def test_configuration_of_the_family_can_be_meta_trained_on(name: str, second_de
 
 
 @pytest.mark.parametrize("cls", FAMILIES.values(), ids=FAMILIES)
-def test_no_option_is_undocumented(cls: type[TaskFamily]) -> None:
+def test_every_option_is_documented(cls: type[TaskFamily]) -> None:
     described = (cls.__doc__ or "").partition("Args:")[2]
     assert [name for name in getattr(cls, "__dataclass_fields__") if name not in described] == []  # noqa: B009
 
@@ -184,7 +162,7 @@ def test_option_out_of_range_is_refused(cls: Callable[..., Any], options: dict[s
 
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "factorization"])
-def test_parts_held_out_share_no_data_and_train_the_same_modules(name: str) -> None:
+def test_hold_out_divides_the_data_and_keeps_the_modules(name: str) -> None:
     task = BUILDERS[name]()
     whole: Any = getattr(task, "task", task)
     parts = task.hold_out()
@@ -210,201 +188,3 @@ def test_first_loss_of_a_classifier_is_below_its_bound(name: str) -> None:
     classifies = ("softmax", "mlp", "residual", "conv-net", "vision", "fine-tuning", "language", "lstm", "transformer")
     assert (built.loss_bound is not None) == name.startswith((*classifies, "augmented"))
     assert float(losses.mean()) < (built.loss_bound or math.inf)
-
-
-class TestQuadratic:
-    @pytest.mark.usefixtures("double")
-    def test_random_spectrum_keeps_its_extremes_and_differs_between_draws(self) -> None:
-        spectra = [torch.linalg.svdvals(conditioned_matrix(6, 100.0, "random", True)).square() for _ in range(2)]
-        for spectrum in spectra:
-            assert float(spectrum.max()) == pytest.approx(1.0, rel=1e-10)
-            assert float(spectrum.min()) == pytest.approx(0.01, rel=1e-10)
-        assert not torch.allclose(*spectra)
-
-    def test_axes_that_are_not_turned_leave_the_coordinates_independent(self) -> None:
-        matrix = conditioned_matrix(4, 100.0, "geometric", rotated=False)
-        assert torch.equal(matrix, matrix.diag().diag())
-
-    @pytest.mark.usefixtures("double")
-    def test_scale_of_coordinates_changes_neither_loss_nor_minimum(self) -> None:
-        plain = drawn(QuadraticTask(5, 10.0, 0.0, 1.0))
-        scaled_task = QuadraticTask(5, 10.0, 0.0, 1.0, coordinate_scale=(0.01, 100.0))
-        scaled = drawn(scaled_task)
-        torch.testing.assert_close(scaled(), plain())
-        ratio = scaled.matrix[0] / plain.matrix[0]
-        torch.testing.assert_close(scaled.matrix, plain.matrix * ratio)
-        torch.testing.assert_close(scaled.point * ratio, plain.point)
-        assert float(ratio.max() / ratio.min()) > 10
-
-    def test_noise_in_the_gradient_has_its_deviation_and_leaves_the_loss(self) -> None:
-        task = VectorizedTask(QuadraticTask(40, None, 0.0, 1.0, gradient_noise=0.5), 50, seed=0)
-        quiet = VectorizedTask(QuadraticTask(40, None, 0.0, 1.0), 50, seed=0)
-        points = task.initial_parameters
-        losses, grads = task.losses_and_grads(points, task.batch(generator()))
-        true_losses, true_grads = quiet.losses_and_grads(points, quiet.batch(generator()))
-        torch.testing.assert_close(losses, true_losses)
-        noise = grads - true_grads
-        assert float(noise.std()) == pytest.approx(0.5, rel=SIGMAS / math.sqrt(2 * noise.numel()))
-        assert abs(float(noise.mean())) < SIGMAS * 0.5 / math.sqrt(noise.numel())
-
-    def test_noise_in_the_gradient_does_not_hide_that_of_the_residual(self) -> None:
-        residual, gradient = QuadraticTask(3, None, 0.1, 1.0, gradient_noise=0.5).batch(2, generator())
-        assert residual.shape == gradient.shape == (2, 3)
-        assert not torch.equal(residual, gradient)
-        assert isinstance(drawn(QuadraticTask(3, None, 0.1, 1.0)), Quadratic)
-
-
-class TestValleys:
-    @pytest.mark.usefixtures("double")
-    @pytest.mark.parametrize("surface", ["rosenbrock", "rastrigin"])
-    def test_minimum_is_zero_and_flat(self, surface: Any) -> None:
-        task = ValleyTask(surface, 4, 30.0, rotated=True, coordinate_scale=(0.1, 10.0), initial_deviation=1.0)
-        module: Coordinates = drawn(task)
-        with torch.no_grad():
-            module.point.copy_(module.offset / module.scale)
-        loss = task.loss(module, torch.zeros(()))
-        (grad,) = torch.autograd.grad(loss, module.point)
-        assert abs(float(loss.detach())) < 1e-20
-        assert float(grad.abs().max()) < 1e-10
-        assert float(module.scale.max() / module.scale.min()) > 1.5
-
-    def test_values_are_those_of_the_formulas(self) -> None:
-        u = torch.tensor([0.5, 2.0, -1.0])
-        module = Coordinates(torch.eye(3), torch.zeros(3), torch.ones(3), u - 1)
-        values = [
-            float(ValleyTask(surface, 3, 100.0, False, (1.0, 1.0), 1.0).loss(module, torch.zeros(())).detach())
-            for surface in ("rosenbrock", "rastrigin")
-        ]
-        rosenbrock = 100 * (2 - 0.25) ** 2 + 0.25 + 100 * (-1 - 4) ** 2 + 1
-        assert values == pytest.approx([rosenbrock, 0.25 + 1 + 4 + 100 * 2], rel=1e-5)  # half a wave: 1 - cos pi = 2
-
-
-class TestFactorization:
-    @pytest.mark.usefixtures("double")
-    def test_target_has_rank_condition_and_size_of_entries(self) -> None:
-        task = FactorizationTask([9, 4, 7], 3, condition=20.0, observed=1.0, minibatch=1.0, noise=0.0, gain=1.0)
-        module: Product = drawn(task)
-        values = torch.linalg.svdvals(module.target)
-        assert float(values[0] / values[2]) == pytest.approx(20.0, rel=1e-8)
-        assert float(values[3]) < 1e-10
-        assert float(module.target.square().mean()) == pytest.approx(1.0)
-        assert module().shape == (7, 9)
-
-    def test_only_observed_and_seen_entries_count(self) -> None:
-        task = FactorizationTask([10, 3, 20], 2, 1.0, observed=0.3, minibatch=0.5, noise=0.0, gain=1.0)
-        module: Product = drawn(task)
-        assert float(module.known.sum()) == 60
-        seen = task.batch(50, generator())
-        assert float(seen.mean()) == pytest.approx(0.5, abs=SIGMAS * 0.5 / math.sqrt(seen.numel()))
-        errors = (module() - module.target).square()[(module.known * seen[0]).bool()]
-        torch.testing.assert_close(task.loss(module, seen[0]), errors.mean())
-
-    def test_depth_is_the_number_of_factors(self) -> None:
-        tasks = [FactorizationFamily(depth=(2, 4)).sample(np.random.default_rng(seed), "train") for seed in range(20)]
-        assert {len(drawn(task).factors) for task in tasks} == {2, 3, 4}
-
-
-class TestSoftmaxRegression:
-    def test_gaussian_classes_are_as_asked_for(self) -> None:
-        features, labels = gaussian_classes(np.random.default_rng(0), 20_000, 3, 4, separation=2.0, condition=100.0)
-        assert features.shape == (20_000, 3)
-        assert torch.equal(labels.bincount(), torch.full((4,), 5000))
-        for label in range(4):
-            deviations = features[labels == label].std(0)
-            expected = torch.tensor([1.0, 10**-0.5, 0.1])
-            torch.testing.assert_close(deviations, expected, rtol=SIGMAS / math.sqrt(2 * 5000), atol=0)
-
-    def test_loss_is_the_cross_entropy_and_half_the_squared_weights(self) -> None:
-        rows = torch.randn(6, 2), torch.arange(6) % 3
-        task = SoftmaxRegressionTask(rows, 4, weight_decay=0.5, initial_deviation=1.0)
-        module: nn.Linear = drawn(task)
-        assert torch.equal(module.bias, torch.zeros(3))
-        expected = nn.functional.cross_entropy(module(rows[0]), rows[1]) + 0.25 * module.weight.square().sum()
-        torch.testing.assert_close(task.loss(module, rows), expected)
-
-
-each_family_of_images = pytest.mark.parametrize(
-    "cls", [SoftmaxRegressionFamily, ResidualFamily, AutoencoderFamily], ids=["softmax", "residual", "autoencoder"]
-)
-
-
-class TestImages:
-    @each_family_of_images
-    def test_splits_are_those_of_the_data_set(self, cls: Callable[..., TaskFamily]) -> None:
-        for split in SPLITS:
-            task = cls(dataset="digits").sample(np.random.default_rng(0), split)
-            assert isinstance(task, DataTask)
-            assert torch.equal((task.data[0] * 255).round().byte(), data.load("digits", split).images.flatten(1))
-
-    @each_family_of_images
-    def test_missing_data_are_named(
-        self, cls: Callable[..., TaskFamily], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("LEARNED_OPTIM_DATA", str(tmp_path))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        image_rows.cache_clear()
-        with pytest.raises(data.DataNotFoundError, match=r"'mnist' not found; .* 'learned-optim data fetch mnist'"):
-            cls(dataset="mnist").sample(np.random.default_rng(0), "train")
-
-    @pytest.mark.parametrize("family", ["softmax-regression", "residual", "autoencoder"])
-    def test_data_for_evaluation_are_refused(self, family: str) -> None:
-        with pytest.raises(ConfigError, match="not for meta-training: data set 'fashion-mnist'"):
-            TaskConfig(family, options={"dataset": "fashion-mnist"}).build()
-
-    def test_autoencoder_is_its_own_mirror_image(self) -> None:
-        task = AutoencoderTask(torch.rand(5, 9), 2, [7, 6], 3, "tanh", "squared", gain=1.0)
-        kinds = [type(layer).__name__ for layer in drawn(task)]
-        assert kinds == ["Linear", "Tanh", "Linear", "Tanh", "Linear", *["Linear", "Tanh"] * 2, "Linear"]
-        sizes = [layer.out_features for layer in drawn(task) if isinstance(layer, nn.Linear)]
-        assert sizes == [7, 6, 3, 6, 7, 9]
-
-    def test_norm_stands_before_or_after_each_block(self) -> None:
-        images = torch.randn(30, 6), torch.arange(30) % 4
-
-        def stream(place: str, norm: str) -> Tensor:
-            network = drawn(ResidualTask(images, 8, 2, 5, 7, "tanh", norm, place, gain=3.0))
-            streamed: Tensor = network[:3](images[0])  # the first layer and both blocks
-            return streamed
-
-        def is_normal(values: Tensor, dim: int) -> bool:
-            return bool(values.mean(dim).abs().max() < 1e-5)
-
-        assert is_normal(stream("post", "layer"), 1)
-        assert is_normal(stream("post", "batch"), 0)
-        assert not is_normal(stream("pre", "layer"), 1)
-        assert not is_normal(stream("pre", "batch"), 0)
-        assert type(drawn(ResidualTask(images, 8, 2, 5, 7, "tanh", "layer", "pre", 1.0))[3]) is nn.LayerNorm
-
-
-class TestPhysics:
-    @pytest.mark.usefixtures("double")
-    @pytest.mark.parametrize("activation", ["tanh", "sine"])
-    def test_second_derivative_is_that_of_autograd(self, activation: str) -> None:
-        torch.manual_seed(0)
-        field, x = Field([5, 4], activation, torch.ones(2)), torch.rand(6)
-        values, second = field(x)
-        x.requires_grad_()
-        (first,) = torch.autograd.grad(field(x)[0].sum(), x, create_graph=True)
-        (expected,) = torch.autograd.grad(first.sum(), x)
-        torch.testing.assert_close(second, expected)
-        assert values.shape == (6,)
-
-    @pytest.mark.usefixtures("double")
-    def test_loss_of_the_solution_is_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task = PhysicsTask(3, reaction=2.0, widths=[4], activation="tanh", points=9, boundary=1.0)
-        field: Field = drawn(task)
-
-        def solved(x: Tensor) -> tuple[Tensor, Tensor]:
-            x = x.detach().requires_grad_()
-            values = field.solution(x)
-            (first,) = torch.autograd.grad(values.sum(), x, create_graph=True)
-            return values, torch.autograd.grad(first.sum(), x)[0]
-
-        points = task.batch(1, generator())[0]
-        assert float(task.loss(field, points).detach()) > 0.1
-        monkeypatch.setattr(field, "forward", solved)
-        assert float(task.loss(field, points).detach()) < 1e-20
-
-    def test_is_for_evaluation_only(self) -> None:
-        with pytest.raises(ConfigError, match="not for meta-training: physics-informed networks are held out"):
-            TaskConfig("physics").build()

@@ -1,4 +1,4 @@
-"""Vision transformers and fine-tuning: patches are patches, and a pretrained body is one."""
+"""Vision transformers: patches and attention. Fine-tuning: a pretrained body that all instances share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,21 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.draws import drawn
 from learned_optim.meta_train.common.seeds import fixed_global_state
 from learned_optim.meta_train.config.load import ConfigError, TaskConfig
 from learned_optim.meta_train.data import datasets as data
-from learned_optim.meta_train.tasks import DataTask, FineTuningFamily, Task, TaskFamily, VisionTransformerFamily
+from learned_optim.meta_train.tasks import DataTask, FineTuningFamily, TaskFamily, VisionTransformerFamily
 from learned_optim.meta_train.tasks.conv_net import images
 from learned_optim.meta_train.tasks.fine_tuning import pretrained
 from learned_optim.meta_train.tasks.language_model import TransformerBlock
 from learned_optim.meta_train.tasks.vision_transformer import VisionTransformer
 
 STEPS = 300  # of pretraining, which takes well under a second here
-
-
-def drawn(task: Task, seed: int = 0) -> Any:
-    with fixed_global_state(seed):
-        return task.module()
 
 
 def fine_tuning(**options: Any) -> FineTuningFamily:
@@ -60,20 +56,20 @@ class TestVisionTransformer:
 
 
 class TestFineTuning:
-    def test_classes_are_the_last_and_the_body_has_learned_the_first(self) -> None:
+    def test_fine_tuning_data_hold_the_last_five_classes(self) -> None:
         task = sampled(fine_tuning())
         assert task.data[1].unique().tolist() == [0, 1, 2, 3, 4]
         expected, labels = images("digits", "validation", 8, (5, 6, 7, 8, 9))
         assert torch.equal(task.data[0], expected[:100])
         assert torch.equal(task.data[1], labels[:100])
 
-    def test_body_is_the_same_in_all_instances_and_the_output_layer_is_fresh(self) -> None:
+    def test_instances_share_the_body_and_have_fresh_output_layers(self) -> None:
         task = sampled(fine_tuning())
         first, second = drawn(task, 0), drawn(task, 1)
         assert all(map(torch.equal, first.body.parameters(), second.body.parameters()))
         assert not torch.equal(first.output.weight, second.output.weight)
 
-    def test_trained_body_separates_classes_that_it_has_learned(self) -> None:
+    def test_pretrained_body_separates_its_classes(self) -> None:
         """A linear layer on its features, fitted in closed form, against one on those of a fresh body."""
         pixels, labels = images("digits", "train", 8, (0, 1, 2, 3, 4))
         errors = []
@@ -85,7 +81,7 @@ class TestFineTuning:
             errors.append(float((guesses.argmax(1) != labels).float().mean()))
         assert errors[1] < 0.5 * errors[0]
 
-    def test_pretraining_does_not_depend_on_the_global_state_or_disturb_it(self) -> None:
+    def test_pretraining_ignores_and_preserves_the_global_random_state(self) -> None:
         torch.manual_seed(5)
         before = torch.get_rng_state()
         arguments = ("digits", None, 8, "perceptron", 4, 3)
@@ -95,7 +91,7 @@ class TestFineTuning:
         second = pretrained.__wrapped__(*arguments)
         assert all(torch.equal(first[name], second[name]) for name in first)
 
-    def test_training_leaves_the_shared_body_alone(self) -> None:
+    def test_training_keeps_the_shared_body(self) -> None:
         task = sampled(fine_tuning())
         before = {name: tensor.clone() for name, tensor in drawn(task).body.state_dict().items()}
         with torch.no_grad():
@@ -104,7 +100,7 @@ class TestFineTuning:
         after = drawn(task).body.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
-    def test_a_data_set_for_evaluation_is_refused_as_the_first_too(self) -> None:
+    def test_evaluation_data_is_refused_for_pretraining(self) -> None:
         with pytest.raises(ConfigError, match="not for meta-training: data set 'fashion-mnist'"):
             TaskConfig("fine-tuning", options={"dataset": "mnist", "pretrained_on": "fashion-mnist"}).build()
 
@@ -128,7 +124,7 @@ def test_option_out_of_range_is_refused(cls: Callable[..., Any], options: dict[s
         cls(**options)
 
 
-def test_patches_that_do_not_divide_whole_images_are_refused_when_a_task_is_drawn() -> None:
+def test_indivisible_patches_of_whole_images_are_refused_on_sampling() -> None:
     with pytest.raises(ValueError, match="patch must divide the 8 pixels"):
         sampled(VisionTransformerFamily(dataset="digits", image_size=None, patch=3))
     assert data.load("digits", "train").images.shape[-1] == 8

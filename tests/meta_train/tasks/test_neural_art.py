@@ -31,7 +31,7 @@ def random_picture(seed: int = 0, height: int = 36, width: int = 44) -> Tensor:
 
 
 class TestFeatures:
-    def test_preprocessing_is_that_of_each_network(self) -> None:
+    def test_preprocessing_matches_each_network(self) -> None:
         picture = torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1).expand(3, 32, 32)
         red, green, blue = 0.2, 0.5, 0.9
         expected = {
@@ -55,19 +55,19 @@ class TestFeatures:
             ("squeezenet", {"conv1": (17, 21), "fire2": (8, 10), "fire5": (4, 5)}),  # no padding; pools round up
         ],
     )
-    def test_maps_have_the_size_that_the_network_leaves(self, name: str, sizes: dict[str, tuple[int, int]]) -> None:
+    def test_feature_maps_have_the_sizes_of_the_network(self, name: str, sizes: dict[str, tuple[int, int]]) -> None:
         found = FeatureNetwork(name).activations(random_picture())
         assert {layer: tuple(found[layer].shape[1:]) for layer in sizes} == sizes
 
     @pytest.mark.parametrize("name", NETWORKS)
-    def test_layers_that_no_loss_uses_are_not_computed(self, name: str) -> None:
+    def test_network_stops_at_the_last_layer_of_the_loss(self, name: str) -> None:
         network = FeatureNetwork(name)
         wanted = {network.architecture.content, *network.architecture.style}
         found = list(network.activations(random_picture()))
         assert found[-1] in wanted
         assert wanted <= set(found)
 
-    def test_unknown_network_is_refused_with_the_known(self) -> None:
+    def test_unknown_network_error_lists_the_known(self) -> None:
         with pytest.raises(ValueError, match="unknown feature network 'alexnet'; known: vgg19, vgg19-distilled"):
             FeatureNetwork("alexnet")
 
@@ -86,13 +86,13 @@ class TestLoss:
         expected = np.einsum("chw,dhw->cd", features.double().numpy(), features.double().numpy()) / 20
         torch.testing.assert_close(neural_art.gram(features), torch.from_numpy(expected).float())
 
-    def test_variation_is_that_of_neighbours(self) -> None:
+    def test_total_variation_is_that_of_neighbours(self) -> None:
         picture = torch.tensor([[0.0, 1.0], [3.0, 3.0], [3.0, 3.0]]).expand(3, 3, 2)
         down, across = np.mean([9, 4, 0, 0]), np.mean([1, 0, 0])
         assert float(neural_art.total_variation(picture)) == pytest.approx(down + across)
 
     @pytest.mark.parametrize("name", NETWORKS)
-    def test_parts_vanish_where_they_should_and_are_one_for_nothing(self, name: str) -> None:
+    def test_losses_vanish_at_their_targets_and_are_one_for_zero_features(self, name: str) -> None:
         network = FeatureNetwork(name)
         content, style = random_picture(1), random_picture(2, 40, 60)
         targets = network.targets(content, style)
@@ -103,7 +103,7 @@ class TestLoss:
         nothing = Targets(torch.zeros_like(targets.content), targets.grams)
         assert float(neural_art.relative_error(nothing.content, targets.content)) == 1
 
-    def test_weights_multiply_their_parts(self) -> None:
+    def test_loss_weights_multiply_their_parts(self) -> None:
         network = FeatureNetwork("vgg19-distilled")
         targets = network.targets(random_picture(1), random_picture(2))
         picture = random_picture(3)
@@ -119,7 +119,7 @@ class TestLoss:
 
 
 class TestPictures:
-    def test_written_pixels_are_read_again(self, tmp_path: Path) -> None:
+    def test_saved_picture_loads_again(self, tmp_path: Path) -> None:
         picture = random_picture(height=33, width=47)
         save_picture(picture, tmp_path / "new" / "picture.png")
         torch.testing.assert_close(
@@ -127,7 +127,7 @@ class TestPictures:
         )
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
 
-    def test_values_beyond_the_range_are_cut(self, tmp_path: Path) -> None:
+    def test_values_out_of_range_are_clipped(self, tmp_path: Path) -> None:
         picture = torch.full((3, 32, 32), -3.0)
         picture[:, 16:] = 7.0
         save_picture(picture, tmp_path / "picture.png")
@@ -147,7 +147,7 @@ class TestPictures:
         assert picture.shape == (3, 32, 40)
         assert float(picture.min()) == 1.0
 
-    def test_camera_that_was_turned_is_heeded(self, tmp_path: Path) -> None:
+    def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
         Image.new("RGB", (60, 40)).save(tmp_path / "picture.jpg", exif=exif)
@@ -164,14 +164,14 @@ class TestPictures:
         ],
         ids=["missing", "text", "cut off", "size", "small"],
     )
-    def test_what_cannot_be_read_is_named(
+    def test_unreadable_picture_is_named(
         self, write: Callable[[Path], object], size: int | None, message: str, tmp_path: Path
     ) -> None:
         write(tmp_path / "picture.png")
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             load_picture(tmp_path / "picture.png", size)
 
-    def test_format_that_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
+    def test_unknown_format_is_refused(self, tmp_path: Path) -> None:
         for name in ("picture", "picture.txt"):
             with pytest.raises(
                 ValueError, match=f"cannot write a picture called .*{name}; use a name that ends in .png"
@@ -215,7 +215,7 @@ class TestCommand:
         assert self.paint("--steps", "20", "--optimizer", optimizer, capsys=capsys) < 0.9 * first
         assert load_picture("art.png").shape == (3, 32, 39)
 
-    def test_lbfgs_takes_the_steps_that_its_line_search_finds(self) -> None:
+    def test_lbfgs_uses_its_line_search(self) -> None:
         """Rosenbrock's valley, to its floor: steps of length 1 alone get stuck half-way."""
         point = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
         optimizer = make_optimizer("lbfgs", point, None)
@@ -229,7 +229,7 @@ class TestCommand:
         descend(optimizer, closure, 60)
         assert closure() < 1e-6
 
-    def test_seed_decides_the_noise_and_nothing_else_does(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_seed_determines_the_painting(self, capsys: pytest.CaptureFixture[str]) -> None:
         pictures = []
         for seed in ("0", "0", "1"):
             self.paint("--steps", "2", "--initial", "noise", "--seed", seed, "--network", "squeezenet", capsys=capsys)

@@ -1,4 +1,4 @@
-"""Neural art as a family of tasks: what is held out, and from where a picture starts."""
+"""Neural art as a family of tasks: held-out pictures and styles, and where painting starts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.draws import generator
 from learned_optim.meta_train.config.load import ConfigError, TaskConfig
 from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
-from learned_optim.meta_train.tasks import (
-    NeuralArtFamily,
-    Split,
-    neural_art,
-)
+from learned_optim.meta_train.tasks import NeuralArtFamily, Split, neural_art
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES, Style
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class TestNeuralArt:
@@ -36,7 +29,7 @@ class TestNeuralArt:
 
     @pytest.mark.usefixtures("neural_art")
     @pytest.mark.parametrize("split", SPLITS)
-    def test_no_picture_of_another_split_is_read(self, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_pictures_of_the_split_are_read(self, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
         read = []
         load = neural_art.picture.__wrapped__
 
@@ -52,7 +45,7 @@ class TestNeuralArt:
 
     @pytest.mark.usefixtures("neural_art")
     @pytest.mark.parametrize("style", TEST_STYLES)
-    def test_new_style_is_for_the_test_alone(self, style: Style) -> None:
+    def test_held_out_styles_are_for_the_test_only(self, style: Style) -> None:
         with pytest.raises(ConfigError, match=f"not for meta-training: style '{style}' is held out for the test"):
             TaskConfig("neural-art", options={"styles": ["starry_night", style]}).build()
         family = NeuralArtFamily(size=32, styles=(style,))
@@ -62,7 +55,7 @@ class TestNeuralArt:
         assert family.sample(np.random.default_rng(0), "test")
 
     @pytest.mark.usefixtures("neural_art")
-    def test_starts_at_the_photograph_or_at_noise(self) -> None:
+    def test_painting_starts_at_the_photograph_or_at_noise(self) -> None:
         family = NeuralArtFamily(size=32, content_weight=1.0, style_weight=0.0, variation_weight=0.0)
         losses = {}
         for initial in get_args(NeuralArtFamily.__annotations__["initial"]):

@@ -93,7 +93,7 @@ def test_options_reach_a_family(file: Path) -> None:
     np.testing.assert_allclose(scaled[0], 2 * plain[0], rtol=1e-6)
 
 
-def test_file_is_read_anew(file: Path) -> None:
+def test_changed_file_is_read_again(file: Path) -> None:
     first = losses(build_family(f"{file}:Net", {}, "test"))
     file.write_text(FILE.replace("mse_loss(", "l1_loss("))
     assert not np.array_equal(losses(build_family(f"{file}:Net", {}, "test")), first)
@@ -111,7 +111,7 @@ def test_file_is_read_anew(file: Path) -> None:
         ("bare.py:Net", r"beside the module 'Net', .*bare\.py must define a function batch\(generator\)"),
     ],
 )
-def test_what_is_missing_is_named(name: str, words: str, file: Path) -> None:
+def test_unusable_file_is_refused_with_the_reason(name: str, words: str, file: Path) -> None:
     (file.parent / "broken.py").write_text("nonsense")
     (file.parent / "bare.py").write_text("from torch import nn\nclass Net(nn.Module):\n    pass\n")
     with pytest.raises(ConfigError, match=words):

@@ -1,4 +1,4 @@
-"""The curriculum: when a stage is over, what decides, and when a run is."""
+"""The curriculum: when a stage ends, by which evaluations, and when the run ends."""
 
 from pathlib import Path
 
@@ -35,14 +35,14 @@ def after(scores: list[float]) -> Curriculum:
         ([1.0, 1.1, 1.2, 0.9], 0, False),
     ],
 )
-def test_stage_ends_when_three_evaluations_are_done_and_the_last_is_no_better(
+def test_stage_ends_when_its_third_or_later_evaluation_is_no_better(
     scores: list[float], stage: int, finished: bool
 ) -> None:
     curriculum = after(scores)
     assert (curriculum.stage, curriculum.finished) == (stage, finished)
 
 
-def test_next_stage_has_a_yardstick_of_its_own_and_the_last_one_ends_the_run() -> None:
+def test_each_stage_has_its_own_baseline_and_the_last_ends_the_run() -> None:
     curriculum = after([1.0, 0.9, 0.8, 0.8])
     assert (curriculum.horizon, curriculum.next_horizon, curriculum.began) == (4, 8, 15)
     assert (curriculum.best, curriculum.evaluations, curriculum.improved) == (None, 0, False)

@@ -93,6 +93,6 @@ def test_entries_are_clipped_before_the_norm(clip_value: float | None, clip_norm
     torch.testing.assert_close(after, expected)
 
 
-def test_gradient_of_zeros_stays_finite_when_clipped() -> None:
+def test_clipped_zero_gradient_stays_zero() -> None:
     stepped = optimizer(clip_norm=0.1)
     assert all(bool((grad == 0).all()) for grad in stepped.clipped([torch.zeros(3)]))

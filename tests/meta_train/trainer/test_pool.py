@@ -1,4 +1,4 @@
-"""The pool of inner trainings: stages, turns, ends, and what its members' course depends on."""
+"""The pool of inner trainings: staggering, turns, ends, random numbers, and independence of its members."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def share_of(member: InnerTraining) -> TrainedShare:
 
 
 @pytest.mark.slow
-def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> None:
+def test_first_members_are_staggered_and_later_ones_start_at_the_beginning() -> None:
     trainer = Trainer(plain(steps=480, unroll={"pool": 40, "horizon": [20, 20]}, validation={"every": 1000}))
     after_first_window: dict[int, float] = {}
     for _ in trainer.run():
@@ -51,7 +51,7 @@ def test_first_members_are_under_way_and_later_ones_start_at_the_beginning() -> 
 
 
 @pytest.mark.slow
-def test_late_stages_are_met_as_often_in_the_first_round_as_later() -> None:
+def test_first_members_have_uniform_stages() -> None:
     """In a pool under way a window's stage, over its own horizon, is uniform, and long trainings come often."""
     draws = 200
     trainer = Trainer(plain(unroll={"pool": draws, "truncation": 1, "horizon": [2, 50]}))
@@ -65,7 +65,7 @@ def test_late_stages_are_met_as_often_in_the_first_round_as_later() -> None:
     assert float(later.log().mean()) == pytest.approx(math.log(10), abs=0.3)  # log-uniform, as configured
 
 
-def test_member_that_runs_ahead_into_divergence_starts_at_its_beginning() -> None:
+def test_member_that_diverges_while_staggered_starts_at_the_beginning() -> None:
     config = plain(rule=L2L, unroll={"pool": 20, "horizon": [20, 20]})
     members = redraw(Trainer(config, rule=drifting(1e4)))
     assert {float(member.step) for member in members} == {0.0}
@@ -73,7 +73,7 @@ def test_member_that_runs_ahead_into_divergence_starts_at_its_beginning() -> Non
 
 
 @pytest.mark.parametrize(("instances", "later_draws"), [(1, 11), (3, 11)])
-def test_member_that_is_far_off_but_finite_is_given_up(instances: int, later_draws: int) -> None:
+def test_diverged_finite_member_is_replaced(instances: int, later_draws: int) -> None:
     unroll = {"horizon": [1000, 1000], "instances": instances}
     trainer = Trainer(plain(rule=L2L, unroll=unroll, validation={"every": 1000}), rule=drifting(1e4))
     run(trainer)
@@ -90,7 +90,7 @@ def test_member_that_is_far_off_but_finite_is_given_up(instances: int, later_dra
         ([[-1.0], [-1.0]], [-1.0], False),  # no multiple of a negative loss is above it
     ],
 )
-def test_diverged_is_a_whole_window_above_ten_initial_losses(
+def test_divergence_is_a_whole_window_above_ten_initial_losses(
     losses: list[list[float]], initial: list[float], diverged: bool
 ) -> None:
     config = plain()
@@ -100,7 +100,7 @@ def test_diverged_is_a_whole_window_above_ten_initial_losses(
     assert trained.lost == trained.diverged == diverged
 
 
-def test_divergence_is_not_forgotten_by_a_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_restores_divergence(tmp_path: Path) -> None:
     trainer = Trainer(plain(), tmp_path)
     next(trainer.run())
     member = trainer.pool.members[0]
@@ -112,7 +112,7 @@ def test_divergence_is_not_forgotten_by_a_checkpoint(tmp_path: Path) -> None:
     assert restored.finished
 
 
-def test_single_member_is_not_cut_short() -> None:
+def test_single_member_keeps_its_horizon() -> None:
     trainer = Trainer(plain(unroll={"horizon": [20, 20]}))
     next(trainer.run())
     assert trainer.pool.members[0] is not None
@@ -137,7 +137,7 @@ def test_inner_training_ends_with_the_window_that_reaches_its_horizon(horizon: i
     assert stages == [(draw, step) for draw in (1, 2, 3) for step in ends]
 
 
-def test_no_two_draws_share_their_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_use_distinct_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 
     def recording(seed: int, purpose: str, *counters: int) -> torch.Generator:
@@ -161,7 +161,7 @@ def test_weights_decide_how_often_a_family_is_drawn() -> None:
     assert sizes.count(2) / 400 == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / 400))
 
 
-def test_rescaling_is_as_frequent_and_as_wide_as_asked_for() -> None:
+def test_rescaling_has_its_frequency_and_range() -> None:
     unroll = {"rescale": 0.25, "rescale_range": [0.1, 10.0], "instances": 3}
     trainer = Trainer(plain(unroll=unroll, tasks=[{"family": "quadratic"}]))
     scales = [trainer.pool.build_task(draw).scale for draw in range(400)]
@@ -176,7 +176,7 @@ def test_rescaling_is_as_frequent_and_as_wide_as_asked_for() -> None:
 
 @pytest.mark.parametrize("estimator", ["truncated-bptt", "pes"])
 @pytest.mark.parametrize("family", ["DropoutFamily", "AttentionFamily"])
-def test_course_of_a_member_does_not_depend_on_the_others(estimator: str, family: str) -> None:
+def test_members_are_independent_bitwise(estimator: str, family: str) -> None:
     """Members may live in different processes: what one of them does follows from its place and the rule alone."""
     tasks = [QUADRATIC, {"family": f"helpers.user_tasks:{family}"}]
     unroll = {"pool": 3, "horizon": [3, 9], "rescale": 0.5, "truncation_up_to": 4}
@@ -200,7 +200,7 @@ def test_course_of_a_member_does_not_depend_on_the_others(estimator: str, family
     assert alone.members[0] is None
 
 
-def test_particle_that_is_far_off_is_not_hidden_by_the_others() -> None:
+def test_one_diverged_particle_ends_the_member() -> None:
     """The mean over 8 particles would be 3.5 initial losses."""
     config = plain(estimator={"name": "pes", "pairs": 2}, unroll={"instances": 2})
     (member,) = redraw(Trainer(config))
@@ -221,7 +221,7 @@ class TestWindows:
         return np.array([settings.window(meta_step, to_horizon, rng) for _ in range(400)])
 
     @pytest.mark.parametrize(("meta_step", "mean"), [(0, 10), (500, 55), (1000, 100), (5000, 100)])
-    def test_grow_linearly_with_jitter(self, meta_step: int, mean: int) -> None:
+    def test_windows_grow_linearly_with_jitter(self, meta_step: int, mean: int) -> None:
         growth = {"to": 100, "over": 1000}
         lengths = self.lengths(meta_step=meta_step, truncation=10, truncation_growth=growth)
         assert (lengths.min(), lengths.max()) == (round(0.8 * mean), round(1.2 * mean))
@@ -230,7 +230,7 @@ class TestWindows:
         steady = self.lengths(meta_step=meta_step, truncation=10, truncation_growth={**growth, "jitter": 0.0})
         assert set(steady) == {mean}
 
-    def test_are_drawn_log_uniformly(self) -> None:
+    def test_windows_are_drawn_log_uniformly(self) -> None:
         lengths = self.lengths(truncation=2, truncation_up_to=200)
         assert lengths.min() >= 2
         assert lengths.max() <= 200
@@ -238,7 +238,7 @@ class TestWindows:
         assert np.log(lengths + 0.5).mean() == pytest.approx(math.log(20), abs=5 * 4.6 / math.sqrt(12 * 400) + 0.1)
 
     @pytest.mark.parametrize("options", [{"truncation_up_to": 9}, {"truncation_growth": {"to": 9, "over": 1}}])
-    def test_that_vary_end_at_the_horizon(self, options: dict[str, Any]) -> None:
+    def test_varying_windows_end_at_the_horizon(self, options: dict[str, Any]) -> None:
         assert self.lengths(to_horizon=3, meta_step=9, truncation=2, **options).max() == 3
         unroll = {"truncation": 2, "horizon": [20, 20], **options}
         trainer = Trainer(plain(steps=30, unroll=unroll, validation={"every": 1000}))
@@ -251,7 +251,7 @@ class TestWindows:
         assert ends == {20}
 
 
-def test_outer_batches_of_validation_are_data_that_inner_training_does_not_see() -> None:
+def test_outer_split_validation_holds_out_data() -> None:
     tasks = [{"family": "mlp", "dataset": "digits", "width": [3, 3], "layers": [1, 1], "batch_size": [4, 4]}]
     drawn = {}
     for split in ("train", "validation"):

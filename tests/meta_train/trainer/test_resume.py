@@ -3,12 +3,6 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from helpers.paths import ROOT
 from helpers.small_runs import (
     QUADRATIC,
     STEPS,
@@ -34,8 +26,7 @@ from helpers.small_runs import (
 from helpers.user_tasks import Failing
 from learned_optim import load_rule
 from learned_optim.checkpoint import read_provenance, save_rule
-from learned_optim.cli import main
-from learned_optim.meta_train.config.load import config_from_tables, load_config
+from learned_optim.meta_train.config.load import config_from_tables
 from learned_optim.meta_train.trainer import loop
 from learned_optim.meta_train.trainer.checkpoint import read_checkpoint
 from learned_optim.meta_train.trainer.log import RunLog
@@ -44,14 +35,6 @@ from learned_optim.rules import LSTML2L
 
 SGD_WITH_MOMENTUM = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip_value": 0.1}
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def sigterm() -> Iterator[None]:
-    """The command line changes the handler of SIGTERM."""
-    previous = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +50,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 3, 11)], ids=str)
-    def test_loop_that_is_left_early(self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path) -> None:
+    def test_resume_after_leaving_the_loop_is_bit_exact(
+        self, stops: tuple[int, ...], uninterrupted: Path, tmp_path: Path
+    ) -> None:
         trainer = Trainer(configuration(), tmp_path)
         for stop in stops:
             for progress in trainer.run():
@@ -91,9 +76,7 @@ class TestResume:
         ],
         ids=lambda options: options["name"],
     )
-    def test_particles_and_what_an_estimator_has_learned_are_restored(
-        self, options: dict[str, Any], tmp_path: Path
-    ) -> None:
+    def test_resume_restores_particles_and_estimator_state(self, options: dict[str, Any], tmp_path: Path) -> None:
         estimator = {"replay_coordinates": None, "sigma": 0.1, **options}
         run(Trainer(configuration(estimator=estimator), tmp_path / "whole"))
         for progress in Trainer(configuration(estimator=estimator), tmp_path / "parts").run():
@@ -118,7 +101,7 @@ class TestResume:
         ],
         ids=["curriculum", "growth-and-momentum", "random-windows-and-adamw", "suites", "outer-batches"],
     )
-    def test_whatever_else_has_a_state_is_restored(self, changes: dict[str, Any], tmp_path: Path) -> None:
+    def test_resume_restores_all_other_state(self, changes: dict[str, Any], tmp_path: Path) -> None:
         changes = dict(changes)
         if "curriculum" in changes:
             changes["unroll"] = {"horizon": [100, 100]}
@@ -133,23 +116,23 @@ class TestResume:
         ends = [read_checkpoint(tmp_path / folder).progress for folder in ("parts", "whole")]
         assert ends[0]["curriculum"] == ends[1]["curriculum"]
 
-    def test_finished_run_stays_as_it_is(self, uninterrupted: Path) -> None:
+    def test_resume_of_a_finished_run_changes_nothing(self, uninterrupted: Path) -> None:
         before = contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)
         assert run(Trainer.resume(uninterrupted)) == []
         assert (contents(uninterrupted / "checkpoint.safetensors"), metrics(uninterrupted)) == before
 
-    def test_does_not_depend_on_the_global_random_state(self, uninterrupted: Path, tmp_path: Path) -> None:
+    def test_run_is_independent_of_the_global_random_state(self, uninterrupted: Path, tmp_path: Path) -> None:
         torch.manual_seed(12345)
         state = torch.get_rng_state()
         run(Trainer(configuration(), tmp_path))
         assert torch.equal(torch.get_rng_state(), state)
         assert_same_outcome(tmp_path, uninterrupted)
 
-    def test_another_seed_is_another_run(self, uninterrupted: Path, tmp_path: Path) -> None:
+    def test_another_seed_gives_another_run(self, uninterrupted: Path, tmp_path: Path) -> None:
         run(Trainer(configuration(seed=1), tmp_path))
         assert contents(tmp_path / "latest.safetensors") != contents(uninterrupted / "latest.safetensors")
 
-    def test_failure_within_a_step_leaves_the_last_whole_one(
+    def test_failure_within_a_step_keeps_the_last_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config = configuration(
@@ -172,8 +155,8 @@ class TestResume:
         assert_same_outcome(folder, tmp_path / "whole")
 
     @pytest.mark.slow
-    def test_rows_after_the_checkpoint_are_dropped_even_if_cut_short(self, tmp_path: Path) -> None:
-        """What a kill leaves: rows that were written after the checkpoint, the last of them only in part."""
+    def test_rows_after_the_checkpoint_are_dropped(self, tmp_path: Path) -> None:
+        """A kill leaves rows that were written after the checkpoint, the last of them only in part."""
         trainer = Trainer(plain(steps=200, validation={"every": 1000}), tmp_path)
         for progress in trainer.run():
             if progress.meta_step == 123:
@@ -186,7 +169,7 @@ class TestResume:
             RunLog(tmp_path, 123, trainer.detail_names).close()
             assert metrics(tmp_path) == rows
 
-    def test_needs_the_checkpoint_alone(self, tmp_path: Path) -> None:
+    def test_resume_needs_the_checkpoint_alone(self, tmp_path: Path) -> None:
         """The weights that a run started from may have been moved, or replaced by others."""
         first = Trainer(plain(seed=5))
         run(first)
@@ -203,11 +186,11 @@ class TestResume:
         run(resumed)
         assert_same_outcome(folder, tmp_path / "whole")
 
-    def test_of_nothing_says_so(self, tmp_path: Path) -> None:
+    def test_resume_without_a_checkpoint_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nothing to resume: no .*checkpoint\.safetensors"):
             Trainer.resume(tmp_path)
 
-    def test_of_what_is_no_checkpoint_says_so(self, tmp_path: Path) -> None:
+    def test_resume_of_another_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "checkpoint.safetensors"
         save_rule(LSTML2L(2), path)
         with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
@@ -216,7 +199,7 @@ class TestResume:
         with pytest.raises(ValueError, match="is not a meta-training checkpoint"):
             Trainer.resume(tmp_path)
 
-    def test_of_a_damaged_checkpoint_says_so(self, tmp_path: Path) -> None:
+    def test_resume_of_a_damaged_checkpoint_is_refused(self, tmp_path: Path) -> None:
         trainer = Trainer(plain(), tmp_path)
         trainer.save_checkpoint()
         path = tmp_path / "checkpoint.safetensors"
@@ -225,185 +208,8 @@ class TestResume:
             Trainer.resume(tmp_path)
 
 
-HELD = """
-steps = 12
-[rule]
-architecture = "scale-free-lstm"
-settings = {{ hidden_size = 2, momentum_decays = [0.9] }}
-[[tasks]]
-family = "helpers.user_tasks:HeldFamily"
-folder = "{folder}"
-[unroll]
-truncation = 2
-horizon = [3, 9]
-instances = 2
-pool = 3
-windows_per_step = 2
-[meta_optimizer]
-lr = 1e-2
-average = 0.9
-[validation]
-every = 4
-horizon = 4
-instances = 2
-"""
-HOLD_AT = 35  # the batch at which the process is held: in the middle of a window of the sixth meta-step
-# The command line with a checkpoint at every step instead of every minute.
-CHECKPOINT_EVERY_STEP = """
-import sys
-from learned_optim.cli import main
-from learned_optim.meta_train.trainer import loop
-loop.CHECKPOINT_SECONDS = -1.0
-sys.exit(main())
-"""
-
-
-@pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A configuration whose runs can be held, and the folder of a run that was not."""
-    folder = tmp_path_factory.mktemp("held")
-    path = folder / "held.toml"
-    path.write_text(HELD.format(folder=folder))
-    run(Trainer(load_config(path), folder / "whole"))
-    return path, folder / "whole"
-
-
-LEFT_OPEN = """
-import sys
-from pathlib import Path
-from learned_optim.meta_train.config.load import load_config
-from learned_optim.meta_train.trainer.trainer import Trainer
-steps = Trainer(load_config(sys.argv[1]), Path(sys.argv[2])).run()
-next(steps)
-"""
-
-
-@pytest.mark.slow
-def test_script_that_ends_in_the_middle_of_the_loop_saves_without_noise(
-    held: tuple[Path, Path], tmp_path: Path
-) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    command = [sys.executable, "-c", LEFT_OPEN, str(held[0]), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=250)
-    assert done.stderr == ""
-    assert Trainer.resume(tmp_path).meta_step == 1
-
-
-@pytest.mark.timeout(600)  # longer than the two deadlines within
-class TestInterruptedProcess:
-    """The real command line in a process of its own, interrupted in the middle of a window, then resumed."""
-
-    def interrupt(self, number: signal.Signals, config: Path, folder: Path, command: list[str]) -> tuple[int, str]:
-        """Run the command, send the signal when it is held, let it go on; return its status and messages."""
-        reached, go_on = config.parent / "reached", config.parent / "go on"
-        reached.unlink(missing_ok=True)
-        go_on.unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "HOLD_AT": str(HOLD_AT),
-        }
-        process = subprocess.Popen(
-            [sys.executable, *command, "meta-train", str(config), "--output", str(folder), "--threads", "1"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            deadline = time.monotonic() + 250  # seconds; imports take a few on an idle machine
-            while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(number)
-            go_on.touch()
-            _, messages = process.communicate(timeout=150)
-        finally:
-            process.kill()
-        assert reached.exists(), messages
-        return process.returncode, messages
-
-    @pytest.mark.slow
-    @pytest.mark.usefixtures("sigterm")
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-    def test_signal_lets_the_step_finish_and_saves(
-        self, number: signal.Signals, held: tuple[Path, Path], tmp_path: Path
-    ) -> None:
-        config, whole = held
-        status, messages = self.interrupt(number, config, tmp_path, ["-m", "learned_optim.cli"])
-        assert status == 130
-        assert f"saved; continue with: learned-optim meta-train --resume {tmp_path}" in messages
-        assert "Traceback" not in messages
-        assert [int(row["meta_step"]) for row in metrics(tmp_path)] == list(range(1, 7))
-        assert main(["meta-train", "--resume", str(tmp_path)]) == 0
-        assert_same_outcome(tmp_path, whole)
-
-    @pytest.mark.slow
-    @pytest.mark.usefixtures("sigterm")
-    def test_kill_loses_only_what_followed_the_checkpoint(self, held: tuple[Path, Path], tmp_path: Path) -> None:
-        config, whole = held
-        status, _ = self.interrupt(signal.SIGKILL, config, tmp_path, ["-c", CHECKPOINT_EVERY_STEP])
-        assert status == -signal.SIGKILL
-        assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
-            "best.safetensors",
-            "checkpoint.safetensors",
-            "latest.safetensors",
-        ]
-        assert main(["meta-train", "--resume", str(tmp_path)]) == 0
-        assert_same_outcome(tmp_path, whole)
-
-    @pytest.mark.usefixtures("sigterm")
-    def test_run_that_exists_is_not_overwritten(
-        self, held: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        config, whole = held
-        before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
-        assert main(["meta-train", str(config), "--output", str(whole)]) == 1
-        message = capsys.readouterr().err
-        assert f"{whole} holds a run already; continue it with --resume {whole}, or choose --output" in message
-        assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
-
-
-def test_signal_in_the_last_save_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(plain(steps=3), tmp_path)
-    save = trainer.save_checkpoint
-
-    def interrupted_save() -> None:
-        signal.raise_signal(signal.SIGINT)
-        save()
-
-    monkeypatch.setattr(trainer, "save_checkpoint", interrupted_save)
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer)
-    assert Trainer.resume(tmp_path).meta_step == 3
-
-
-def test_signal_in_a_step_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(plain(steps=5), tmp_path)
-    step = trainer.meta_optimizer.step
-
-    def interrupted_step(grads: list[Tensor], meta_step: int) -> None:
-        if meta_step == 2:
-            signal.raise_signal(signal.SIGINT)
-        step(grads, meta_step)
-
-    monkeypatch.setattr(trainer.meta_optimizer, "step", interrupted_step)
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer)
-    assert [row["meta_step"] for row in metrics(tmp_path)] == ["1", "2", "3"]
-    assert Trainer.resume(tmp_path).meta_step == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_runs_outside_the_main_thread() -> None:
-    trainer = Trainer(plain(steps=2))
-    thread = threading.Thread(target=lambda: run(trainer))
-    thread.start()
-    thread.join()
-    assert trainer.meta_step == 2
-
-
 class TestCheckpoint:
-    def test_is_written_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_checkpoint_is_written_atomically(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trainer = Trainer(plain(), tmp_path)
         steps = trainer.run()
         next(steps)
@@ -423,7 +229,7 @@ class TestCheckpoint:
         steps.close()
         assert Trainer.resume(tmp_path).meta_step == 2
 
-    def test_is_written_now_and_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_checkpoint_is_written_every_minute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter(range(0, 10_000, 25))  # seconds: a step takes 25 of the 60 between checkpoints
         monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         saved = []
@@ -446,7 +252,7 @@ class TestCheckpoint:
         assert provenance["meta_step"] == trainer.best_meta_step > 0
         assert read_provenance(tmp_path / "latest.safetensors")["meta_step"] == STEPS
 
-    def test_best_weights_are_not_written_before_there_are_any(self, tmp_path: Path) -> None:
+    def test_best_weights_are_written_from_the_first_validation_on(self, tmp_path: Path) -> None:
         trainer = Trainer(plain(steps=4, validation={"every": 3}), tmp_path)
         written = []
         for _ in trainer.run():
@@ -454,7 +260,7 @@ class TestCheckpoint:
             written.append((tmp_path / "best.safetensors").exists())
         assert written == [False, False, True, True]
 
-    def test_metadata_is_json_before_the_first_validation(self, tmp_path: Path) -> None:
+    def test_metadata_is_valid_json_before_the_first_validation(self, tmp_path: Path) -> None:
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is not JSON")
 

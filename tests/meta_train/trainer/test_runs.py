@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestRecord:
-    def test_holds_what_it_takes_to_repeat_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_record_suffices_to_repeat_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["/bin/learned-optim", "meta-train", "my rule.toml"])
         trainer = Trainer(configuration(seed=4), tmp_path / "first")
         run(trainer)
@@ -69,7 +69,7 @@ class TestRecord:
         run(repeated)
         assert torch.equal(weights(repeated.best), weights(trainer.best))
 
-    def test_has_an_entry_for_each_session_that_did_something(self, tmp_path: Path) -> None:
+    def test_record_lists_each_session_that_trained(self, tmp_path: Path) -> None:
         for stop in (3, 7, 99, 99):  # the last has nothing left to do
             trainer = Trainer.resume(tmp_path) if stop > 3 else Trainer(configuration(), tmp_path)
             for progress in trainer.run():
@@ -77,7 +77,7 @@ class TestRecord:
                     break
         assert [session["meta_step"] for session in read_record(tmp_path)["sessions"]] == [0, 3, 7]
 
-    def test_that_is_damaged_says_so(self, tmp_path: Path) -> None:
+    def test_damaged_record_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text("{")
         with pytest.raises(ValueError, match=r"run\.json is damaged"):
             read_record(tmp_path)
@@ -92,7 +92,7 @@ class TestReading:
         assert finished["families"] == {"quadratic": 1, "helpers.user_tasks:DropoutFamily": 1}
         assert finished["best_validation"] == Trainer.resume(folder / "a").best_validation
 
-    def test_curriculum_that_has_ended_is_finished(self, tmp_path: Path) -> None:
+    def test_run_with_an_ended_curriculum_is_finished(self, tmp_path: Path) -> None:
         run_ = read_run_of(tmp_path, curriculum={"horizons": [2, 4]}, unroll={"horizon": [100, 100]})
         assert not run_.finished
         run_.progress["curriculum"]["finished"] = True
@@ -104,7 +104,7 @@ class TestReading:
         assert [step for step, value in zip(*known(metrics, "validation"), strict=True) if value > 0] == [4]
         assert len(metrics["estimator/variance"]) == 6
 
-    def test_settings_that_are_not_the_defaults(self, tmp_path: Path) -> None:
+    def test_changed_settings_are_those_that_differ_from_the_defaults(self, tmp_path: Path) -> None:
         changed = read_run_of(tmp_path).changed_settings()
         assert changed["unroll.truncation"] == 2
         assert changed["steps"] == STEPS
@@ -123,7 +123,7 @@ class TestReading:
         del runs[0].config["unroll"]["stagger"]  # as in a run of a version that did not know it
         assert "unroll.stagger" not in different_settings(runs)
 
-    def test_runs_are_found_once_in_folders_and_by_themselves(self, folder: Path) -> None:
+    def test_find_runs_lists_each_run_once(self, folder: Path) -> None:
         assert [run_.folder.name for run_ in find_runs([folder, folder / "a"])] == ["a", "b"]
 
     @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ class TestReading:
             (["runs/a", "runs/a/b"], ["a", "a/b"]),
         ],
     )
-    def test_names_leave_out_what_all_share(self, folders: list[str], names: list[str]) -> None:
+    def test_short_names_leave_out_the_common_folder(self, folders: list[str], names: list[str]) -> None:
         assert short_names([Path(name) for name in folders]) == names
 
 
@@ -175,7 +175,7 @@ def test_damaged_file_is_named_in_one_line(
     ],
     ids=str,
 )
-def test_checkpoint_of_another_shape_is_named_in_one_line(
+def test_malformed_checkpoint_is_named_in_one_line(
     table: str, value: object, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with safe_open(folder / "b" / "checkpoint.safetensors", framework="pt") as file:
@@ -187,14 +187,14 @@ def test_checkpoint_of_another_shape_is_named_in_one_line(
         assert line.startswith(f"learned-optim: error: {tmp_path / 'checkpoint.safetensors'}")
 
 
-def test_checkpoint_without_the_tensors_of_its_configuration_is_named(folder: Path, tmp_path: Path) -> None:
+def test_checkpoint_without_its_tensors_is_refused(folder: Path, tmp_path: Path) -> None:
     with safe_open(folder / "b" / "checkpoint.safetensors", framework="pt") as file:
         save_file({}, tmp_path / "checkpoint.safetensors", file.metadata())
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged, or of another version"):
         Trainer.resume(tmp_path)
 
 
-def test_row_that_a_crash_has_cut_is_left_out(folder: Path, tmp_path: Path) -> None:
+def test_cut_off_row_is_ignored(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     whole = (folder / "b" / "metrics.csv").read_bytes()
     names, rows = read_metrics(folder / "b" / "metrics.csv")
@@ -203,7 +203,7 @@ def test_row_that_a_crash_has_cut_is_left_out(folder: Path, tmp_path: Path) -> N
         assert read_metrics(path) == (names, rows)
 
 
-def test_settings_are_beside_the_defaults_of_their_own_class() -> None:
+def test_settings_are_compared_with_the_defaults_of_their_class() -> None:
     config = {
         "steps": 5,
         "rule": {"architecture": "lstm-l2l", "settings": {"hidden_size": 20, "layers": 2}},
@@ -246,7 +246,7 @@ def test_names_are_drawn_letter_by_letter(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").is_file()
 
 
-def test_byte_order_mark_is_not_taken_for_damage(folder: Path, tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped(folder: Path, tmp_path: Path) -> None:
     marked = tmp_path / "run"
     shutil.copytree(folder / "b", marked)
     for file in ("metrics.csv", "run.json"):
@@ -254,7 +254,7 @@ def test_byte_order_mark_is_not_taken_for_damage(folder: Path, tmp_path: Path) -
     assert read_run(marked).metrics() == read_run(folder / "b").metrics()
 
 
-def test_defaults_are_not_listed_among_settings_that_are_none(folder: Path) -> None:
+def test_changed_settings_leave_out_defaults(folder: Path) -> None:
     run = read_run(folder / "a")
     changed = run.changed_settings()
     assert {name for name in changed if name.startswith("tasks")} == {
@@ -279,7 +279,7 @@ def axes_of(panels: list[Panel]) -> list[str]:
     return scales
 
 
-def test_negative_curve_is_not_lost_on_a_logarithmic_axis() -> None:
+def test_curves_with_negative_values_use_a_linear_or_symlog_axis() -> None:
     steps = [1.0, 2.0, 3.0]
     positive = {"meta_step": steps, "meta_loss": [1.0, 0.1, 0.01]}
     negative = {"meta_step": steps, "meta_loss": [-1.0, -1.5, -2.0]}
@@ -289,7 +289,7 @@ def test_negative_curve_is_not_lost_on_a_logarithmic_axis() -> None:
     assert axes_of([Panel("meta_loss", "", {"wild": wild, "negative": negative})]) == ["symlog"]
 
 
-def test_validations_over_other_lengths_are_not_drawn_on_one_axis(
+def test_validations_of_different_lengths_have_separate_axes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(Trainer(configuration(validation={"every": 4, "horizon": 6}), tmp_path / "longer"))
@@ -301,7 +301,7 @@ def test_validations_over_other_lengths_are_not_drawn_on_one_axis(
 
 
 class TestCommand:
-    def test_list_has_a_line_a_run(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_list_has_a_line_for_each_run(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["runs", "list", str(folder)]) == 0
         header, *lines = capsys.readouterr().out.splitlines()
         assert header.split() == ["run", "families", "estimator", "meta-steps", "best", "over", "time", "state"]
@@ -311,7 +311,9 @@ class TestCommand:
         assert cli.main(["runs", "list", str(folder), "--json"]) == 0
         assert [entry["estimator"] for entry in json.loads(capsys.readouterr().out)] == ["truncated-bptt", "pes"]
 
-    def test_show_tells_settings_outcome_and_provenance(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_show_prints_settings_outcome_and_provenance(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert cli.main(["runs", "show", str(folder / "b")]) == 0
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
         for expected in (["estimator.pairs", "2"], ["seed", "3"], ["meta_steps", "6"], ["torch", torch.__version__]):
@@ -322,7 +324,7 @@ class TestCommand:
         assert shown["sessions"][0]["learned_optim"] == __version__
         assert shown["latest"]["meta_step"] == 6
 
-    def test_list_before_the_first_run_is_no_error(
+    def test_list_before_the_first_run_succeeds(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -333,7 +335,7 @@ class TestCommand:
             assert json.loads(capsys.readouterr().out) == []
             (tmp_path / "runs").mkdir(exist_ok=True)
 
-    def test_scores_of_other_lengths_are_told_apart(
+    def test_list_shows_the_length_and_families_of_scores(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run(Trainer(configuration(validation={"every": 4, "horizon": 6}), tmp_path / "longer"))

@@ -113,7 +113,7 @@ def drift(folder: Path) -> None:
 
 
 def one_is_told_to_stop(folder: Path) -> None:
-    """A signal to one process stops both, after the same step; a resumed run goes on as if nothing had been."""
+    """A signal to one process stops both, after the same step; a resumed run takes the same course."""
     torch.set_default_dtype(torch.float64)
     world = World(dist.get_rank(), dist.get_world_size())
     trainer = Trainer(case("pes windows"), folder / "stopped", world=world)
@@ -182,26 +182,26 @@ def assert_close(folder: Path, expected: Path) -> None:
 @pytest.mark.usefixtures("double")
 class TestTwoProcesses:
     @pytest.mark.parametrize("name", CASES)
-    def test_take_the_course_of_one(self, name: str, alone: Path, together: Path) -> None:
+    def test_two_processes_match_one(self, name: str, alone: Path, together: Path) -> None:
         assert_close(together / name, alone / name)
 
     @pytest.mark.parametrize("name", CASES)
-    def test_hold_the_same_meta_parameters_to_the_bit(self, name: str, together: Path) -> None:
+    def test_two_processes_hold_equal_meta_parameters_bitwise(self, name: str, together: Path) -> None:
         first, second = (load_file(together / f"{name} {rank}.safetensors")["weights"] for rank in range(2))
         assert len(first.unique(dim=0)) == 6  # they are trained
         assert torch.equal(first, second)
 
     @pytest.mark.parametrize("name", RESUMED)
-    def test_one_goes_on_where_two_have_come_to(self, name: str, alone: Path, together: Path) -> None:
+    def test_one_process_resumes_a_run_of_two(self, name: str, alone: Path, together: Path) -> None:
         folder = together / f"{name} halfway"
         run(Trainer.resume(folder))
         assert_close(folder, alone / name)
 
     @pytest.mark.parametrize("name", RESUMED)
-    def test_two_go_on_where_one_has_come_to(self, name: str, alone: Path, together: Path) -> None:
+    def test_two_processes_resume_a_run_of_one(self, name: str, alone: Path, together: Path) -> None:
         assert_close(together / f"{name} resumed", alone / name)
 
-    def test_exchange_no_meta_parameters_for_evolution_strategies(self, together: Path) -> None:
+    def test_evolution_strategies_exchange_no_meta_parameters(self, together: Path) -> None:
         counts = {name: int(count) for name, count in load_file(together / "bytes.safetensors").items()}
         grows = {estimate: counts[f"{estimate} 6"] > counts[f"{estimate} 2"] for estimate in ESTIMATES}
         assert {estimate for estimate, does in grows.items() if not does} == {"es", "pes", "es-single"}
@@ -209,7 +209,7 @@ class TestTwoProcesses:
         instances, steps, windows = 2, 2, 2
         assert counts["es 6"] == 8 * (steps * (windows * (5 + 2 * instances) + 3) + 2)
 
-    def test_stop_together_when_one_is_told_to(self, alone: Path, together: Path) -> None:
+    def test_signal_to_one_process_stops_both(self, alone: Path, together: Path) -> None:
         run(Trainer.resume(together / "stopped"))
         assert_close(together / "stopped", alone / "pes windows")
 
@@ -274,7 +274,7 @@ def torchrun(folder: Path, *arguments: str, **environment: str) -> subprocess.Po
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 class TestTorchrun:
-    def test_starts_again_from_the_checkpoint_when_a_process_dies(self, tmp_path: Path) -> None:
+    def test_torchrun_restarts_from_the_checkpoint(self, tmp_path: Path) -> None:
         path, folder = tmp_path / "config.toml", tmp_path / "run"
         path.write_text(CONFIG.format(steps=5, family="DeadlyFamily", options=""))
         # First gradients of two members take a batch, a window takes two: the second process dies in its fourth.
@@ -294,7 +294,7 @@ class TestTorchrun:
         for row, expected_row in zip(rows, expected, strict=True):  # windows are whole: only sums are rounded otherwise
             assert float(row["meta_loss"]) == pytest.approx(float(expected_row["meta_loss"]), rel=1e-4)
 
-    def test_sigterm_saves(self, tmp_path: Path) -> None:
+    def test_torchrun_saves_on_sigterm(self, tmp_path: Path) -> None:
         path, folder = tmp_path / "config.toml", tmp_path / "run"
         path.write_text(CONFIG.format(steps=40, family="HeldFamily", options=f'folder = "{tmp_path}"'))
         process = torchrun(tmp_path, str(path), "--output", str(folder), HOLD_AT="6")
@@ -362,7 +362,7 @@ def test_parts_of_a_state_join_to_the_whole(particles: bool) -> None:
 
 
 @pytest.mark.usefixtures("double")
-def test_part_of_a_task_sees_what_it_sees_in_the_whole() -> None:
+def test_part_of_a_task_matches_the_whole() -> None:
     task = VectorizedTask(Reconstruction(), 5, seed=3, random_signs=True, scale=torch.rand(5, 1) + 0.5)
     part = task.part(slice(1, 4))
     random = [torch.Generator().manual_seed(8) for _ in range(2)]
@@ -374,13 +374,13 @@ def test_part_of_a_task_sees_what_it_sees_in_the_whole() -> None:
         torch.testing.assert_close(part_grads, grads[1:4])
 
 
-def test_loss_that_draws_random_numbers_is_found() -> None:
+def test_stochastic_loss_is_detected() -> None:
     dropout = DropoutFamily().sample(np.random.default_rng(0), "train")
     assert VectorizedTask(dropout, 2, seed=0).draws_random_numbers
     assert not VectorizedTask(Reconstruction(), 2, seed=0).draws_random_numbers
 
 
-def test_one_process_needs_no_group() -> None:
+def test_one_process_needs_no_process_group() -> None:
     trainer = Trainer(configuration(tasks=[QUADRATIC], steps=1))
     run(trainer)
     assert not dist.is_initialized()

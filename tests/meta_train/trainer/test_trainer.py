@@ -1,4 +1,4 @@
-"""The meta-training loop does what its settings say, and learns from nothing that is not finite."""
+"""The meta-training loop follows its settings and skips updates that are not finite."""
 
 import math
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 class TestStep:
     @pytest.mark.parametrize("replay_coordinates", [None, 1], ids=["all", "sampled"])
-    def test_window_with_an_infinite_loss_is_skipped_although_its_gradient_is_finite(
+    def test_window_with_an_infinite_loss_is_skipped(
         self, replay_coordinates: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         infinite: list[bool] = []
@@ -68,7 +68,7 @@ class TestStep:
         with pytest.raises(ValueError, match=r"a validation score is relative .* must be positive; Plane starts at"):
             run(Trainer(plain(tasks=tasks)))
 
-    def test_update_that_is_not_finite_is_skipped_and_counted(self) -> None:
+    def test_non_finite_update_is_skipped_and_counted(self) -> None:
         config = plain(
             steps=40,
             tasks=[{"family": "helpers.user_tasks:OverflowingFamily"}],
@@ -93,7 +93,7 @@ class TestStep:
         factors = [1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4] if schedule == "cosine" else [1.0] * 4
         assert rates == pytest.approx([0.25 * factor for factor in factors])
 
-    def test_first_update_is_a_step_of_adam_against_the_gradient(self) -> None:
+    def test_first_update_is_an_adam_step(self) -> None:
         trainer = Trainer(plain(meta_optimizer={"lr": 1e-3}))
         before = weights(trainer.module)
         next(trainer.run())
@@ -156,9 +156,7 @@ class TestStep:
         assert len(set(scores)) > 1
 
 
-def test_interruption_while_progress_is_shown_saves_or_says_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interruption_during_progress_saves_or_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*values: object, **options: object) -> None:
         raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ from learned_optim.rules import LSTML2L, RuleState
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_is_the_same_at_every_call() -> None:
+def test_validation_is_reproducible() -> None:
     trainer = Trainer(configuration())
     torch.manual_seed(1)
     first = trainer.validate(trainer.averaged)
@@ -24,7 +24,7 @@ def test_is_the_same_at_every_call() -> None:
     assert trainer.validate(trainer.averaged, "test") != first
 
 
-def test_does_not_disturb_meta_training() -> None:
+def test_validation_leaves_meta_training_unchanged() -> None:
     often, never = Trainer(configuration(validation={"every": 1})), Trainer(configuration(validation={"every": 99}))
     run(often)
     run(never)
@@ -79,7 +79,7 @@ SUITES = [
 
 
 class TestSuites:
-    def test_each_has_families_horizon_and_counts_of_its_own(self) -> None:
+    def test_suites_have_their_own_families_horizon_and_counts(self) -> None:
         suites = Trainer(plain(validation={"suites": SUITES})).suites
         assert [(suite.horizon, suite.tasks, suite.instances) for suite in suites.values()] == [
             (4, 1, 2),
@@ -90,13 +90,15 @@ class TestSuites:
         assert len(sizes[1]) == 2
         assert sizes[2] == [7, 4]
 
-    def test_mixture_has_the_same_score_whatever_its_name(self) -> None:
+    def test_mixture_score_is_independent_of_its_name(self) -> None:
         alone, named = Trainer(configuration()), Trainer(configuration(validation={"suites": SUITES}))
         assert named.suites["near"].score(named.module) == alone.validate(alone.module)
         assert named.suites["far"].score(named.module) != alone.validate(alone.module)
 
     @pytest.mark.parametrize("select", [None, "far", "kinds"])
-    def test_selected_one_chooses_the_best_weights_and_all_are_logged(self, select: str | None, tmp_path: Path) -> None:
+    def test_selected_suite_chooses_the_best_weights_and_all_are_logged(
+        self, select: str | None, tmp_path: Path
+    ) -> None:
         validation = {"every": 1, "suites": SUITES, "select": select}
         trainer = Trainer(plain(steps=6, meta_optimizer={"lr": 0.5}, validation=validation), tmp_path)
         kept = []

@@ -1,0 +1,190 @@
+"""The oracle of the schedule-free LSTM and of the points of a schedule-free optimizer, in NumPy float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from helpers.reference import Array, affine, float64, lstm_step
+
+
+class ScheduleFreeLSTMReference:
+    """RMSprop with hypergradients inside a schedule-free optimizer, all three steered by one LSTM layer.
+
+    For one coordinate with gradient g at step t = 1, 2, ...
+
+        m_k    <- b_k m_k + (1 - b_k) g         b = .9, .99; mbefore is m_.9 before this line
+        v      <- .9 v + .1 g^2
+        V      <- V + (min(g^2, 100 v) - V) / t     v before the line above, if positive; the mean of all so far
+        fast    = sqrt(v / (1 - .9^t) + eps^2),  all = sqrt(V + eps^2),  eps = 1e-12
+        d       = cut(g / fast, 3)
+        A       = d mbefore / (1 - .9^t) / fast
+        E       = D / (rate t exp(l))
+        x       = [d, m_k / (1 - b_k^t) / fast (2), A, log(fast / all), l / 6, E / (1 + |E|)]
+        s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
+        h, c    = LSTM(W [x; h] + b + W_step s)
+        [z, k, q] = V h + b_out
+        R       = lr min((1 - progress) / .5, 1)
+        l      <- min(max((1 - .002 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, -6), 4)
+        S       = min(fast / all, 1)
+        f       = R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6))
+        move    = -rate f d
+        w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
+        b       = 1 without averaging, .2 where progress > 0, .1 elsewhere
+        update  = b move + (1 - b) w (D + move) - 2e-4 S f d^2 p      without averaging 1e-3
+        D      <- (1 - w) (D + move)
+
+    where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
+    sequences of Defazio et al. (2024) and the logarithm of the coordinate's factor on the rate.
+
+    Args:
+        weight: (4H, 7 + H), columns [x; h], blocks of H rows: input, forget, candidate, output.
+        bias: (4H,).
+        step_weight: (4H, 3).
+        output_weight: (3, H).
+        output_bias: (3,).
+        rate: learning rate of the untrained rule.
+
+    Attributes:
+        momentum: (2, *coordinates).
+        second_moment: (2, *coordinates), of recent gradients, then of all.
+        displacement, log_rate: (1, *coordinates).
+        hidden, cell: (H, *coordinates).
+        All are zero before the first step.
+    """
+
+    MOMENTUM_DECAYS = (0.9, 0.99)
+    RECENT = 0.9
+    TIME_SCALES = (30.0, 300.0, 3000.0)
+    EPS = 1e-12
+    LARGEST_DIRECTION = 3.0
+    GAIN = 0.2
+    FORGETTING = 0.002
+    HIGHEST = 4.0
+    OUTLIER = 10.0
+    SHRINKING = 0.5
+    DECAY = 2e-4
+    DECAY_OF_LATEST = 1e-3
+    WARMUP = 50
+    RECENCY = 0.5
+    FAST_SHARE = 0.1
+    FALL = 0.5
+    FAST_SHARE_OF_KNOWN_LENGTH = 0.2
+    BOUND = 6.0
+    RATE_SLOPE = 3.0
+    GAIN_SLOPE = 2.0
+    RECENCY_SLOPE = 2.0
+
+    def __init__(
+        self,
+        weight: ArrayLike,
+        bias: ArrayLike,
+        step_weight: ArrayLike,
+        output_weight: ArrayLike,
+        output_bias: ArrayLike,
+        rate: float = 0.02,
+    ) -> None:
+        self.weight = float64(weight)
+        self.bias = float64(bias)
+        self.step_weight = float64(step_weight)
+        self.output_weight = float64(output_weight)
+        self.output_bias = float64(output_bias)
+        self.rate = rate
+        self.steps_taken = 0
+        self.momentum: Array = np.zeros(0)
+        self.second_moment: Array = np.zeros(0)
+        self.displacement: Array = np.zeros(0)
+        self.log_rate: Array = np.zeros(0)
+        self.hidden: Array = np.zeros(0)
+        self.cell: Array = np.zeros(0)
+
+    def step(
+        self,
+        grad: ArrayLike,
+        parameter: ArrayLike = 0.0,
+        lr: float = 1.0,
+        progress: float = 0.0,
+        averaging: float = 1.0,
+    ) -> Array:
+        """The update, to be added to the parameter, of its shape. The arguments are those of the rule's conditions."""
+        grad = float64(grad)
+        if self.steps_taken == 0:
+            units = self.output_weight.shape[1]
+            self.momentum, self.second_moment = np.zeros((2, *grad.shape)), np.zeros((2, *grad.shape))
+            self.displacement, self.log_rate = np.zeros((1, *grad.shape)), np.zeros((1, *grad.shape))
+            self.hidden, self.cell = np.zeros((units, *grad.shape)), np.zeros((units, *grad.shape))
+        self.steps_taken += 1
+        t = self.steps_taken
+
+        before = self.momentum[0]
+        self.momentum = np.stack(
+            [b * m + (1.0 - b) * grad for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
+        )
+        recent, of_all = self.second_moment
+        square = np.where(recent > 0.0, np.minimum(grad**2, self.OUTLIER**2 * recent), grad**2)
+        of_all = of_all + (square - of_all) / t
+        recent = self.RECENT * recent + (1.0 - self.RECENT) * grad**2
+        self.second_moment = np.stack([recent, of_all])
+        fast = np.sqrt(recent / (1.0 - self.RECENT**t) + self.EPS**2)
+        rms_of_all = np.sqrt(of_all + self.EPS**2)
+        direction = np.clip(grad / fast, -self.LARGEST_DIRECTION, self.LARGEST_DIRECTION)
+        averaged = [m / (1.0 - b**t) / fast for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
+        agreement = direction * before / (1.0 - self.MOMENTUM_DECAYS[0] ** t) / fast
+        displacement, log_rate = self.displacement[0], self.log_rate[0]
+        relative = displacement / (self.rate * t * np.exp(log_rate))
+
+        signals = [direction, *averaged, agreement, np.log(fast / rms_of_all), log_rate / self.BOUND]
+        signals.append(relative / (1.0 + np.abs(relative)))
+        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
+        inputs = np.concatenate([np.stack(signals), self.hidden], axis=0)
+        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
+        self.hidden, self.cell = lstm_step(gates, self.cell)
+        scale, gain, recency = affine(self.output_weight, self.hidden, self.output_bias)
+
+        def bounded(values: Array) -> Array:
+            result: Array = self.BOUND * np.tanh(values / self.BOUND)
+            return result
+
+        rate = lr * min((1.0 - progress) / self.FALL, 1.0)
+        gain = min(lr, 1.0) * self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain))
+        log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
+        log_rate = np.clip(log_rate, -self.BOUND, self.HIGHEST)
+        shrunk = np.minimum(fast / rms_of_all, 1.0)
+        log_factor = bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
+        factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
+        move = -self.rate * factor * direction
+        share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
+        fast_share = self.FAST_SHARE_OF_KNOWN_LENGTH if progress > 0.0 else self.FAST_SHARE
+        fast_share = fast_share if averaging else 1.0
+        update: Array = fast_share * move + (1.0 - fast_share) * share * (displacement + move)
+        decay = self.DECAY if averaging else self.DECAY_OF_LATEST
+        update = update - decay * shrunk * factor * direction**2 * float64(parameter)
+        self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
+        self.log_rate = log_rate[np.newaxis]
+        return update
+
+
+def schedule_free_points(
+    gradient: Callable[[Array], Array],
+    start: ArrayLike,
+    moves: Callable[[Array, int], Array],
+    steps: int,
+    interpolation: float,
+    share: Callable[[int], float],
+) -> Array:
+    """The points y at which gradients are taken, ``(steps + 1, *coordinates)`` (Defazio et al. 2024, equations 3-5).
+
+        y_t = (1 - beta) z_t + beta x_t,  z_t+1 = z_t + move(gradient(y_t), t),  x_t+1 = (1 - w_t) x_t + w_t z_t+1
+
+    ``moves`` takes the gradient and t = 1, 2 ...; ``share`` is w. In the paper it is 1 / t, and x the mean of z_2 to
+    z_t+1.
+    """
+    fast = mean = float64(start)
+    points = [fast]
+    for t in range(1, steps + 1):
+        fast = fast + moves(gradient(points[-1]), t)
+        mean = (1.0 - share(t)) * mean + share(t) * fast
+        points.append((1.0 - interpolation) * fast + interpolation * mean)
+    return np.stack(points)
