@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
-from learned_optim import __version__, available_rules, cli, cli_doctor, execution
-from learned_optim.cli_common import coloured
+from learned_optim import __version__, available_rules, cli, execution, installation
+from learned_optim.cli.common import coloured
+from learned_optim.cli.doctor import RED
 
 
 def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +54,7 @@ def test_missing_and_old_packages_are_told_apart(monkeypatch: pytest.MonkeyPatch
         return "2.10.1+cu128"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found = cli_doctor._versions()
+    found = installation.versions()
     assert found["triton"] == "not installed: pip install 'learned-optim[gpu]'"
     assert found["safetensors"] == "WRONG: not installed"
     assert found["torch"] == "WRONG: 2.10.1+cu128 is too old: pip install 'torch>=2.11'"
@@ -71,7 +72,7 @@ def test_colours_are_for_terminals(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    assert coloured("WRONG", cli_doctor.RED) == expected
+    assert coloured("WRONG", RED) == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -68,7 +68,7 @@ def import_violations(source: str, module: str, *, is_package: bool = False) -> 
     for imported in imports(source, package):
         target = layer(imported.name)
         # The one way up: sub-commands of the command line import the meta-training that they start.
-        sub_command = module.startswith("learned_optim.cli") and imported.in_function
+        sub_command = is_within(module, "learned_optim.cli") and imported.in_function
         if target is not None and target > height and not (sub_command and imported.is_of("learned_optim.meta_train")):
             found.append(f"{module}:{imported.line} imports {imported.name} from a layer above")
         if imported.is_of("kernels", "meta_train"):

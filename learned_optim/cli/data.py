@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import Commands, add_command, add_group, print_json
+from learned_optim.cli.common import Commands, add_command, add_group, print_json
 from learned_optim.terminal import say
 
 
-def add_data(commands: Commands) -> None:
-    """Add the sub-command with its actions."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its actions."""
     data = add_command(
         commands,
         "data",

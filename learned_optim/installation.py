@@ -1,13 +1,17 @@
-"""The command ``learned-optim doctor``: what is installed, what was found, and whether a step is right here."""
+"""Whether the installation works: versions, devices, and a step of every shipped rule beside its definition.
 
-import argparse
+Each function returns findings by name. A finding that begins with ``WRONG`` is an error, one that begins with ``not``
+is something that is only missing.
+"""
+
 import importlib.metadata
 import platform
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from learned_optim import __version__
-from learned_optim.cli_common import CommandError, Commands, add_command, coloured, print_json
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used: without a torch that works, versions() still says so
 
 PACKAGES = {
     "torch": "",
@@ -26,56 +30,10 @@ PACKAGES = {
 OLDEST_TORCH = 2, 11
 TOLERANCE = 1e-5
 """Of a step's error beside the largest update: some hundred roundings of float32, of 6e-8 each. Found: 3e-7."""
-GREEN, RED, YELLOW, PLAIN = 32, 31, 33, 0
 
 
-def add_doctor(commands: Commands) -> None:
-    """Add the sub-command with its options."""
-    doctor = add_command(
-        commands,
-        "doctor",
-        "check the installation: versions, GPU, data, and a step of every rule",
-        description="Say what is installed, which devices and data sets there are, and hold a step of every shipped "
-        "rule to its definition, on the CPU and on a GPU if there is one, by the fused kernels too. Exit status 1 if "
-        "something is wrong; what is only missing is no error.",
-        examples=["doctor", "doctor --json"],
-    )
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    doctor.set_defaults(run=_doctor)
-
-
-def _doctor(options: argparse.Namespace) -> None:
-    sections: dict[str, Callable[[], dict[str, str]]] = {
-        "versions": _versions,
-        "devices": _devices,
-        "data": _data,
-        "a step of each rule": _steps,
-    }
-    found = {}
-    for title, section in sections.items():
-        found[title] = section()
-        if not options.json:
-            print(title)
-            for name, finding in found[title].items():
-                print(f"  {name:32}{coloured(finding, _colour(finding))}", flush=True)
-    problems = [
-        f"{name}: {finding}" for part in found.values() for name, finding in part.items() if _colour(finding) == RED
-    ]
-    if options.json:
-        print_json({**found, "problems": problems})
-    elif not problems:
-        print(coloured("nothing is wrong", GREEN))
-    if problems:
-        raise CommandError("; ".join(problems))
-
-
-def _colour(finding: str) -> int:
-    if finding.startswith("WRONG"):
-        return RED
-    return YELLOW if finding.startswith("not ") else GREEN if finding.startswith("right") else PLAIN
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The version of each package that is used, and the extra that installs a missing one."""
     found = {"python": platform.python_version(), "learned-optim": __version__}
     for package, extra in PACKAGES.items():
         try:
@@ -88,7 +46,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _devices() -> dict[str, str]:
+def devices() -> dict[str, str]:
+    """The CPU and the GPUs that torch can use."""
     import torch
 
     found = {"cpu": f"{torch.get_num_threads()} threads, {platform.machine()}"}
@@ -101,19 +60,11 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _data() -> dict[str, str]:
-    from learned_optim.cli_data import described
-    from learned_optim.meta_train.data.datasets import DATA_SETS
-
-    entries = {name: described(name) for name in DATA_SETS}
-    return {name: entry["folder"] or entry["remedy"] for name, entry in entries.items()}
-
-
-def _steps() -> dict[str, str]:
-    """A verdict for each shipped rule: on the CPU without a fused kernel, and by that of each kind of device."""
+def steps() -> dict[str, str]:
+    """A verdict for each shipped rule: on the CPU without a fused kernel, and with that of each kind of device."""
     import torch
 
-    from learned_optim.checkpoint import available_rules
+    from learned_optim.checkpoint import available_rules, load_rule
     from learned_optim.fused import why_not
 
     found = {}
@@ -121,7 +72,7 @@ def _steps() -> dict[str, str]:
     for name in available_rules():
         found[f"{name}, cpu"] = _verdict(name, torch.device("cpu"), fused=False)
         for device in devices:
-            reason = why_not(_rule(name), device, torch.float32)
+            reason = why_not(load_rule(name), device, torch.float32)
             verdict = f"not possible: {reason}" if reason else _verdict(name, device, fused=True)
             found[f"{name}, {device.type} fused"] = verdict
     if not torch.cuda.is_available():
@@ -129,13 +80,7 @@ def _steps() -> dict[str, str]:
     return found
 
 
-def _rule(name: str) -> Any:
-    from learned_optim.checkpoint import load_rule
-
-    return load_rule(name)
-
-
-def _verdict(name: str, device: Any, *, fused: bool) -> str:
+def _verdict(name: str, device: "torch.device", *, fused: bool) -> str:
     try:
         error = step_error(name, device, fused=fused)
     except Exception as failure:  # whatever a driver, a compiler or a broken installation raises is the answer
@@ -143,16 +88,17 @@ def _verdict(name: str, device: Any, *, fused: bool) -> str:
     return f"right (relative error {error:.1e})" if error <= TOLERANCE else f"WRONG: relative error {error:.1e}"
 
 
-def step_error(name: str, device: Any, *, fused: bool) -> float:
-    """Largest error of the optimizer's third step, relative to the largest update: beside the rule itself in float64.
+def step_error(name: str, device: "torch.device", *, fused: bool) -> float:
+    """Largest difference of the optimizer's third step from the rule's own in float64, over the largest update.
 
-    Each step starts from a parameter of zero, whose rounding would hide the error.
+    Each step starts from a parameter of zero, because the rounding of a larger one would hide the error.
     """
     import torch
 
-    from learned_optim import LearnedOptimizer
+    from learned_optim.checkpoint import load_rule
+    from learned_optim.optimizer import LearnedOptimizer
 
-    rule = _rule(name).double()
+    rule = load_rule(name).double()
     grads = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     state = rule.init_state((1000,), dtype=torch.float64)
     parameter = torch.nn.Parameter(torch.zeros(1000, device=device))

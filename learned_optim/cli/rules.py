@@ -2,11 +2,10 @@
 
 import argparse
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.cli.common import CommandError, Commands, add_command, add_group, need, print_json, print_table
 from learned_optim.terminal import say
 
 WIDTH = 300
@@ -14,8 +13,8 @@ WIDTH = 300
 RULE_HELP = "a shipped rule's name, a .safetensors file, or hf://OWNER/NAME"
 
 
-def add_rules(commands: Commands) -> None:
-    """Add the sub-command with its actions."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its actions."""
     rules = add_command(
         commands,
         "rules",
@@ -66,6 +65,7 @@ def add_rules(commands: Commands) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from learned_optim.checkpoint import available_rules
+    from learned_optim.rule_card import rule_card
     from learned_optim.rules import ARCHITECTURES
 
     cards = [rule_card(name) for name in available_rules()]
@@ -87,6 +87,8 @@ def _show(options: argparse.Namespace) -> None:
             raise CommandError("--source prints a source alone; leave out --plot and --json")
         _source(options)
         return
+    from learned_optim.rule_card import rule_card
+
     card = rule_card(options.rule)
     if options.plot is not None:
         _plot(options)
@@ -121,59 +123,6 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
-
-
-def rule_card(source: str) -> dict[str, Any]:
-    """What there is to say of a rule; for JSON."""
-    import torch
-
-    from learned_optim import LearnedOptimizer
-    from learned_optim.checkpoint import available_rules, load_rule, locate, read_provenance
-
-    file = locate(source)
-    rule = load_rule(file)
-    # As in the optimizer, which may keep the recurrent part in less than float32.
-    one = torch.nn.Parameter(torch.zeros(1))
-    one.grad = torch.zeros(1)
-    optimizer = LearnedOptimizer([one], rule)
-    optimizer.step()
-    state = optimizer.state[one]
-    return {
-        "rule": source,
-        "architecture": rule.name,
-        "settings": dict(rule.settings),
-        "meta_parameters": sum(parameter.numel() for parameter in rule.parameters()),
-        "state_bytes_a_parameter": sum(state[entry].nbytes for entry in rule.state_features),
-        "file": str(file),
-        **({"card": str(file.with_suffix(".md"))} if source in available_rules() else {}),
-        "origin": _origin(read_provenance(file)),
-    }
-
-
-def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
-    """How a rule came about: what its file says of the run that it was meta-trained in."""
-    config = provenance.get("config")
-    found = _of_config(config) if isinstance(config, dict) else {}
-    # Whoever calls save_rule may put in anything: what is not a configuration of ours is shown as it is.
-    found |= {name: value for name, value in provenance.items() if name != "config" or not found}
-    return found or {"description": "its file does not say how it came about"}
-
-
-def _of_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What there is to say of the configuration of a run; what is not of the usual shape as it is."""
-    found = {
-        name: config[name]
-        for name in ("description", "tasks", "estimator", "seed")
-        if config.get(name) not in ("", None)
-    }
-    match config:
-        case {"tasks": [*tasks]} if tasks and all(isinstance(task, dict) for task in tasks):
-            families = Counter(str(task.get("family", "unnamed")) for task in tasks)
-            found["tasks"] = ", ".join(f"{count} {name}" for name, count in families.items())
-    match config:
-        case {"estimator": {"name": name}}:
-            found["estimator"] = name
-    return found
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli_common import Commands, add_command, need, print_json, usable_device
+from learned_optim.cli.common import Commands, add_command, need, print_json, usable_device
 from learned_optim.terminal import say
 
 
-def add_few_shot(commands: Commands) -> None:
-    """Add the sub-command with its options."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its options."""
     few_shot = add_command(
         commands,
         "few-shot",
@@ -28,10 +28,11 @@ def add_few_shot(commands: Commands) -> None:
     )
     few_shot.add_argument("--device", default="cpu", help="where learners are adapted (%(default)s)")
     few_shot.add_argument("--json", action="store_true", help="print JSON")
-    few_shot.set_defaults(run=_few_shot)
+    few_shot.set_defaults(run=run)
 
 
-def _few_shot(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
     need("few-shot", "pydantic", "tqdm", "PIL")
     from learned_optim.meta_train.config.load import load_tables
     from learned_optim.meta_train.few_shot.evaluation import evaluate

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import (
+from learned_optim.cli.common import (
     CommandError,
     Commands,
     add_command,
@@ -17,8 +17,8 @@ from learned_optim.cli_common import (
 from learned_optim.terminal import say
 
 
-def add_meta_train(commands: Commands) -> None:
-    """Add the sub-command with its options."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its options."""
     meta_train = add_command(
         commands,
         "meta-train",
@@ -39,10 +39,11 @@ def add_meta_train(commands: Commands) -> None:
     meta_train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue the run in this folder")
     meta_train.add_argument("--device", default="cpu", help="where inner training runs (%(default)s)")
     meta_train.add_argument("--threads", type=int, help="CPU threads")
-    meta_train.set_defaults(run=_meta_train)
+    meta_train.set_defaults(run=run)
 
 
-def _meta_train(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
     need("train", "pydantic", "tqdm", "tensorboard")
     if options.list:
         _list()

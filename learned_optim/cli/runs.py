@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli_common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.cli.common import CommandError, Commands, add_command, add_group, need, print_json, print_table
 from learned_optim.terminal import printable, say
 
 COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
@@ -15,8 +15,8 @@ DEFAULT = Path("runs")
 VALUE_WIDTH = 60  # of settings in a table; longer values are cut
 
 
-def add_runs(commands: Commands) -> None:
-    """Add the sub-command with its actions."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its actions."""
     runs = add_command(
         commands,
         "runs",

@@ -1,24 +1,19 @@
-"""The command ``learned-optim``."""
+"""The command ``learned-optim``: one file a sub-command, which parses options, calls the package and prints."""
 
 import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 
-from learned_optim import __version__  # whatever loads torch is imported where it is needed: --help answers at once
-from learned_optim.cli_benchmark import add_benchmark
-from learned_optim.cli_common import CommandError, Commands, Parser, add_command, add_group, need
-from learned_optim.cli_data import add_data
-from learned_optim.cli_doctor import add_doctor
-from learned_optim.cli_few_shot import add_few_shot
-from learned_optim.cli_meta_train import add_meta_train
-from learned_optim.cli_neural_art import add_neural_art
-from learned_optim.cli_rules import add_rules
-from learned_optim.cli_runs import add_runs
+# Whatever loads torch is imported by the function that needs it, so that --help answers at once.
+from learned_optim import __version__
+from learned_optim.cli import benchmark, data, demo, doctor, few_shot, meta_train, neural_art, rules, runs
+from learned_optim.cli.common import CommandError, Parser, add_group
 from learned_optim.terminal import printable, settle_streams
 
+COMMANDS = (demo, meta_train, runs, rules, benchmark, few_shot, neural_art, data, doctor)
+"""The files of the sub-commands, in the order of the help."""
 FAILED = 1
 INTERRUPTED = 130  # what shells report after Ctrl-C
 EXPECTED = (CommandError, ValueError, OSError, RuntimeError, ImportError)
@@ -72,47 +67,10 @@ def _parser() -> Parser:
     )
     root.add_argument("--version", action="version", version=f"learned-optim {__version__}")
     commands = add_group(root, "COMMAND")
-    _add_demo(commands)
-    add_meta_train(commands)
-    add_runs(commands)
-    add_rules(commands)
-    add_benchmark(commands)
-    add_few_shot(commands)
-    add_neural_art(commands)
-    add_data(commands)
-    add_doctor(commands)
+    for command in COMMANDS:
+        command.add_to(commands)
     return root
-
-
-def _add_demo(commands: Commands) -> None:
-    demo = add_command(
-        commands,
-        "demo",
-        "meta-train a small rule and compare it with tuned Adam, in three minutes",
-        description="Meta-train a small rule for a minute on scikit-learn's digits, then compare it and the default "
-        "rule with tuned Adam. Nothing is downloaded.",
-        examples=["demo", "demo --output results/demo"],
-    )
-    demo.add_argument(
-        "--output",
-        type=Path,
-        default=Path("demo"),
-        metavar="FOLDER",
-        help="folder for weights, CSV and plot (%(default)s)",
-    )
-    demo.set_defaults(run=_demo)
-
-
-def _demo(options: argparse.Namespace) -> None:
-    need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
-    from learned_optim.meta_train.demo import run_demo
-
-    run_demo(options.output)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from learned_optim.cli_common import Commands, add_command, import_from_here, need, print_json, usable_device
+from learned_optim.cli.common import Commands, add_command, import_from_here, need, print_json, usable_device
 from learned_optim.terminal import say
 
 
-def add_benchmark(commands: Commands) -> None:
-    """Add the sub-command with its options."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its options."""
     benchmark = add_command(
         commands,
         "benchmark",
@@ -42,11 +42,11 @@ def add_benchmark(commands: Commands) -> None:
     benchmark.add_argument("--device", default="cpu", help="where trainings run (%(default)s)")
     benchmark.add_argument("--time", action="store_true", help="measure seconds a step too; needs a quiet machine")
     benchmark.add_argument("--json", action="store_true", help="print one JSON document instead of tables or a list")
-    benchmark.set_defaults(run=run_benchmark)
+    benchmark.set_defaults(run=run)
 
 
-def run_benchmark(options: argparse.Namespace) -> None:
-    """Run the sub-command."""
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
     need("bench", "pydantic", "sklearn", "matplotlib", "tqdm")
     from learned_optim.meta_train.benchmark.cache import Cache, default_folder
     from learned_optim.meta_train.benchmark.command import chosen_suite, compare, listing

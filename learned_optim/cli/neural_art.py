@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli_common import Commands, add_command, need, usable_device
+from learned_optim.cli.common import Commands, add_command, need, usable_device
 from learned_optim.terminal import say
 
 
-def add_neural_art(commands: Commands) -> None:
-    """Add the sub-command with its options."""
+def add_to(commands: Commands) -> None:
+    """Add the command with its options."""
     art = add_command(
         commands,
         "neural-art",
@@ -30,10 +30,11 @@ def add_neural_art(commands: Commands) -> None:
     art.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     art.add_argument("--network", default="vgg19", help="features: vgg19, vgg19-distilled or squeezenet (%(default)s)")
     art.add_argument("--device", default="cpu", help="where it is computed (%(default)s)")
-    art.set_defaults(run=_neural_art)
+    art.set_defaults(run=run)
 
 
-def _neural_art(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
     need("art", "PIL", "tqdm")
     import dataclasses
 
