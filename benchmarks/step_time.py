@@ -22,8 +22,9 @@ from torch import Tensor
 from benchmarks.gpu_cases import bytes_that_must_move, resnet50
 from benchmarks.rivals import ADAM, LSTMCellLoop, Make, pylo_optimizers
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
-from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.meta_train.benchmark import save_rows
+from learned_optim.step.plain import apply_in_blocks
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15  # each round times all candidates in turn, so that a disturbance hits all alike
@@ -164,7 +165,7 @@ def compare_block_sizes(rounds: int, count: int = 1 << 18) -> list[Row]:
         state.step()
         entries = {entry: state.state[parameter][entry] for entry in rule.state_features}
         slot = Slot(parameter.detach(), parameter.grad, entries, torch.ones(()))
-        step = functools.partial(apply_in_blocks, rule, [slot], Settings(1.0, 0.0, False, True))
+        step = functools.partial(apply_in_blocks, rule, [slot], StepSettings(1.0, 0.0, False, True))
         candidates = {str(size): functools.partial(step, size) for size in BLOCK_SIZES}
         with torch.no_grad():
             medians = paired_medians(candidates, rounds)

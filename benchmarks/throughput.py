@@ -21,7 +21,6 @@ from unittest import mock
 
 import torch
 
-from learned_optim.fused import ParticleStep
 from learned_optim.meta_train.benchmark import save_rows
 from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import PES, Estimator, TruncatedBPTT
@@ -29,6 +28,7 @@ from learned_optim.meta_train.inner import unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import MLPFamily
 from learned_optim.rules import ScheduleFreeLSTM
+from learned_optim.step.particles import ParticleStep
 
 RESULTS = Path(__file__).parent / "results"
 TASKS, TRUNCATION, ROUNDS = 16, 50, 5

@@ -65,14 +65,14 @@ def steps() -> dict[str, str]:
     import torch
 
     from learned_optim.checkpoint import available_rules, load_rule
-    from learned_optim.fused import why_not
+    from learned_optim.step.programs import unsupported_reason
 
     found = {}
     devices = [torch.device("cpu"), *[torch.device("cuda")] * torch.cuda.is_available()]
     for name in available_rules():
         found[f"{name}, cpu"] = _verdict(name, torch.device("cpu"), fused=False)
         for device in devices:
-            reason = why_not(load_rule(name), device, torch.float32)
+            reason = unsupported_reason(load_rule(name), device, torch.float32)
             verdict = f"not possible: {reason}" if reason else _verdict(name, device, fused=True)
             found[f"{name}, {device.type} fused"] = verdict
     if not torch.cuda.is_available():

@@ -108,7 +108,7 @@ def _source(options: argparse.Namespace) -> None:
     import torch
 
     from learned_optim.checkpoint import load_rule
-    from learned_optim.fused import sources_of
+    from learned_optim.step.programs import sources_of
 
     sources = sources_of(load_rule(options.rule), torch.float32)
     if isinstance(sources, str):

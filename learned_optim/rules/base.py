@@ -11,7 +11,7 @@ from torch import Tensor, nn
 RuleState = dict[str, Tensor]
 """What a rule remembers of each coordinate: name -> ``(features, *coordinates)``."""
 
-Settings = Mapping[str, int | float | str | tuple[float, ...]]
+RuleSettings = Mapping[str, int | float | str | tuple[float, ...]]
 """Keyword arguments that rebuild a rule's architecture; they travel with its weights."""
 
 
@@ -27,6 +27,10 @@ class Conditions(NamedTuple):
     """Fraction of the training that is done, above 0 and below 1; 0 where nobody knows its length. 0-d."""
     averaging: Tensor | float = 1.0
     """1, or 0 where the parameters are to follow the latest iterate, not an average of all. 0-d."""
+
+
+NO_CONDITIONS = Conditions()
+"""The conditions of a rule that is called by itself: no weight decay, lr 1, unknown length, averaging."""
 
 
 class UpdateRule(nn.Module, ABC):
@@ -53,7 +57,7 @@ class UpdateRule(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
 
     @property
@@ -75,7 +79,9 @@ class UpdateRule(nn.Module, ABC):
             meta-parameters.
         """
 
-    def under(self, conditions: Conditions, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+    def forward_under(
+        self, conditions: Conditions, grad: Tensor, state: RuleState, step: Tensor
+    ) -> tuple[Tensor, RuleState]:
         """:meth:`forward`, told of the conditions of the step if the rule uses them."""
         result: tuple[Tensor, RuleState] = self(grad, state, step, *conditions_of(self, conditions))
         return result
@@ -97,7 +103,7 @@ class UpdateRule(nn.Module, ABC):
         return None
 
     @property
-    def heeds_tensors(self) -> bool:
+    def uses_tensor_scale(self) -> bool:
         """Whether :meth:`tensor_scale` is the rule's own."""
         return type(self).tensor_scale is not UpdateRule.tensor_scale
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.moments import EPSILON, largest_with_finite_square, moving_averages
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of the momenta and of the second moments, as in the authors' code
@@ -73,7 +73,7 @@ class MLP(UpdateRule):
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {"hidden_size": self.hidden_size, "rate": self.rate, "magnitude_rate": self.magnitude_rate}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
+from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
@@ -68,7 +68,7 @@ class ScaleFreeLSTM(UpdateRule):
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {"hidden_size": self.hidden_size, "momentum_decays": self.momentum_decays, "rate": self.rate}
 

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learned_optim.rules.base import Conditions, RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.base import (
+    NO_CONDITIONS,
+    Conditions,
+    RuleSettings,
+    RuleState,
+    UpdateRule,
+    linear,
+    per_feature,
+    truncated_normal_,
+)
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
@@ -40,7 +49,6 @@ OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
 AGREEMENT = 1 + len(MOMENTUM_DECAYS)  # place among the signals, after direction and momenta
 SIGNALS = AGREEMENT + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
 OUTPUTS = 3
-ALONE = Conditions()
 
 
 class ScheduleFreeLSTM(UpdateRule):
@@ -119,7 +127,7 @@ class ScheduleFreeLSTM(UpdateRule):
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {"hidden_size": self.hidden_size, "rate": self.rate}
 
@@ -159,7 +167,7 @@ class ScheduleFreeLSTM(UpdateRule):
         self.output_bias.zero_()
 
     def forward(
-        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
         """See :meth:`UpdateRule.forward`."""
         seen = self._see(grad, state, step)
@@ -174,7 +182,7 @@ class ScheduleFreeLSTM(UpdateRule):
         return update, moved | {"hidden": hidden, "cell": cell}
 
     def observe(
-        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
         """A step with outputs of zero: what the LSTM would read, ``(signals, *coordinates)``, and the new state.
 

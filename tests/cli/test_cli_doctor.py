@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from learned_optim import __version__, available_rules, cli, execution, installation
+from learned_optim import __version__, available_rules, cli, installation
 from learned_optim.cli.common import coloured
 from learned_optim.cli.doctor import RED
+from learned_optim.step import plain
 
 
 def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,8 +28,8 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_wrong_step_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = execution._change
-    monkeypatch.setattr(execution, "_change", lambda *arguments, **named: right(*arguments, **named) * (1 + 1e-4))
+    right = plain._change
+    monkeypatch.setattr(plain, "_change", lambda *arguments, **named: right(*arguments, **named) * (1 + 1e-4))
     assert cli.main(["doctor"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("learned-optim: error: default, cpu: WRONG: relative error 1.0e-04")
@@ -41,7 +42,7 @@ def test_step_that_fails_is_reported_not_raised(
     def broken(*arguments: object, **named: object) -> object:
         raise AssertionError("no such\ninstruction")
 
-    monkeypatch.setattr(execution, "_change", broken)
+    monkeypatch.setattr(plain, "_change", broken)
     assert cli.main(["doctor", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert "lstm-l2l-mnist, cpu: WRONG: AssertionError: no such instruction" in problems

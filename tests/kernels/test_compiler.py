@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from learned_optim.kernels import compiler, cpu
-from learned_optim.kernels.compiler import CompilationError, Compiler
+from learned_optim.kernels.cache import CompilationError
+from learned_optim.kernels.cpu import compiler
+from learned_optim.kernels.cpu import kernel as cpu_kernel
+from learned_optim.kernels.cpu.compiler import Compiler
 
 SOURCE = "int two(void) { return 2; }\n"
 
 
 @pytest.fixture(autouse=True)
 def found_anew() -> Iterator[None]:
-    cpu.compiler.cache_clear()
+    cpu_kernel.compiler.cache_clear()
     yield
-    cpu.compiler.cache_clear()
+    cpu_kernel.compiler.cache_clear()
 
 
 class Script:
@@ -76,7 +78,7 @@ def test_compiler_that_does_not_read_its_source_is_waited_for(tmp_path: Path) ->
 def test_compiler_that_hangs_is_stopped_with_its_children_and_not_called_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "LONGEST", 0.2)
+    monkeypatch.setattr(compiler, "TIMEOUT", 0.2)
     script = Script(tmp_path, f"(sleep 0.6; touch '{tmp_path}/survived') & wait")
     for work in ("one", "two"):
         assert complaint(script.compiler, tmp_path / work).endswith("took longer than 0.2 seconds")
@@ -138,7 +140,7 @@ def test_complaint_does_not_differ_from_one_folder_to_the_next(tmp_path: Path) -
     assert len({complaint(script.compiler, tmp_path / work) for work in ("one", "two")}) == 1
 
 
-@pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
+@pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler")
 @pytest.mark.parametrize(
     "text",
     ["{command}", "{command} -O1 -DNAME='two words'", "'{wrapper}' {command}"],
@@ -146,12 +148,12 @@ def test_complaint_does_not_differ_from_one_folder_to_the_next(tmp_path: Path) -
 )
 def test_command_of_several_words_is_understood(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
-    found = cpu.compiler()
+    found = cpu_kernel.compiler()
     assert found is not None
     wrapper = Script(tmp_path, 'echo "beware" >&2; exec "$@"', source=False)
-    cpu.compiler.cache_clear()
+    cpu_kernel.compiler.cache_clear()
     monkeypatch.setenv("CC", text.format(command=found.command[0], wrapper=wrapper.path))
-    named = cpu.compiler()
+    named = cpu_kernel.compiler()
     assert named is not None
     assert b"two" in named.shared_library(SOURCE, (), tmp_path)
 
@@ -172,7 +174,7 @@ def test_name_of_no_compiler_is_told(named: str, cause: str, tmp_path: Path, mon
     (tmp_path / "script").write_text("no program")
     (tmp_path / "script").chmod(0o700)
     monkeypatch.setenv("CC", named.format(folder=tmp_path))
-    found = cpu.compiler()
+    found = cpu_kernel.compiler()
     assert found is not None
     assert complaint(found, tmp_path / "work").endswith(cause)
 
@@ -180,7 +182,7 @@ def test_name_of_no_compiler_is_told(named: str, cause: str, tmp_path: Path, mon
 def test_blank_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "  ")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert cpu.compiler() is None
+    assert cpu_kernel.compiler() is None
 
 
 @pytest.mark.parametrize("hidden", [PermissionError, FileNotFoundError])

@@ -19,11 +19,14 @@ from helpers.rounding import OF_KERNELS, Results, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
 from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
-from learned_optim import LearnedOptimizer, fused
-from learned_optim.execution import Settings, Slot, apply_per_tensor
-from learned_optim.kernels import cpu, launch, libraries, tables
-from learned_optim.kernels.sources import triton_module
-from learned_optim.kernels.triton_source import dtype_argument
+from learned_optim import LearnedOptimizer
+from learned_optim.kernels import launch
+from learned_optim.kernels.cpu import kernel as cpu_kernel
+from learned_optim.kernels.gpu import launch as gpu_launch
+from learned_optim.kernels.gpu import modules, tables
+from learned_optim.kernels.gpu.modules import step_module
+from learned_optim.kernels.slots import Slot, StepSettings
+from learned_optim.kernels.sources.triton import dtype_argument
 from learned_optim.rules import (
     LSTML2L,
     MLP,
@@ -34,9 +37,11 @@ from learned_optim.rules import (
     UpdateRule,
     schedule_free_lstm,
 )
+from learned_optim.step import fused, programs
+from learned_optim.step.plain import apply_per_tensor
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
-needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler")
 
 SIZES = (0, 1, 63, 64, 65, 1023, 1025)
 BLOCK = 1024
@@ -109,14 +114,14 @@ def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
             {entry: value.to(device) for entry, value in slot.state.items()},
             slot.step.to(device),
             None if slot.scale is None else slot.scale.to(device),
-            slot.is_given,
+            slot.sees_parameter,
         )
         for slot in slots
     ]
 
 
 @torch.no_grad()
-def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, where: Place) -> None:
+def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: Place) -> None:
     """The kernel's step of slots on the CPU, wherever it runs; parameters and states lie between poisoned margins."""
     there = moved(slots, where.device)
     guarded = [
@@ -126,7 +131,7 @@ def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, whe
         )
         for slot in there
     ]
-    fused.apply_fused(fused.plan_of(rule.to(where.device)), guarded, settings, where.block)
+    fused.apply_fused(programs.plan_of(rule.to(where.device)), guarded, settings, where.block)
     rule.cpu()
     for slot, result in zip(slots, guarded, strict=True):
         for old, new in zip(
@@ -150,7 +155,7 @@ def assert_margins_are_poisoned(tensor: Tensor, margin: int = 16) -> None:
 
 
 @torch.no_grad()
-def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
+def oracle_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Results:
     """Parameter and state after the step in float64, from the values as they are stored."""
     reference = as_reference(rule)
     reference.steps_taken = int(slot.step) - 1
@@ -165,17 +170,17 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
     return {"parameter": stepped(rule, slot, update, settings), **state}
 
 
-def told(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Any, ...]:
+def told(rule: UpdateRule, slot: Slot, settings: StepSettings) -> tuple[Any, ...]:
     """What a rule that uses conditions is told of the slot, in float64."""
     if not rule.uses_conditions:
         return ()
     scale = 1.0 if slot.scale is None else slot.scale.double()
-    known = torch.as_tensor(slot.is_given)
+    known = torch.as_tensor(slot.sees_parameter)
     values = torch.where(known, slot.parameter.double() / scale, 0.0)
     return values.numpy(), settings.lr, settings.progress, float(settings.averaging)
 
 
-def stepped(rule: UpdateRule, slot: Slot, update: Tensor, settings: Settings) -> Tensor:
+def stepped(rule: UpdateRule, slot: Slot, update: Tensor, settings: StepSettings) -> Tensor:
     parameter = slot.parameter.double()
     if slot.scale is not None:
         update = slot.scale.double() * update
@@ -184,7 +189,7 @@ def stepped(rule: UpdateRule, slot: Slot, update: Tensor, settings: Settings) ->
 
 
 @torch.no_grad()
-def spread_of_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
+def spread_of_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Results:
     """Errors that roundings bring to parameter and state."""
     rule = copy.deepcopy(rule).double()
     state = {entry: value.double() for entry, value in slot.state.items()}
@@ -192,7 +197,9 @@ def spread_of_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
     def step() -> Results:
         grad = -slot.grad.double() if settings.maximize else slot.grad.double()
         values, *others = told(rule, slot, settings) or [0.0]
-        update, new_state = rule.under(Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double())
+        update, new_state = rule.forward_under(
+            Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double()
+        )
         return {"parameter": stepped(rule, slot, update, settings), **new_state}
 
     return spread(step)
@@ -207,7 +214,7 @@ def side_by_side(slots: Sequence[Slot]) -> Slot:
         {entry: torch.cat([slot.state[entry] for slot in slots], 1) for entry in slots[0].state},
         torch.cat([slot.step.expand(slot.grad.shape) for slot in slots]),
         torch.cat(scales) if scales else None,
-        torch.cat([torch.full(slot.grad.shape, slot.is_given) for slot in slots]),  # type: ignore[arg-type]
+        torch.cat([torch.full(slot.grad.shape, slot.sees_parameter) for slot in slots]),  # type: ignore[arg-type]
     )
 
 
@@ -217,7 +224,9 @@ def values_of(slots: Sequence[Slot]) -> Results:
 
 
 @torch.no_grad()
-def assert_only_rounded_step(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, where: Place) -> list[Slot]:
+def assert_only_rounded_step(
+    rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: Place
+) -> list[Slot]:
     """One step by the kernel and by the plain path, both held to the oracle; returns the plain path's slots."""
     steps = [oracle_step(rule, slot, settings) for slot in slots]
     truth = {name: torch.cat([step[name] for step in steps], -1) for name in steps[0]}
@@ -255,7 +264,7 @@ def test_kernel_is_not_further_from_the_truth_than_roundings_explain(
     every_size = dtype == recurrent == torch.float32
     slots = slots_of(rule, SIZES if every_size else (65, 1025), dtype, recurrent)
     for count, progress, averaging in ((2, 0.0, True), (400, 0.75, False)) if every_size else ((30, 0.25, True),):
-        settings = Settings(0.7, 0.01, maximize=True, progress=progress, averaging=averaging)
+        settings = StepSettings(0.7, 0.01, maximize=True, progress=progress, averaging=averaging)
         slots = [slot._replace(step=torch.tensor(float(count))) for slot in slots]
         slots = assert_only_rounded_step(rule, slots, settings, place)  # the next step starts from the plain path's
 
@@ -269,9 +278,9 @@ def test_step_in_double_precision_is_the_plain_one(build: Build, monkeypatch: py
         slot._replace(step=torch.tensor(7.0)) for slot in as_slots(rule, [normal(9), normal(30)], torch.float64)
     ]
     plain = clones(by_kernel)
-    settings = Settings(lr=0.7, weight_decay=0.01, maximize=True)
+    settings = StepSettings(lr=0.7, weight_decay=0.01, maximize=True)
     for _ in range(2):
-        fused.apply_fused(fused.plan_of(rule), by_kernel, settings)
+        fused.apply_fused(programs.plan_of(rule), by_kernel, settings)
         apply_per_tensor(rule, plain, settings)
     for name, values in values_of(plain).items():
         torch.testing.assert_close(values_of(by_kernel)[name], values, rtol=1e-11, atol=1e-13)
@@ -331,7 +340,7 @@ def test_view_with_gaps_is_not_overwritten_between_its_coordinates(on_cpu: None)
     whole = torch.arange(40.0)
     view = whole[::2]
     state = {entry: value.clone() for entry, value in slot.state.items()}
-    fused.apply_fused(fused.plan_of(rule), [Slot(view, slot.grad, state, FIRST)], PLAIN)
+    fused.apply_fused(programs.plan_of(rule), [Slot(view, slot.grad, state, FIRST)], PLAIN)
     assert torch.equal(whole[1::2], torch.arange(1.0, 40.0, 2))
     expected = Slot(torch.arange(0.0, 40.0, 2), slot.grad, slot.state, FIRST)
     apply_per_tensor(rule, [expected], PLAIN)
@@ -344,15 +353,15 @@ def test_state_that_is_not_contiguous_is_refused(on_cpu: None) -> None:
     (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
     slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(RuntimeError, match="flat view"):
-        fused.apply_fused(fused.plan_of(rule), [slot], PLAIN)
+        fused.apply_fused(programs.plan_of(rule), [slot], PLAIN)
 
 
 @each(EACH_KERNEL)
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(Settings(torch.tensor(0.3), 0.01, False), id="lr-tensor"),
-        pytest.param(Settings(torch.tensor(0.3, dtype=torch.float64), 0.0, True), id="lr-float64"),
+        pytest.param(StepSettings(torch.tensor(0.3), 0.01, False), id="lr-tensor"),
+        pytest.param(StepSettings(torch.tensor(0.3, dtype=torch.float64), 0.0, True), id="lr-float64"),
         pytest.param(PLAIN._replace(grad_scale=torch.tensor(512.0)), id="grad-scale"),
         pytest.param(PLAIN._replace(grad_scale=torch.tensor(3.0), found_inf=torch.tensor(0.0)), id="found-none"),
         pytest.param(PLAIN._replace(found_inf=torch.tensor(1.0), weight_decay=0.1), id="found-inf"),
@@ -361,7 +370,7 @@ def test_state_that_is_not_contiguous_is_refused(on_cpu: None) -> None:
         pytest.param(PLAIN._replace(lr=0.0), id="lr-zero"),
     ],
 )
-def test_setting_is_not_understood_differently(build: Build, settings: Settings, place: Place) -> None:
+def test_setting_is_not_understood_differently(build: Build, settings: StepSettings, place: Place) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(20), normal(7)], torch.float32, torch.bfloat16)
     spoilt = {3: float("nan"), 5: float("inf"), 7: float("-inf")} if settings.lr else {}
@@ -441,11 +450,11 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(build: Build, on_cpu: 
             {entry: value[:, first:last].clone() for entry, value in whole.state.items()},
             FIRST,
             whole.scale,
-            whole.is_given,
+            whole.sees_parameter,
         )
         for first, last in [(0, 1), (1, 40), (40, 90)]
     ]
-    plan = fused.plan_of(rule)
+    plan = programs.plan_of(rule)
     fused.apply_fused(plan, [whole], PLAIN, 128)
     fused.apply_fused(plan, parts[::-1], PLAIN, 16)
     assert torch.equal(torch.cat([part.parameter for part in parts]), whole.parameter)
@@ -463,8 +472,8 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
     far, block = 2**33, 16
     tensors = slot.parameter, slot.grad, None, None, slot.state["hidden"], slot.state["cell"]
     addresses = [0 if tensor is None else tensor.data_ptr() - 4 * far for tensor in tensors]
-    plan = fused.plan_of(rule)
-    triton_module(plan.key, interpreted=True).step[(1,)](
+    plan = programs.plan_of(rule)
+    step_module(plan.key, interpreted=True).step[(1,)](
         torch.tensor([far + 5, -far // block, *addresses[:3], 0, *addresses[3:]]),
         torch.zeros(1, dtype=torch.int32),
         plan.weights,
@@ -486,7 +495,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
 
 
 def test_nothing_to_step_does_not_raise(on_cpu: None) -> None:
-    plan = fused.plan_of(randomised(ScaleFreeLSTM()).float())
+    plan = programs.plan_of(randomised(ScaleFreeLSTM()).float())
     fused.apply_fused(plan, [], PLAIN)
     fused.apply_fused(plan, as_slots(ScaleFreeLSTM(), [normal(0), normal(3, 0)], torch.float32), PLAIN)
 
@@ -515,7 +524,7 @@ class TestTables:
         rule = randomised(ScaleFreeLSTM()).float()
         (slot,) = as_slots(rule, [normal(10)], torch.float32)
         kept, expected = [slot.grad], clones([slot])
-        plan = fused.plan_of(rule)
+        plan = programs.plan_of(rule)
         for index in range(3):
             kept.append(normal(10, seed=index).float())  # keeps the old one alive, so that its address stays taken
             fused.apply_fused(plan, [slot._replace(grad=kept[-1])], PLAIN)
@@ -556,17 +565,17 @@ class TestDispatch:
 
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         host, gpu = torch.device("cpu"), torch.device("cuda")
-        assert fused.why_not(ScaleFreeLSTM(), host, torch.bfloat16) is None
-        reason = str(fused.why_not(Mean(), host, torch.float32))
+        assert programs.unsupported_reason(ScaleFreeLSTM(), host, torch.bfloat16) is None
+        reason = str(programs.unsupported_reason(Mean(), host, torch.float32))
         assert "no fused kernel can be made of the rule 'lstm-l2l' (Mean): " in reason
         assert "(in `return super().forward(grad - grad.mean(), state, step)`) mixes coordinates" in reason
-        assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), host, torch.float64))
+        assert "torch.float64" in str(programs.unsupported_reason(ScaleFreeLSTM(), host, torch.float64))
         assert "16,384 multiply-adds a coordinate; the rule 'lstm-l2l' has 30,450" in str(
-            fused.why_not(LSTML2L(50), host, torch.float32)
+            programs.unsupported_reason(LSTML2L(50), host, torch.float32)
         )
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
-        assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
+        assert "triton is not installed" in str(programs.unsupported_reason(LSTML2L(), gpu, torch.float32))
+        assert "need a GPU or a CPU" in str(programs.unsupported_reason(LSTML2L(), torch.device("mps"), torch.float32))
 
     def test_no_folder_for_the_source_does_not_stop_a_training(
         self, interpreted: None, monkeypatch: pytest.MonkeyPatch
@@ -574,8 +583,8 @@ class TestDispatch:
         def full(name: str, text: str) -> Path:
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(libraries, "keep_text", full)
-        monkeypatch.setattr(fused, "is_worth_it", lambda device: True)
+        monkeypatch.setattr(modules, "keep_text", full)
+        monkeypatch.setattr(programs, "is_faster_fused", lambda device: True)
         rule = randomised(ScheduleFreeLSTM(7)).float()  # which no other test has made a module of
         stepped = []
         for choice in (None, False, True):
@@ -638,7 +647,7 @@ class TestDispatch:
 
     @pytest.mark.slow
     def test_import_of_the_optimizer_does_not_load_triton(self) -> None:
-        script = "import sys, learned_optim.fused; sys.exit('triton' in sys.modules)"
+        script = "import sys, learned_optim.step.fused; sys.exit('triton' in sys.modules)"
         subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -650,7 +659,8 @@ def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, m
 
     compiled: list[Any] = []
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(launch, "in_c", lambda device: False)
+    for module in (launch, programs):
+        monkeypatch.setattr(module, "uses_c", lambda device: False)
 
     class Compiling:
         def __init__(self, kernel: Any) -> None:
@@ -660,14 +670,14 @@ def test_arguments_of_a_launch_are_those_that_the_compiler_takes(build: Build, m
         def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
             return lambda **arguments: compiled.append(self.kernel.warmup(grid=grid, **arguments))
 
-    monkeypatch.setattr(launch, "triton_module", lambda *which: Compiling(triton_module(*which).step))
+    monkeypatch.setattr(gpu_launch, "step_module", lambda *which: Compiling(step_module(*which).step))
     rule = randomised(build()).float()
-    every = Settings(torch.tensor(0.5), 0.1, False, True, torch.tensor(2.0), torch.tensor(0.0))
+    every = StepSettings(torch.tensor(0.5), 0.1, False, True, torch.tensor(2.0), torch.tensor(0.0))
     monkeypatch.setattr(driver, "_active", StandInDriver())
     for settings, count in ((PLAIN, 1), (every, 2)):
         slots = as_slots(rule, [normal(5), normal(0), normal(3)], torch.float32, torch.bfloat16)
         slots = [slot._replace(step=torch.tensor(1.0) if count > 1 else FIRST) for slot in slots]
-        fused.apply_fused(fused.plan_of(rule), slots, settings)
+        fused.apply_fused(programs.plan_of(rule), slots, settings)
         assert len(compiled) == count
     assert all("cubin" in kernel.asm for kernel in compiled)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from learned_optim.kernels import libraries
+from learned_optim.kernels import cache
 
 CONTENT = b"a library" * 1000
 
@@ -35,7 +35,7 @@ class Places:
 
     def load(self) -> Path:
         """The folder that the library is loaded from; it is a whole one."""
-        library: object = libraries.load("name", self.make)
+        library: object = cache.load_library("name", self.make)
         assert isinstance(library, Path)
         assert sorted(path.name for path in library.parent.iterdir()) == ["name.json", "name.so"]
         return library.parent
@@ -253,7 +253,7 @@ def test_error_does_not_differ_from_one_library_to_the_next(places: Places, monk
     messages = set()
     for name in ("one", "two"):
         with pytest.raises(OSError, match="kernels: No space left on device") as raised:
-            libraries.load(name, places.make)
+            cache.load_library(name, places.make)
         messages.add(str(raised.value).split(";")[0])
     assert len(messages) == 1
     assert places.made == 0  # a compiler would only say that it failed
@@ -265,12 +265,12 @@ def test_interrupted_making_leaves_nothing(places: Places) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        libraries.load("name", interrupted)
+        cache.load_library("name", interrupted)
     assert not list(places.cache.iterdir())
 
 
 def test_library_that_many_make_at_once_is_whole_for_each(places: Places) -> None:
     with ThreadPoolExecutor(8) as threads:
-        loaded: list[object] = list(threads.map(lambda _: libraries.load("name", places.make), range(32)))
+        loaded: list[object] = list(threads.map(lambda _: cache.load_library("name", places.make), range(32)))
     assert set(loaded) == {places.cache / "name.so"}
     assert places.load() == places.cache

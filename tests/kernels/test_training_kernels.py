@@ -12,9 +12,8 @@ from torch.func import functional_call
 from helpers.rounding import OF_KERNELS, assert_only_rounded, spread
 from helpers.rules import Build, as_reference, each, normal, random_state, randomised
 from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver, needs_cuda
-from learned_optim import fused
-from learned_optim.kernels import training
-from learned_optim.kernels.sources import module_of
+from learned_optim.kernels.gpu import training
+from learned_optim.kernels.gpu.modules import module_of
 from learned_optim.meta_train.estimators import PES, Estimator, Reparameterization, TruncatedBPTT
 from learned_optim.meta_train.inner import fused as dispatch
 from learned_optim.meta_train.inner.fused import FusedRule, fused_equivalent
@@ -23,6 +22,7 @@ from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.step import particles
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
 
@@ -449,6 +449,6 @@ def test_arguments_of_launches_are_those_that_the_compiler_takes(build: Build, m
     monkeypatch.setattr(driver, "_active", StandInDriver())
     case = case_of(build(), 2, 5)
     by_kernels(case, "cpu")
-    step = fused.training_step(case.rule)
+    step = particles.training_step(case.rule)
     assert len(compiled) == len(step.forward.segments) + len(step.backward.segments)
     assert all("cubin" in kernel.asm for kernel in compiled)

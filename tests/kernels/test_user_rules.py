@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from helpers.triton import HAS_TRITON
-from learned_optim import LearnedOptimizer, fused
-from learned_optim.kernels import cpu
+from learned_optim import LearnedOptimizer
+from learned_optim.kernels.cpu import kernel as cpu_kernel
 from learned_optim.meta_train.inner.fused import FusedRule
 from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.step import programs
 
 pytestmark = [
     pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
-    pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler"),
+    pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler"),
 ]
 
 
@@ -143,8 +144,8 @@ def test_where_the_first_step_is_made_does_not_matter(
     expected = stepped(rule_of(product), fused=True)
     rule = rule_of(product)  # of which nothing is known yet
     with around():
-        assert fused.why_not(rule(), torch.device("cpu"), torch.float32) is None
-        fused.plan_of(rule())
+        assert programs.unsupported_reason(rule(), torch.device("cpu"), torch.float32) is None
+        programs.plan_of(rule())
     assert torch.equal(stepped(rule, fused=True), expected)
 
 

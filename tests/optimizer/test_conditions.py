@@ -14,7 +14,7 @@ from learned_optim import LearnedOptimizer
 from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.mlp import MLPTask
-from learned_optim.rules import ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.rules import NO_CONDITIONS, ScheduleFreeLSTM, UpdateRule
 
 
 def steered() -> UpdateRule:
@@ -259,7 +259,7 @@ def test_compiled_step_knows_the_end_and_pauses() -> None:
 
 def test_forward_that_is_called_by_itself_decays_nothing_and_knows_no_end() -> None:
     rule = ScheduleFreeLSTM()
-    conditions = schedule_free_lstm.ALONE
+    conditions = NO_CONDITIONS
     assert (conditions.lr, conditions.progress, conditions.averaging, conditions.parameter) == (1, 0, 1, 0)
     grad, state = torch.ones(3), rule.init_state((3,))
     alone, _ = rule(grad, state, torch.tensor(1.0))

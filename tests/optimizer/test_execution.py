@@ -11,9 +11,10 @@ from torch import Tensor
 
 from helpers.rules import RULES, Build, each, few_examples, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
-from learned_optim.execution import LANES, Settings, Slot, apply_in_blocks, apply_per_tensor, default_block_size
 from learned_optim.kernels.layout import blocks
+from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
+from learned_optim.step.plain import LANES, apply_in_blocks, apply_per_tensor, default_block_size
 
 Shape = tuple[int, ...]
 
@@ -68,11 +69,11 @@ def test_no_shape_or_block_size_is_stepped_differently(build: Build, shapes: lis
 
 
 @pytest.mark.parametrize("path", [apply_per_tensor, apply_in_blocks], ids=["per-tensor", "blocks"])
-def test_gradients_are_not_written_to(path: Callable[[UpdateRule, Sequence[Slot], Settings], None]) -> None:
+def test_gradients_are_not_written_to(path: Callable[[UpdateRule, Sequence[Slot], StepSettings], None]) -> None:
     rule = randomised(ScaleFreeLSTM()).float()
     slots = as_slots(rule, [*layouts(), normal(3)], torch.float32)
     before, versions = [slot.grad.clone() for slot in slots], [slot.grad._version for slot in slots]
-    path(rule, slots, Settings(lr=0.5, weight_decay=0.1, maximize=True))
+    path(rule, slots, StepSettings(lr=0.5, weight_decay=0.1, maximize=True))
     assert all(torch.equal(slot.grad, grad) for slot, grad in zip(slots, before, strict=True))
     assert [slot.grad._version for slot in slots] == versions
 
@@ -178,7 +179,7 @@ def test_no_bit_of_a_coordinate_depends_on_its_neighbours(
             dict(zip(whole.state, state, strict=True)),
             FIRST,
             whole.scale,
-            whole.is_given,
+            whole.sees_parameter,
         )
         for parameter, grad, *state in zip(
             whole.parameter.split(sizes),
@@ -220,7 +221,7 @@ def test_nonfinite_gradient_is_not_followed_where_it_is_to_be_skipped(build: Bui
 @pytest.mark.parametrize("path", [apply_per_tensor, apply_in_blocks], ids=["per-tensor", "blocks"])
 @pytest.mark.parametrize("value", [float("inf"), 1.0], ids=["infinity-here", "infinity-elsewhere"])
 def test_step_that_the_scaler_calls_off_does_not_move_anything(
-    path: Callable[[UpdateRule, Sequence[Slot], Settings], None], value: float
+    path: Callable[[UpdateRule, Sequence[Slot], StepSettings], None], value: float
 ) -> None:
     rule = randomised(LSTML2L()).float()
     slots = as_slots(rule, [normal(5), normal(6)], torch.float32, torch.bfloat16)

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
 from helpers.optimizers import RANDOM_RULES, Net, mean_square, parameter, same, state_tensors, train
 from helpers.rules import Build, as_reference, each, normal, randomised
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
-from learned_optim.execution import Settings, Slot
+from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
 
 ALL_RULES: dict[str, Build] = RANDOM_RULES | {"shipped-default": lambda: load_rule("default")}
@@ -440,7 +440,7 @@ def test_verdict_of_a_grad_scaler_does_not_stay_on_another_device(monkeypatch: p
     """Of several GPUs, the scaler's tensors are on one. Here "meta" stands for the other."""
     seen: list[tuple[str, ...]] = []
 
-    def look(_: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
+    def look(_: UpdateRule, slots: Sequence[Slot], settings: StepSettings) -> None:
         assert settings.found_inf is not None
         assert settings.grad_scale is not None
         tensors = slots[0].parameter, settings.found_inf, settings.grad_scale

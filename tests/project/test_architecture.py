@@ -269,7 +269,7 @@ def test_kernels_know_no_rule() -> None:
     from learned_optim.rules import ARCHITECTURES
 
     words = {name.replace("-", mark) for name in ARCHITECTURES for mark in ("-", "_", "")} - {"mlp"}
-    for file in sorted((ROOT / "kernels").iterdir()):
+    for file in sorted((ROOT / "kernels").rglob("*")):
         if file.suffix in (".py", ".c", ".h"):
             text = file.read_text().lower()
             assert not [word for word in words if word in text], file

@@ -1,0 +1,130 @@
+"""What was made on this machine: kept in a private folder, and loaded only if it is whole.
+
+A damaged one would not fail to load, but end the process: its pages are mapped, and read when they are needed.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOM = 1 << 20
+"""Bytes that a folder must have room for before a library is made in it: ten times what is written."""
+NOWHERE = "there is neither a home nor a temporary folder that can be written to"
+
+
+class CompilationError(RuntimeError):
+    """A kernel could not be compiled, for the reason that the compiler gave; or no folder can keep or load it."""
+
+
+def load_library(name: str, make: Callable[[Path], bytes]) -> ctypes.CDLL:
+    """Load a library from the first folder that allows it: a kept one that is whole, or else a new one, which is kept.
+
+    Args:
+        name: stands for all that the library follows from.
+        make: gives a new one, and may use the empty folder that it is called with. Called again only after an
+            OSError.
+
+    Raises:
+        OSError: no folder can keep it, or it can be loaded from none; says why of each.
+    """
+    kept = {library: _intact(library) for folder in _folders() for library in [folder / f"{name}.so"]}
+    content = next(filter(None, kept.values()), None)
+    objections: list[str] = []
+    for library, found in kept.items():
+        folder = library.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_unless_private(folder)
+            if found is None:
+                with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
+                    content = content or _made(make, Path(work))
+                    _keep(content, library, Path(work))
+            return ctypes.CDLL(str(library))
+        except OSError as error:  # the cause alone: it is the same for the next library
+            objections.append(f"{folder}: {error.strerror or str(error).removeprefix(f'{library}: ')}")
+    raise OSError("; ".join(objections) or NOWHERE)
+
+
+def keep_text(name: str, text: str) -> Path:
+    """A file with this text, in the first folder that allows it.
+
+    Raises:
+        OSError: no folder can keep it; says why of each.
+    """
+    objections: list[str] = []
+    for folder in _folders():
+        path = folder / name
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_unless_private(folder)
+            if not path.is_file() or path.read_bytes() != text.encode():
+                with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
+                    new = Path(work) / name
+                    new.write_bytes(text.encode())
+                    os.replace(new, path)
+        except OSError as error:
+            objections.append(f"{folder}: {error.strerror or error}")
+        else:
+            return path
+    raise OSError("; ".join(objections) or NOWHERE)
+
+
+def _folders() -> Iterator[Path]:
+    """Where libraries may be kept, the best place first."""
+    with contextlib.suppress(RuntimeError):  # neither HOME nor a user whom the system knows
+        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if relative, says its specification
+        cache = cache if cache.is_absolute() else Path.home() / ".cache"
+        if cache.is_absolute():
+            yield cache / "learned_optim" / "kernels"
+    with contextlib.suppress(OSError):  # there is none that can be written to
+        yield Path(tempfile.gettempdir()) / f"learned_optim-{os.getuid()}"
+
+
+def _refuse_unless_private(folder: Path) -> None:
+    """Raise an OSError if the folder can be written to by another user: code is run from it."""
+    status = folder.stat()
+    if not status.st_uid == folder.lstat().st_uid == os.getuid():  # a link is its maker's
+        raise PermissionError("it belongs to another user")
+    if status.st_mode & 0o022:
+        raise PermissionError("other users can write to it")
+
+
+def _intact(library: Path) -> bytes | None:
+    """What a kept library holds, None if there is none that is as this user wrote it."""
+    try:
+        if not library.is_file():
+            return None
+        _refuse_unless_private(library.parent)
+        content, record = library.read_bytes(), _record_of(library).read_bytes()
+    except OSError:
+        return None
+    return content if record == _record(content) else None
+
+
+def _made(make: Callable[[Path], bytes], work: Path) -> bytes:
+    room = work / "room"
+    room.write_bytes(bytes(ROOM))  # a compiler would only say that it failed
+    room.unlink()
+    return make(work)
+
+
+def _keep(content: bytes, library: Path, work: Path) -> None:
+    """Put a library and its record in their places, each at once: other processes may have the old ones mapped."""
+    for path, written in ((_record_of(library), _record(content)), (library, content)):
+        new = work / path.name
+        new.write_bytes(written)
+        os.replace(new, path)
+
+
+def _record_of(library: Path) -> Path:
+    return library.with_suffix(".json")
+
+
+def _record(content: bytes) -> bytes:
+    """By which a library is told from a damaged one."""
+    return json.dumps({"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}).encode()
