@@ -20,7 +20,7 @@ typedef struct {
 } Tensor;
 
 typedef struct {
-    Given given;
+    SharedInputs inputs;
     double factor, decay, grad_scale; /* on the update, on the parameter, on the gradient */
     int32_t maximize, skip_nonfinite;
 } Arguments;
@@ -78,14 +78,14 @@ INLINE void step_lanes(
 /* Step those tiles of all tensors whose number lies in first ... last - 1. */
 static void step_tiles(const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Arguments *settings) {
     Shared shared;
-    Given given = settings->given;
+    SharedInputs inputs = settings->inputs;
     const Tensor *shares = 0; /* the tensor that they are of */
     for (const Tensor *tensor = tensors; tensor < tensors + n_tensors && last > 0; tensor++) {
         int64_t tiles = (tensor->size + TILE - 1) / TILE;
         if (first < tiles) {
             if (!shares || shares->weights != tensor->weights || *shares->step != *tensor->step) {
-                given.step = *tensor->step;
-                share(&shared, tensor->weights, &given);
+                inputs.step = *tensor->step;
+                share(&shared, tensor->weights, &inputs);
                 shares = tensor;
             }
             int64_t place = (first > 0 ? first : 0) * TILE, end = last < tiles ? last * TILE : tensor->size;

@@ -21,7 +21,7 @@ typedef int32_t integer;
 /* What holds for all coordinates of a step. */
 typedef struct {
     double step, lr, progress, averaging;
-} Given;
+} SharedInputs;
 
 typedef real vec __attribute__((vector_size(sizeof(real) * LANES)));
 typedef integer ivec __attribute__((vector_size(sizeof(real) * LANES)));

@@ -98,7 +98,7 @@ def constants(key: str, columns: Columns, settings: StepSettings, *, shared: boo
         "PARAMETER_DTYPE": _triton_dtype(columns.parameters[0].dtype),
         "GRAD_DTYPE": _triton_dtype(columns.grads[0].dtype),
         **entries,
-        "LR_GIVEN": registered(key).conditions,
+        "UPDATE_HAS_LR": registered(key).conditions,
         "SCALED": columns.scales[0] is not None,
         "DECAYS": settings.weight_decay != 0,
         "MAXIMIZE": settings.maximize,

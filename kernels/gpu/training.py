@@ -23,7 +23,7 @@ from learned_optim.kernels.sources.registry import registered
 from learned_optim.kernels.sources.segments import Segment, segments
 from learned_optim.kernels.sources.triton import arguments_of, segments_source
 from learned_optim.kernels.tracing.derivative import SIGNALS, Derivative, derivative
-from learned_optim.kernels.tracing.program import PARAMETER, Program
+from learned_optim.kernels.tracing.program import PARAMETER_INPUT, Program
 from learned_optim.kernels.tracing.simplify import simplified
 
 BLOCK = 128
@@ -103,7 +103,7 @@ class TrainingStep:
         self.program = program
         plain = simplified(program, short_cuts=False)
         self.entries = tuple(program.features)
-        self.inputs = ("grad", *([PARAMETER] if program.reads_parameter else []), *self.entries)
+        self.inputs = ("grad", *([PARAMETER_INPUT] if program.reads_parameter else []), *self.entries)
         self.prologue = program.prologue
         self.shared = Shared(plain)
         coordinates = self.shared.for_coordinates()

@@ -91,7 +91,7 @@ def number(given, ON_DEVICE: tl.constexpr):
 
 
 @triton.jit
-def own_parameter(row, pointer, mask, SCALED: tl.constexpr):
+def scaled_parameter(row, pointer, mask, SCALED: tl.constexpr):
     """The parameter over its tensor's scale; zero where the rule is not to know it."""
     value = tl.load(pointer, mask, other=0.0).to(tl.float32)
     if SCALED:
@@ -109,13 +109,13 @@ def move(
     lr,
     weight_decay,
     SCALED: tl.constexpr,
-    LR_GIVEN: tl.constexpr,
+    UPDATE_HAS_LR: tl.constexpr,
     DECAYS: tl.constexpr,
 ):
-    """Add ``lr (scale update - weight_decay parameter)`` to the parameter; with ``LR_GIVEN`` the update has the lr."""
+    """Add ``lr (scale update - weight_decay parameter)``; with ``UPDATE_HAS_LR`` the update is multiplied already."""
     parameter = tl.load(pointer, mask, other=0.0).to(tl.float32)
     change = update
-    if not LR_GIVEN:
+    if not UPDATE_HAS_LR:
         change *= lr
     if SCALED:
         change *= tl.load(pointer_in(row, SCALE, tl.float32))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_idle_notes
+from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_orphan_comments
 from learned_optim.kernels.tracing.program import (
-    PARAMETER,
+    PARAMETER_INPUT,
     Constant,
     Elementwise,
     Input,
@@ -115,15 +115,15 @@ typedef struct {{
 }} Shared;
 
 /* What all coordinates share. */
-static void share(Shared *shared, const real *weights, const Given *given) {{
-{_indented(without_idle_notes(self.share, "/*"))}
+static void share(Shared *shared, const real *weights, const SharedInputs *inputs) {{
+{_indented(without_orphan_comments(self.share, "/*"))}
 }}
 
 /* The update of a vector of coordinates, and their new state in the place of the old one. */
 static __attribute__((noinline)) vec update(
     vec *state, vec grad, vec parameter, const Shared *shared, const real *weights
 ) {{
-{_indented(without_idle_notes([*self.update, *results], "/*"))}
+{_indented(without_orphan_comments([*self.update, *results], "/*"))}
 }}
 """
 
@@ -182,7 +182,7 @@ static __attribute__((noinline)) vec update(
         if isinstance(scalar, Weight):
             return f"weights[{self.weight(scalar)}]"
         if isinstance(scalar, Input):
-            return f"given->{scalar.entry}"
+            return f"inputs->{scalar.entry}"
         if scalar.operation in self.inline:
             return self.inline[scalar.operation]
         whole = isinstance(self.program.operations[scalar.operation], Elementwise)
@@ -224,7 +224,7 @@ static __attribute__((noinline)) vec update(
         if isinstance(scalar, Weight):
             return f"weights[{self.weight(scalar)}]"
         if isinstance(scalar, Input):
-            if scalar.entry in ("grad", PARAMETER):
+            if scalar.entry in ("grad", PARAMETER_INPUT):
                 return scalar.entry
             return f"state[{self.firsts[scalar.entry] + scalar.feature}]"
         if self.program.shared[scalar.operation]:

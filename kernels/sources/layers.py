@@ -47,7 +47,7 @@ def layers(program: Program, rows: Rows) -> list[Layer]:
     for place, operation in enumerate(program.operations):
         if program.shared[place] or not isinstance(operation, Product):
             continue
-        if operation.outputs * len(operation.operands) > LARGEST_STRAIGHT:
+        if operation.multiply_adds > LARGEST_STRAIGHT:
             layer = _layer(program, rows, place, operation)
             found += [layer] if layer is not None else []
     return found

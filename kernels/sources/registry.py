@@ -12,7 +12,7 @@ from learned_optim.kernels.sources.writer import Source
 from learned_optim.kernels.tracing.program import Product, Program
 from learned_optim.kernels.tracing.simplify import simplified
 
-WIDE = 16
+WIDE_PRODUCT = 16
 """Inputs of a product from which on a thread of a GPU takes two coordinates, not four: its registers hold no more."""
 
 
@@ -57,7 +57,7 @@ class Sources:
     def block(self) -> int:
         """Coordinates of a program on a GPU."""
         widths = [len(product.operands) for product in self.products]
-        return 256 if max(widths, default=0) > WIDE else 512
+        return 256 if max(widths, default=0) > WIDE_PRODUCT else 512
 
     @property
     def products(self) -> list[Product]:
@@ -68,7 +68,7 @@ class Sources:
     @property
     def multiply_adds(self) -> int:
         """Of the products of a coordinate."""
-        return sum(product.outputs * len(product.operands) for product in self.products)
+        return sum(product.multiply_adds for product in self.products)
 
 
 def register(program: Program, dtype: torch.dtype, name: str, *, conditions: bool = False) -> Sources:

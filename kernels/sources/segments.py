@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from learned_optim.kernels.tracing.program import Input, Operation, Product, Program, Result, Scalar
 
-LARGEST_INSIDE = 256
+LARGEST_PRODUCT_INSIDE = 256
 """Multiply-adds of a product that stays inside a kernel."""
-LONGEST = 192
+LONGEST_SEGMENT = 192
 """Operations of a kernel: registers hold no more, and compilers take long over it."""
 
 
@@ -52,7 +52,7 @@ class _Cut:
             for number, place in enumerate(
                 place
                 for place, operation in enumerate(program.operations)
-                if isinstance(operation, Product) and operation.outputs * len(operation.operands) > LARGEST_INSIDE
+                if isinstance(operation, Product) and operation.multiply_adds > LARGEST_PRODUCT_INSIDE
             )
         }
         self.levels: list[int] = []
@@ -72,7 +72,7 @@ class _Cut:
         numbers: defaultdict[int, int] = defaultdict(int)
         parts = []
         for level in self.levels:
-            parts.append((level, numbers[level] // LONGEST))
+            parts.append((level, numbers[level] // LONGEST_SEGMENT))
             numbers[level] += 1
         renumbered = {part: number for number, part in enumerate(sorted(set(parts)))}
         self.levels = [renumbered[part] for part in parts]

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from learned_optim.kernels.sources.layers import Layer, layers
 from learned_optim.kernels.sources.segments import Segment
-from learned_optim.kernels.sources.triton_templates import HEAD, OWN_PARAMETER, SEGMENT_KERNEL, STEP_KERNEL
-from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_idle_notes
+from learned_optim.kernels.sources.triton_templates import HEAD, LOAD_PARAMETER, SEGMENT_KERNEL, STEP_KERNEL
+from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_orphan_comments
 from learned_optim.kernels.tracing.program import (
-    PARAMETER,
+    PARAMETER_INPUT,
     SHARED_INPUTS,
-    STEP,
+    STEP_INPUT,
     Constant,
     Elementwise,
     Input,
@@ -248,8 +248,8 @@ class _TritonWriter(Writer):
 
     def input(self, scalar: Input) -> str:
         """The gradient, the parameter, what all share, or a feature of the state."""
-        if scalar.entry in ("grad", PARAMETER, *SHARED_INPUTS):
-            return "count" if scalar.entry == STEP else scalar.entry
+        if scalar.entry in ("grad", PARAMETER_INPUT, *SHARED_INPUTS):
+            return "count" if scalar.entry == STEP_INPUT else scalar.entry
         name = f"{scalar.entry}_{scalar.feature}"
         if scalar not in self.loaded:
             self.loaded.add(scalar)
@@ -285,14 +285,14 @@ class _StepWriter(_TritonWriter):
         change = self.name(self.program.outputs["update"][0])
         return STEP_KERNEL.format(
             entries=len(entries),
-            parameter=OWN_PARAMETER if self.program.reads_parameter else "",
+            parameter=LOAD_PARAMETER if self.program.reads_parameter else "",
             dtypes="\n".join(f"    {dtype_argument(entry)}: tl.constexpr," for entry in entries),
             pointers="\n".join(
                 f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"
                 for place, entry in enumerate(entries)
             ),
-            shared="\n".join(f"    {line}" for line in without_idle_notes(self.shared, "#")),
-            update="\n".join(f"    {line}" for line in without_idle_notes(self.update, "#")),
+            shared="\n".join(f"    {line}" for line in without_orphan_comments(self.shared, "#")),
+            update="\n".join(f"    {line}" for line in without_orphan_comments(self.update, "#")),
             change=change,
         )
 
@@ -319,7 +319,7 @@ class _SegmentWriter(_TritonWriter):
             kernel=name,
             arguments="\n".join(arguments),
             pointers="\n".join(pointers),
-            update="\n".join(f"    {line}" for line in without_idle_notes([*self.shared, *self.update], "#")),
+            update="\n".join(f"    {line}" for line in without_orphan_comments([*self.shared, *self.update], "#")),
         )
 
     def input(self, scalar: Input) -> str:

@@ -24,7 +24,7 @@ from .triton_parts import (
     move,
     number,
     over_positive,
-    own_parameter,
+    scaled_parameter,
     pointer_in,
     power,
     row_of,
@@ -53,7 +53,7 @@ def step(
 {dtypes}
     SCALED: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
-    LR_GIVEN: tl.constexpr,
+    UPDATE_HAS_LR: tl.constexpr,
     PROGRESS_ON_DEVICE: tl.constexpr,
     DECAYS: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -77,9 +77,9 @@ def step(
     # The coordinates
     place = pointer_in(row, PARAMETER, PARAMETER_DTYPE) + offsets
 {parameter}{update}
-    move(row, place, mask, written, {change}, lr, weight_decay, SCALED, LR_GIVEN, DECAYS)
+    move(row, place, mask, written, {change}, lr, weight_decay, SCALED, UPDATE_HAS_LR, DECAYS)
 '''
-OWN_PARAMETER = "    parameter = own_parameter(row, place, mask, SCALED)\n"
+LOAD_PARAMETER = "    parameter = scaled_parameter(row, place, mask, SCALED)\n"
 SEGMENT_KERNEL = '''@triton.jit
 def {kernel}(
 {arguments}

@@ -19,7 +19,7 @@ from learned_optim.kernels.tracing.program import (
 )
 from learned_optim.kernels.tracing.ranges import Range, range_of, ranges
 
-TOGETHER = 4
+ROWS_SIDE_BY_SIDE = 4
 """Rows of a product that are summed side by side: as many sums as hide the latency of a multiply-add."""
 LONGEST_INLINE = 60
 """Letters of an expression that is written within another."""
@@ -158,14 +158,14 @@ class Writer(ABC):
                 by_product[place].append(row)
         for place, rows in by_product.items():
             pending = [row for row in self.rows.used[place] if (place, row) not in self.names_of_rows]
-            if len(pending) <= TOGETHER:
+            if len(pending) <= ROWS_SIDE_BY_SIDE:
                 rows += [row for row in pending if row not in rows]
             elif len(rows) == 1:  # some neighbours that will be needed too
-                rows = [row for row in pending if row >= rows[0]][:TOGETHER]
+                rows = [row for row in pending if row >= rows[0]][:ROWS_SIDE_BY_SIDE]
             product = self.program.operations[place]
             assert isinstance(product, Product)
-            for first in range(0, len(rows), TOGETHER):
-                self.write_sums(place, product, rows[first : first + TOGETHER])
+            for first in range(0, len(rows), ROWS_SIDE_BY_SIDE):
+                self.write_sums(place, product, rows[first : first + ROWS_SIDE_BY_SIDE])
 
     def write_results(self) -> None:
         """Sum the rows that are results themselves."""
@@ -262,7 +262,7 @@ class Rows:
         return [row for row in dict.fromkeys(rows) if row not in written]
 
 
-def without_idle_notes(lines: Sequence[str], mark: str) -> list[str]:
+def without_orphan_comments(lines: Sequence[str], mark: str) -> list[str]:
     """The lines without comments that another comment follows: what they are about is written elsewhere."""
     following = [*lines[1:], ""][: len(lines)]
     return [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from learned_optim.kernels.tracing.program import (
-    PARAMETER,
+    PARAMETER_INPUT,
     Constant,
     Elementwise,
     Input,
@@ -74,7 +74,7 @@ class _Differentiation:
 
     def derivative(self) -> Derivative:
         """Go backwards through all operations."""
-        inputs = {"grad": 1, **({PARAMETER: 1} if self.program.reads_parameter else {}), **self.program.features}
+        inputs = {"grad": 1, **({PARAMETER_INPUT: 1} if self.program.reads_parameter else {}), **self.program.features}
         results = {name: len(scalars) for name, scalars in self.program.outputs.items()}
         for name, scalars in self.program.outputs.items():
             for feature, scalar in enumerate(scalars):

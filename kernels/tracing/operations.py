@@ -60,7 +60,7 @@ def _log1p(tracer: Tracer, x: Scalar) -> Scalar:
     return tracer.apply("where", tracer.apply("eq", more, 1.0), x, quotient)
 
 
-ELEMENTWISE: dict[Any, Callable[..., Scalar]] = {
+LOWERINGS: dict[Any, Callable[..., Scalar]] = {
     aten.log1p.default: _log1p,
     **{
         getattr(aten, name).default: _same(name)

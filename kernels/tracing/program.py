@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-STEP = "step"
-SHARED_INPUTS = (STEP, "lr", "progress", "averaging")
+STEP_INPUT = "step"
+SHARED_INPUTS = (STEP_INPUT, "lr", "progress", "averaging")
 """Inputs that are the same for all coordinates of a tensor: the count of the step, and what a user says of it."""
-PARAMETER = "parameter"
+PARAMETER_INPUT = "parameter"
 """The input that is a coordinate's own value."""
 
 
@@ -75,6 +75,11 @@ class Product:
     transposed: bool = False
     """Whether that result is ``(operands, outputs)``."""
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the product for one coordinate."""
+        return self.outputs * len(self.operands)
+
 
 Operation = Elementwise | Product
 
@@ -111,7 +116,8 @@ class Program:
     def reads_parameter(self) -> bool:
         """Whether anything depends on the coordinate's own value."""
         read = [scalar for operation in self.operations for scalar in operation.operands]
-        return Input(PARAMETER, 0) in [*read, *(scalar for scalars in self.outputs.values() for scalar in scalars)]
+        read += [scalar for scalars in self.outputs.values() for scalar in scalars]
+        return Input(PARAMETER_INPUT, 0) in read
 
 
 def is_shared(scalar: Scalar, shared: Sequence[bool]) -> bool:

@@ -2,7 +2,16 @@
 
 import math
 
-from learned_optim.kernels.tracing.program import STEP, Constant, Elementwise, Input, Product, Program, Result, Scalar
+from learned_optim.kernels.tracing.program import (
+    STEP_INPUT,
+    Constant,
+    Elementwise,
+    Input,
+    Product,
+    Program,
+    Result,
+    Scalar,
+)
 
 Range = tuple[float, float]
 EVERYTHING: Range = (-math.inf, math.inf)
@@ -25,7 +34,7 @@ def range_of(scalar: Scalar, results: list[Range]) -> Range:
         return scalar.value, scalar.value
     if isinstance(scalar, Result):
         return results[scalar.operation]
-    return (1.0, math.inf) if scalar == Input(STEP, 0) else EVERYTHING
+    return (1.0, math.inf) if scalar == Input(STEP_INPUT, 0) else EVERYTHING
 
 
 def _of_operation(operation: Elementwise, operands: list[Range]) -> Range:

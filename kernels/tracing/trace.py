@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from learned_optim.kernels.tracing.operations import ELEMENTWISE
+from learned_optim.kernels.tracing.operations import LOWERINGS
 from learned_optim.kernels.tracing.program import (
-    PARAMETER,
+    PARAMETER_INPUT,
     SHARED_INPUTS,
     Constant,
     Elementwise,
@@ -33,11 +33,11 @@ from learned_optim.kernels.tracing.program import (
 )
 from learned_optim.kernels.tracing.prologue import Prologue
 
-COORDINATES = 3
+TRACED_COORDINATES = 3
 """Coordinates that are traced: of each element it is seen which it belongs to."""
-ALL = COORDINATES
+ALL = TRACED_COORDINATES
 """The coordinate of what is equal for all."""
-BASE = COORDINATES + 1
+BASE = TRACED_COORDINATES + 1
 """An element's code is this times the number of its scalar, plus its coordinate."""
 HERE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 
@@ -81,14 +81,16 @@ def trace(
         NotCoordinatewiseError: coordinates meet, or an operation is not known.
     """
     dtype = parameters[0].dtype if parameters else torch.float32
-    grad = torch.ones(COORDINATES, dtype=dtype, device="cpu")
-    state = {entry: torch.ones(count, COORDINATES, dtype=dtype, device="cpu") for entry, count in features.items()}
+    grad = torch.ones(TRACED_COORDINATES, dtype=dtype, device="cpu")
+    state = {
+        entry: torch.ones(count, TRACED_COORDINATES, dtype=dtype, device="cpu") for entry, count in features.items()
+    }
     shared = {name: torch.ones((), dtype=dtype, device="cpu") for name in SHARED_INPUTS}
-    values = torch.ones(COORDINATES, dtype=dtype, device="cpu")
-    taken = {*shared, "grad", PARAMETER} & {*features}
+    values = torch.ones(TRACED_COORDINATES, dtype=dtype, device="cpu")
+    taken = {*shared, "grad", PARAMETER_INPUT} & {*features}
     if taken:
         raise NotCoordinatewiseError(f"the state has an entry {taken.pop()!r}, which is the name of an input")
-    tracer = _Tracer(parameters, state, {"grad": grad, PARAMETER: values}, shared)
+    tracer = _Tracer(parameters, state, {"grad": grad, PARAMETER_INPUT: values}, shared)
     step, *others = shared.values()
     with torch.no_grad(), tracer:
         update, new_state = forward(grad, state, step, *([values, *others] if conditions else []))
@@ -188,7 +190,7 @@ class _Tracer(TorchDispatchMode):
         if function is aten.mean.dim:
             total = self._sum(function, "add", *codes, **keyword_codes)
             return self._elementwise(aten.mul.Tensor, [total, total.numel() / codes[0].numel()], {})
-        if function not in ELEMENTWISE:
+        if function not in LOWERINGS:
             raise self._refusal(function, "is not an operation that a kernel knows")
         return self._elementwise(function, codes, keyword_codes)
 
@@ -216,7 +218,7 @@ class _Tracer(TorchDispatchMode):
             column = joined.reshape(len(tensors), -1)[:, place].tolist()
             operands = iter([self.scalars[code // BASE] for code in column])
             mixed = [next(operands) if isinstance(argument, Tensor) else argument for argument in arguments]
-            scalar = ELEMENTWISE[function](self, *mixed, **keywords)
+            scalar = LOWERINGS[function](self, *mixed, **keywords)
             made.view(-1)[place] = self._code(scalar) * BASE + self._coordinate(function, column)
         return made
 
@@ -296,15 +298,15 @@ class _Tracer(TorchDispatchMode):
 
     def _inputs(self, entry: str, features: tuple[int, ...]) -> Tensor:
         codes = [self._code(Input(entry, feature)) for feature in range(features[0] if features else 1)]
-        column = torch.tensor(codes, dtype=torch.int64)[:, None] * BASE + torch.arange(COORDINATES)
+        column = torch.tensor(codes, dtype=torch.int64)[:, None] * BASE + torch.arange(TRACED_COORDINATES)
         return column if features else column[0]
 
     def _output(self, tensor: Tensor) -> tuple[Scalar, ...]:
         codes = self._elements(tensor)
-        if codes.shape[-1:] != (COORDINATES,):
+        if codes.shape[-1:] != (TRACED_COORDINATES,):
             raise NotCoordinatewiseError(f"a result has the shape {tuple(codes.shape)}, not one of the coordinates")
-        codes = codes.reshape(-1, COORDINATES)
-        if ((codes % BASE != torch.arange(COORDINATES)) & (codes % BASE != ALL)).any():
+        codes = codes.reshape(-1, TRACED_COORDINATES)
+        if ((codes % BASE != torch.arange(TRACED_COORDINATES)) & (codes % BASE != ALL)).any():
             raise self._refusal("the result", "puts coordinates into another order")
         return tuple(self.scalars[code // BASE] for code in codes[:, 0].tolist())
 
@@ -317,7 +319,7 @@ def line_of_the_rule() -> str:
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() if frame is not None else ""
 
 
-KNOWN = {*ELEMENTWISE, *BOOKKEEPING, *FILLS, *SUMS, *EXTREMES, aten.mean.dim, aten.mm.default, aten.mv.default}
+KNOWN = {*LOWERINGS, *BOOKKEEPING, *FILLS, *SUMS, *EXTREMES, aten.mean.dim, aten.mm.default, aten.mv.default}
 KNOWN |= {aten.addmm.default}
 
 

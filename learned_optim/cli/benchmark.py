@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from learned_optim.cli.common import Commands, add_command, import_from_here, need, print_json, usable_device
+from learned_optim.cli.common import Commands, add_command, check_device, import_from_here, print_json, require
 from learned_optim.terminal import say
 
 
@@ -47,7 +47,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    need("bench", "pydantic", "sklearn", "matplotlib", "tqdm")
+    require("bench", "pydantic", "sklearn", "matplotlib", "tqdm")
     from learned_optim.meta_train.benchmark.cache import Cache, default_folder
     from learned_optim.meta_train.benchmark.command import chosen_suite, compare, listing
     from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
             say(listing())
         return
     import_from_here()
-    usable_device(options.device)
+    check_device(options.device)
     suite = chosen_suite(
         options.suite, options.model, problems=options.problems or (), seeds=options.seeds, steps=options.steps
     )

@@ -93,7 +93,7 @@ def coloured(text: str, colour: int) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m"
 
 
-def need(extra: str, *modules: str) -> None:
+def require(extra: str, *modules: str) -> None:
     """Say which extra is missing before anything is done."""
     import importlib.util
 
@@ -109,7 +109,7 @@ def import_from_here() -> None:
         sys.path.insert(0, here)
 
 
-def usable_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Say that ``--device`` cannot be used before anything is done."""
     import torch
 

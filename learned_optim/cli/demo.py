@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli.common import Commands, add_command, need
+from learned_optim.cli.common import Commands, add_command, require
 
 
 def add_to(commands: Commands) -> None:
@@ -28,7 +28,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    need("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
+    require("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
     from learned_optim.meta_train.demo import run_demo
 
     run_demo(options.output)

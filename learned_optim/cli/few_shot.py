@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli.common import Commands, add_command, need, print_json, usable_device
+from learned_optim.cli.common import Commands, add_command, check_device, print_json, require
 from learned_optim.terminal import say
 
 
@@ -33,13 +33,13 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    need("few-shot", "pydantic", "tqdm", "PIL")
+    require("few-shot", "pydantic", "tqdm", "PIL")
     from learned_optim.meta_train.config.load import load_tables
     from learned_optim.meta_train.few_shot.evaluation import evaluate
     from learned_optim.meta_train.few_shot.model import FewShotModel
     from learned_optim.meta_train.few_shot.settings import few_shot_config
 
-    usable_device(options.device)
+    check_device(options.device)
     path = Path(options.source)
     path = path / "best.safetensors" if path.is_dir() else path
     if path.suffix == ".safetensors":

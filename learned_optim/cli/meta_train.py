@@ -9,10 +9,10 @@ from learned_optim.cli.common import (
     CommandError,
     Commands,
     add_command,
+    check_device,
     import_from_here,
-    need,
     print_table,
-    usable_device,
+    require,
 )
 from learned_optim.terminal import say
 
@@ -44,7 +44,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    need("train", "pydantic", "tqdm", "tensorboard")
+    require("train", "pydantic", "tqdm", "tensorboard")
     if options.list:
         _list()
         return
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     import_from_here()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    usable_device(options.device)
+    check_device(options.device)
     try:
         with joined(options.device) as world:
             _run_in(world, options)

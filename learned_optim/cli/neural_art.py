@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli.common import Commands, add_command, need, usable_device
+from learned_optim.cli.common import Commands, add_command, check_device, require
 from learned_optim.terminal import say
 
 
@@ -35,12 +35,12 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    need("art", "PIL", "tqdm")
+    require("art", "PIL", "tqdm")
     import dataclasses
 
     from learned_optim.meta_train.neural_art.command import Painting, paint
 
-    usable_device(options.device)
+    check_device(options.device)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}
     loss = paint(Painting(**settings))
     say(f"written: {options.out} (loss {loss:.4g})")

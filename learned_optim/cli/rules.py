@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli.common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.cli.common import CommandError, Commands, add_command, add_group, print_json, print_table, require
 from learned_optim.terminal import say
 
 WIDTH = 300
@@ -126,7 +126,7 @@ def _text(value: Any) -> str:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    need("bench", "matplotlib")
+    require("bench", "matplotlib")
     from learned_optim.meta_train.reports.rule_plots import plot_rule
 
     given = {name: getattr(options, name) for name in ("steps", "scale") if getattr(options, name) is not None}

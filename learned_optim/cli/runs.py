@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learned_optim.cli.common import CommandError, Commands, add_command, add_group, need, print_json, print_table
+from learned_optim.cli.common import CommandError, Commands, add_command, add_group, print_json, print_table, require
 from learned_optim.terminal import printable, say
 
 COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
@@ -61,7 +61,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    need("train", "pydantic")
+    require("train", "pydantic")
     from learned_optim.meta_train.reports.runs import find_runs
 
     none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
@@ -86,7 +86,7 @@ def _row(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _show(options: argparse.Namespace) -> None:
-    need("train", "pydantic")
+    require("train", "pydantic")
     from learned_optim.meta_train.reports.runs import read_run
 
     run = read_run(options.folder)
@@ -106,7 +106,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    need("demo", "pydantic", "matplotlib")
+    require("demo", "pydantic", "matplotlib")
     from learned_optim.meta_train.reports.run_plots import plot_run
     from learned_optim.meta_train.reports.run_report import write_report
     from learned_optim.meta_train.reports.runs import find_runs
@@ -126,7 +126,7 @@ def _plot(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    need("demo", "pydantic", "matplotlib")
+    require("demo", "pydantic", "matplotlib")
     from learned_optim.meta_train.reports.run_plots import plot_comparison_of_runs, short_names
     from learned_optim.meta_train.reports.runs import different_settings, find_runs
 

@@ -274,9 +274,9 @@ class ScheduleFreeLSTMReference:
     DECAY_OF_LATEST = 1e-3
     WARMUP = 50
     RECENCY = 0.5
-    AT_ONCE = 0.1
+    FAST_SHARE = 0.1
     FALL = 0.5
-    AT_ONCE_TO_THE_END = 0.2
+    FAST_SHARE_OF_KNOWN_LENGTH = 0.2
     BOUND = 6.0
     RATE_SLOPE = 3.0
     GAIN_SLOPE = 2.0
@@ -361,9 +361,9 @@ class ScheduleFreeLSTMReference:
         factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
         move = -self.rate * factor * direction
         share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
-        at_once = self.AT_ONCE_TO_THE_END if progress > 0.0 else self.AT_ONCE
-        at_once = at_once if averaging else 1.0
-        update: Array = at_once * move + (1.0 - at_once) * share * (displacement + move)
+        fast_share = self.FAST_SHARE_OF_KNOWN_LENGTH if progress > 0.0 else self.FAST_SHARE
+        fast_share = fast_share if averaging else 1.0
+        update: Array = fast_share * move + (1.0 - fast_share) * share * (displacement + move)
         decay = self.DECAY if averaging else self.DECAY_OF_LATEST
         update = update - decay * shrunk * factor * direction**2 * _float64(parameter)
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]

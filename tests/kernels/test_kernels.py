@@ -296,7 +296,7 @@ def test_values_that_are_cut_are_not_further_from_the_truth(place: Place) -> Non
     rule = randomised(ScheduleFreeLSTM()).float()
     (slot,) = slots_of(rule, (200,), torch.float32, torch.float32)
     slot = slot._replace(step=torch.tensor(400.0))  # gradients of many times their root mean square come late
-    bound = schedule_free_lstm.BOUND
+    bound = schedule_free_lstm.FACTOR_BOUND
     slot.state["second_moment"].mul_(0.01)
     slot.state["log_rate"].sign_().mul_(bound)
     slot.state["displacement"].mul_(100)
@@ -485,7 +485,7 @@ def test_offset_beyond_32_bits_is_not_cut_off(interpreted: None) -> None:
         None,
         None,
         **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", *map(dtype_argument, plan.entries)], tl.float32),
-        **dict.fromkeys(["SCALED", "LR_GIVEN", "LR_ON_DEVICE", "PROGRESS_ON_DEVICE"], False),
+        **dict.fromkeys(["SCALED", "UPDATE_HAS_LR", "LR_ON_DEVICE", "PROGRESS_ON_DEVICE"], False),
         **dict.fromkeys(["DECAYS", "MAXIMIZE", "SKIP_NONFINITE", "STEP_IN_TABLE"], False),
         BLOCK=block,
     )

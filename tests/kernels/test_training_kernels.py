@@ -218,7 +218,7 @@ def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> N
     # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
     case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
     state = {**case.state, "second_moment": 0.01 * case.state["second_moment"]}
-    near = schedule_free_lstm.BOUND - 0.1 * case.state["log_rate"].abs()
+    near = schedule_free_lstm.FACTOR_BOUND - 0.1 * case.state["log_rate"].abs()
     state["log_rate"] = near.copysign(case.state["log_rate"])
     case = case._replace(
         grad=case.grad.sign() * (0.1 + normal(2, 64, seed=4).square()),
@@ -229,7 +229,7 @@ def test_gradients_beyond_a_cut_are_not_further_from_the_truth(device: str) -> N
     found = by_kernels(case, device)
     direction = case.grad / (0.1 * case.grad.square() + 0.9 * case.state["second_moment"][:, 0]).sqrt()
     assert 0.2 < (direction.abs() > schedule_free_lstm.LARGEST_DIRECTION).double().mean() < 0.8
-    cut = (found["log_rate"] == schedule_free_lstm.HIGHEST) | (found["log_rate"] == -schedule_free_lstm.BOUND)
+    cut = (found["log_rate"] == schedule_free_lstm.HIGHEST) | (found["log_rate"] == -schedule_free_lstm.FACTOR_BOUND)
     assert 0.2 < cut.double().mean() < 0.8
 
 

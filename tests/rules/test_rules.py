@@ -254,7 +254,7 @@ def test_untrained_schedule_free_lstm_does_not_leave_the_two_sequences() -> None
         return 1 / (1 + (t - 1) * math.exp(-constants.RECENCY))
 
     start = np.array([1.0, -1.0, 0.5, -0.2, 1.0])
-    expected = schedule_free_points(gradient, start, moves, steps, 1 - constants.AT_ONCE, share)
+    expected = schedule_free_points(gradient, start, moves, steps, 1 - constants.FAST_SHARE, share)
 
     rule, state = ScheduleFreeLSTM(rate=rate).double(), ScheduleFreeLSTM().init_state((5,), dtype=torch.float64)
     points = [torch.from_numpy(start)]
@@ -279,7 +279,7 @@ def test_log_rate_does_not_leave_its_bounds() -> None:
 
 def test_derivative_is_not_passed_on_beyond_a_cut() -> None:
     rule = randomised(ScheduleFreeLSTM(2, rate=1.0))
-    bound, highest = schedule_free_lstm.BOUND, schedule_free_lstm.HIGHEST
+    bound, highest = schedule_free_lstm.FACTOR_BOUND, schedule_free_lstm.HIGHEST
     grad = torch.tensor([5.0, 5.0, 0.5, -5.0], dtype=torch.float64)  # against a root mean square of .3 before
     state = random_state(rule, 4)
     state["second_moment"] = torch.full_like(state["second_moment"], 0.1)
