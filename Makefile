@@ -21,7 +21,7 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
 	$(PYTEST) -m "not slow"
 
 NUMERICAL := tests/kernels/test_kernels.py tests/kernels/test_cpu_kernel.py tests/kernels/test_training_kernels.py \
-	tests/optimizer/test_execution.py tests/optimizer/test_optimizer.py tests/optimizer/test_contract.py \
+	tests/optimizer/test_plain_step.py tests/optimizer/test_optimizer.py tests/optimizer/test_contract.py \
 	tests/optimizer/test_pytorch_checks.py tests/rules/test_rules.py tests/meta_train/inner/test_vectorize.py
 test-processors: $(VENV)/.installed-dev ## run the numerical tests as other processors, compilers and thread counts would
 	ATEN_CPU_CAPABILITY=default CC="gcc -march=x86-64" $(PYTEST) -m "not slow" $(NUMERICAL)

@@ -1,4 +1,4 @@
-"""Which tensors a kernel may take by their addresses, and substitutes for those that it may not."""
+"""Checks of which tensors a kernel can take by their addresses, and substitutes for the others."""
 
 import itertools
 import operator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from learned_optim.kernels.slots import Columns, Slot
 
 ORDINARY = frozenset({Tensor, nn.Parameter, nn.Buffer})
-"""Types of tensors that have memory of their own. What a subclass holds is known to its operations alone."""
+"""Types of tensors that have memory of their own. The content of a subclass is known to its operations alone."""
 FREED_MEMORY = "the memory of a parameter, its gradient or its state has been freed; step while it is there"
 
 _dtype, _device = operator.attrgetter("dtype"), operator.attrgetter("device")
@@ -21,13 +21,13 @@ _is_cpu = operator.attrgetter("is_cpu")
 def can_be_addressed(
     columns: Columns, sizes: Sequence[int], features: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> bool:
-    """Whether all tensors can be read and written where they are; asked of many at once, which is fast.
+    """Whether all tensors can be read and written where they are; many are checked at once, which is fast.
 
     Args:
         columns: parameters of one dtype, none of them empty.
         sizes: coordinates of each parameter.
-        features: of each entry of the state.
-        dtypes: that the kernel knows.
+        features: number of features of each entry of the state.
+        dtypes: the dtypes that the kernel supports.
     """
     parameters, grads, entries, scales = columns.parameters, columns.grads, columns.states.values(), columns.scales
     everything = [*parameters, *grads, *itertools.chain(*entries)]
@@ -65,7 +65,7 @@ def group_by_dtypes(slots: Sequence[Slot]) -> list[list[Slot]]:
 
 
 def refuse_mismatch(slot: Slot, features: Sequence[int]) -> None:
-    """Raise a RuntimeError if gradient or state are not of the parameter's shape and device."""
+    """Raise a RuntimeError if gradient or state do not have the parameter's shape and device."""
     shape, device = slot.parameter.shape, slot.parameter.device
     tensors = [slot.grad, *slot.state.values()]
     shapes = [shape, *((count, *shape) for count in features)]
@@ -78,7 +78,7 @@ def refuse_mismatch(slot: Slot, features: Sequence[int]) -> None:
 
 
 def ordinary(slot: Slot, dtypes: Sequence[torch.dtype]) -> Slot:
-    """The slot itself, or one with substitutes that a kernel can address, as far as layout does not matter."""
+    """The slot itself, or one with substitutes that a kernel can address, layout aside."""
     scale = slot.scale
     if scale is not None:
         scale = _substitute(scale, (torch.float32,)).to(slot.parameter.device)
@@ -99,7 +99,7 @@ def _substitute(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
 
 
 def write_back(slot: Slot, original: Slot) -> None:
-    """Copy parameter and state of a slot into the tensors that they stand for."""
+    """Copy parameter and state of a substitute into the tensors of the original slot."""
     for target, source in zip(
         [original.parameter, *original.state.values()], [slot.parameter, *slot.state.values()], strict=True
     ):

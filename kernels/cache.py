@@ -1,6 +1,6 @@
-"""What was made on this machine: kept in a private folder, and loaded only if it is whole.
+"""Compiled libraries and generated sources, kept in a private folder and loaded only if they are whole.
 
-A damaged one would not fail to load, but end the process: its pages are mapped, and read when they are needed.
+A damaged library would not fail to load, but end the process: its pages are mapped, and read when they are needed.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ class CompilationError(RuntimeError):
 
 
 def load_library(name: str, make: Callable[[Path], bytes]) -> ctypes.CDLL:
-    """Load a library from the first folder that allows it: a kept one that is whole, or else a new one, which is kept.
+    """Load a library from the first folder that allows it: a kept one if it is whole, else a new one, which is kept.
 
     Args:
-        name: stands for all that the library follows from.
-        make: gives a new one, and may use the empty folder that it is called with. Called again only after an
-            OSError.
+        name: a hash of all that the library depends on.
+        make: makes the library, and may use the empty folder that it is called with. It is called again only after
+            an OSError.
 
     Raises:
-        OSError: no folder can keep it, or it can be loaded from none; says why of each.
+        OSError: no folder can keep it, or it can be loaded from none; the message gives the reason for each.
     """
     kept = {library: _intact(library) for folder in _folders() for library in [folder / f"{name}.so"]}
     content = next(filter(None, kept.values()), None)
@@ -54,7 +54,7 @@ def keep_text(name: str, text: str) -> Path:
     """A file with this text, in the first folder that allows it.
 
     Raises:
-        OSError: no folder can keep it; says why of each.
+        OSError: no folder can keep it; the message gives the reason for each.
     """
     objections: list[str] = []
     for folder in _folders():
@@ -75,7 +75,7 @@ def keep_text(name: str, text: str) -> Path:
 
 
 def _folders() -> Iterator[Path]:
-    """Where libraries may be kept, the best place first."""
+    """The folders in which libraries may be kept, the best place first."""
     with contextlib.suppress(RuntimeError):  # neither HOME nor a user whom the system knows
         cache = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if relative, says its specification
         cache = cache if cache.is_absolute() else Path.home() / ".cache"
@@ -95,7 +95,7 @@ def _refuse_unless_private(folder: Path) -> None:
 
 
 def _intact(library: Path) -> bytes | None:
-    """What a kept library holds, None if there is none that is as this user wrote it."""
+    """The content of a kept library, None if there is none that is as this user wrote it."""
     try:
         if not library.is_file():
             return None
@@ -114,7 +114,7 @@ def _made(make: Callable[[Path], bytes], work: Path) -> bytes:
 
 
 def _keep(content: bytes, library: Path, work: Path) -> None:
-    """Put a library and its record in their places, each at once: other processes may have the old ones mapped."""
+    """Put a library and its record in their places, each in one step: other processes may have the old ones mapped."""
     for path, written in ((_record_of(library), _record(content)), (library, content)):
         new = work / path.name
         new.write_bytes(written)
@@ -126,5 +126,5 @@ def _record_of(library: Path) -> Path:
 
 
 def _record(content: bytes) -> bytes:
-    """By which a library is told from a damaged one."""
+    """The length and checksum of a library, by which a damaged one is found."""
     return json.dumps({"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}).encode()

@@ -28,7 +28,7 @@ LARGEST_COPY_GPU = 1 << 20
 """Coordinates that are copied at a time, with their state, where a parameter or gradient has gaps or another memory
 order than the state."""
 LARGEST_COPY_CPU = 16 * TILE
-"""The same on a CPU; these copies stay in the cache."""
+"""Coordinates that are copied at a time on a CPU; these copies stay in the cache."""
 
 
 class Plan(NamedTuple):
@@ -57,7 +57,7 @@ def launch(plan: Plan, columns: Columns, settings: StepSettings, block: int | No
             :func:`~learned_optim.kernels.devices.supported_dtypes`, with any strides; gradients of their shapes, with
             any strides; entries of the state in the plan's order, ``(features, *shape)``, contiguous or each feature
             dense and in one memory order; step counts and scales as float32.
-        settings: of all parameters.
+        settings: the settings of the step, which hold for all parameters.
         block: coordinates of a program on a GPU, a power of two; None chooses.
 
     Raises:
@@ -155,23 +155,22 @@ def launch_op(
     """:func:`launch` as one operation of torch.compile, which sees addresses only when it runs.
 
     Args:
-        parameters: those of the columns, and so are ``grads``, ``steps`` and ``sees_parameter``.
-        grads: of the parameters.
+        parameters: the field of :class:`Columns`.
+        grads: the field of :class:`Columns`.
         states: all tensors of the first entry, then all of the second, and so on.
-        steps: a count for each parameter.
-        scales: a factor for each parameter, or empty.
-        weights: of the plan.
-        key: of the plan.
-        sees_parameter: for each parameter.
-        lr: 0-d, on any device.
+        steps: the field of :class:`Columns`.
+        scales: the field of :class:`Columns`, empty if there are none.
+        weights: the plan's weights.
+        key: the plan's key.
+        sees_parameter: the field of :class:`Columns`.
+        lr: the field of :class:`StepSettings`, as are the following; 0-d, on any device.
         weight_decay: 0-d, on the CPU.
-        maximize: as in :class:`StepSettings`, and so are ``skip_nonfinite``, ``grad_scale``, ``found_inf`` and
-            ``averaging``.
+        maximize: ascend instead of descend.
         skip_nonfinite: leave coordinates of nonfinite gradients alone.
-        grad_scale: of a ``GradScaler``.
-        found_inf: of a ``GradScaler``.
+        grad_scale: factor of a ``GradScaler`` on the gradients.
+        found_inf: not zero if a ``GradScaler`` has found infinities.
         progress: 0-d, on any device.
-        averaging: whether parameters may be averages.
+        averaging: whether parameters may be averages over the steps.
     """
     features, count = registered(key).program.features, len(parameters)
     by_entry: dict[str, list[Tensor]] = {

@@ -1,4 +1,4 @@
-"""Order of coordinates in memory, and cutting into blocks: a step needs no copy larger than one block."""
+"""The order of coordinates in memory, and the division of tensors into blocks: no copy is larger than a block."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +69,7 @@ def pieces(shape: Sequence[int], size: int) -> Iterator[tuple[Index, slice]]:
 
 
 def blocks(sizes: Sequence[int], block_size: int) -> Iterator[list[int]]:
-    """Places of tensors that share a block, in order: together of at most ``block_size`` coordinates, or a single one.
+    """Group tensors into blocks, in order: several of at most ``block_size`` coordinates together, or a single one.
 
     Tensors without coordinates are left out.
     """

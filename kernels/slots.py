@@ -1,4 +1,4 @@
-"""What a step is given: parameters with their gradients and states, and the settings that hold for all of them."""
+"""The arguments of a step: parameters with their gradients and states, and the settings that hold for all of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 PREFIX = "hf://"
 DEFAULT_FILE = "rule.safetensors"
-"""What a repository calls its rule, unless the address names another file."""
+"""The file of a repository that holds its rule, unless the address names another."""
 
 _ADDRESS = re.compile(rf"{PREFIX}(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 
@@ -45,7 +45,7 @@ def is_address(source: object) -> TypeGuard[str]:
 
 
 def parse(source: str) -> Address:
-    """The parts of an address; raises ``ValueError`` where it is none."""
+    """The parts of an address; raises a ``ValueError`` if the text is no address."""
     match = _ADDRESS.fullmatch(source)
     if match is None:
         raise ValueError(f"{source!r} is no address on the hub: expected hf://OWNER/NAME[@REVISION][/FILE.safetensors]")
@@ -102,7 +102,7 @@ def _library(address: str) -> Any:
 
 @contextmanager
 def _as_os_error(what: str) -> Iterator[None]:
-    """Whatever goes wrong on the way to the hub as one ``OSError``, of one line."""
+    """Turn any error on the way to the hub into an ``OSError`` of one line."""
     try:
         yield
     except Exception as error:  # of several libraries, without a common base

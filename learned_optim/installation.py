@@ -29,7 +29,7 @@ PACKAGES = {
 """Packages, and the extra that brings those which are not always needed."""
 OLDEST_TORCH = 2, 11
 TOLERANCE = 1e-5
-"""Of a step's error beside the largest update: some hundred roundings of float32, of 6e-8 each. Found: 3e-7."""
+"""The largest error of a step over the largest update: some hundred roundings of float32, of 6e-8 each. Found: 3e-7."""
 
 
 def versions() -> dict[str, str]:

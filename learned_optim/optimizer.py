@@ -227,7 +227,10 @@ class LearnedOptimizer(Optimizer):
         scales: list[Tensor | None],
         *states: list[Tensor],
     ) -> None:
-        """Gather what has a gradient, and create what is missing. torch.compile runs it by name, outside the graph."""
+        """Gather parameters with a gradient, and begin the states that are missing.
+
+        torch.compile runs this method by its name, outside the graph.
+        """
         entries, uses_tensor_scale = list(self._rule.state_features), self._rule.uses_tensor_scale
         for parameter in group["params"]:
             grad = parameter.grad
@@ -299,7 +302,7 @@ class LearnedOptimizer(Optimizer):
                 handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: besides the base class's, the rule."""
+        """The attributes that copies and pickles hold: those of the base class, rule and dtype of the state."""
         return {**super().__getstate__(), "_rule": self._rule, "_state_dtype": self._state_dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ def rule_card(source: str) -> dict[str, Any]:
     """Architecture, settings, size, memory, file and origin of a rule, as JSON holds them.
 
     Args:
-        source: as for :func:`~learned_optim.checkpoint.load_rule`, which also names what is raised.
+        source: a name, path or address, as :func:`~learned_optim.checkpoint.load_rule` takes it and refuses it.
     """
     file = locate(source)
     rule = load_rule(file)
@@ -36,7 +36,7 @@ def rule_card(source: str) -> dict[str, Any]:
 
 
 def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
-    """How a rule came about: what its file says of the run that it was meta-trained in."""
+    """The origin of a rule: its description, and the facts about its meta-training that its file holds."""
     config = provenance.get("config")
     found = _of_config(config) if isinstance(config, dict) else {}
     # Whoever calls save_rule may put in anything: what is not a configuration of ours is shown as it is.

@@ -15,14 +15,14 @@ from learned_optim.kernels.cache import CompilationError
 HEADERS = Path(__file__).parent
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 NATIVE_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",))
-"""What makes a compiler use all instructions of this processor: the first that it understands."""
+"""Options that make a compiler use all instructions of this processor: the first that it understands is taken."""
 CHOOSES_PROCESSOR = ("-march=", "-mcpu=")
-"""Beginnings of options by which a user says what processors the code is for: ``CC="gcc -march=x86-64-v3"``."""
+"""Beginnings of options by which a user chooses the processors that the code is for: ``CC="gcc -march=x86-64-v3"``."""
 SIMPLEST = "int one(void) { return 1; }\n"
 TIMEOUT = 60
 """Seconds that the compiler may take for a call: some forty times what it takes for the largest kernel."""
 LONGEST_MESSAGE = 2000
-"""Characters of what a compiler says that are passed on."""
+"""Characters of a compiler's message that are passed on."""
 
 
 class Compiler:
@@ -38,7 +38,7 @@ class Compiler:
         self._given_up: str | None = None
 
     def identity(self) -> tuple[str, ...]:
-        """All that what it makes depends on, besides the source and its flags."""
+        """Everything that a library depends on besides its source and flags: command, options, C library, processor."""
         flags = *FLAGS, *itertools.chain(*NATIVE_FLAGS)
         return (*self.command, *flags, *platform.libc_ver(), processor())
 
@@ -46,9 +46,9 @@ class Compiler:
         """Compile for this processor; for any of its kind if the compiler, or its assembler, does not know how.
 
         Args:
-            source: in C.
-            flags: of the compiler, but not of the linker.
-            folder: an empty one, for its output and its temporary files.
+            source: the text of a C file.
+            flags: options of the compiler that the linker does not get.
+            folder: an empty folder, for the output and for temporary files.
 
         Raises:
             CompilationError: the compiler cannot be run, fails, takes too long or writes nothing.
@@ -73,7 +73,7 @@ class Compiler:
         return self._native
 
     def _understood(self, folder: Path) -> tuple[str, ...]:
-        """Flags for this processor; found on a source that every compiler takes, which one that is broken does not."""
+        """Options for this processor, found by compiling a source that only a broken compiler refuses."""
         tried = folder / "simplest.o"
         try:
             self._compile(SIMPLEST, (), tried)
@@ -127,7 +127,7 @@ def _ending(status: int) -> str:
 
 
 def processor() -> str:
-    """What a library that was compiled for this processor needs: homes may be shared by several."""
+    """The features of this processor, which a library compiled for it needs: several machines may share a home."""
     lines: list[str] = []
     with contextlib.suppress(OSError):  # hidden, or of another system
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

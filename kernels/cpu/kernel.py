@@ -1,7 +1,7 @@
 """The fused step on a CPU: C made of a program, compiled by the machine's compiler at the first step, and kept.
 
-Nothing here may stop a training: a kernel is there or a CompilationError
-says why not, and what has failed once in a process is not tried again.
+Nothing here may stop a training: either there is a kernel, or a CompilationError gives the reason, and what has failed
+once in a process is not tried again.
 """
 
 import ctypes
@@ -59,7 +59,7 @@ def compiler_unavailable_reason() -> str | None:
 
 @functools.cache
 def compiler() -> Compiler | None:
-    """What the environment variable CC names, even if it cannot be run: the error says so. Else the first there is."""
+    """The compiler that the environment variable CC names, even if it cannot be run, else the first that is found."""
     named = os.environ.get("CC", "")
     try:
         words = shlex.split(named)
@@ -84,7 +84,7 @@ class Kernel:
 
         Args:
             table: ``(tensors, columns)``, int64, contiguous, as the ``Tensor`` of ``cpu.c``.
-            settings: of all tensors.
+            settings: the settings of the step, which hold for all tensors.
         """
         sizes = table[:, 0]
         tiles = int((-(-sizes // TILE)).sum())
@@ -93,11 +93,11 @@ class Kernel:
 
 
 def kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
-    """That of a program for tensors of these dtypes.
+    """The kernel of a program for tensors of these dtypes.
 
     Args:
-        key: of the program; see :func:`learned_optim.kernels.sources.registry.register`.
-        dtypes: of parameters, gradients and each entry of the state.
+        key: the key of the program; see :func:`learned_optim.kernels.sources.registry.register`.
+        dtypes: the dtypes of parameters, gradients and each entry of the state.
 
     Raises:
         CompilationError: the compiler failed, or no folder can keep what it makes; now or earlier in this process.
@@ -110,7 +110,7 @@ def kernel(key: str, dtypes: tuple[torch.dtype, ...]) -> Kernel:
 
 
 def warn_once(error: CompilationError) -> None:
-    """Warn that a slower step is taken, unless this process was already told so for the same reason."""
+    """Warn that a slower step is taken, once in a process for each reason."""
     reason = str(error)
     if reason not in _warned:
         _warned.add(reason)  # before the warning, which may be raised: the next step is then taken

@@ -23,10 +23,10 @@ def launch_c(key: str, weights: Tensor, columns: Columns, settings: StepSettings
     """Step contiguous tensors of the CPU in place.
 
     Args:
-        key: of a registered program.
-        weights: in the order in which the kernel reads them.
+        key: the key of a registered program.
+        weights: the rule's weights, in the order in which the kernel reads them.
         columns: tensors that :func:`~learned_optim.kernels.addresses.can_be_addressed` accepts.
-        settings: of all tensors.
+        settings: the settings of the step, which hold for all tensors.
 
     Raises:
         RuntimeError: the memory of a tensor has been freed.
@@ -80,10 +80,10 @@ def launch_particles(
     """Step P particles in place, each with weights of its own; all tensors are float32, contiguous and on the CPU.
 
     Args:
-        step_kernel: for tensors of float32.
+        step_kernel: the kernel for tensors of float32.
         weights: ``(P, W)``, in the order in which the kernel reads them.
         parameters: ``(P, *coordinates)``.
-        grad: as ``parameters``.
+        grad: ``(P, *coordinates)``.
         state: entries of shape ``(P, features, *coordinates)``.
         step: count of this step, 0-d.
         sees_parameter: 1 where the rule gets the value of the parameter, 0 where it gets zero; 0-d, or for each of a

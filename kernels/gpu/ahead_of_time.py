@@ -1,4 +1,4 @@
-"""Compile a kernel for an NVIDIA GPU that need not be there, and read from the machine code what it takes."""
+"""Compilation of kernels for NVIDIA GPUs that need not be there, to read their registers and instructions."""
 
 import re
 import subprocess
@@ -18,10 +18,10 @@ from learned_optim.kernels.sources.triton import arguments_of
 
 
 class Resources(NamedTuple):
-    """What the machine code of a kernel takes and holds."""
+    """The registers, memory and instructions of a kernel's machine code."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     shared: int
     """Bytes of shared memory of a program."""
     spill_stores: int
@@ -32,7 +32,7 @@ class Resources(NamedTuple):
     special: int
     """Exponentials, reciprocal roots, logarithms, reciprocals."""
     loads: int
-    """From global memory: data, weights and addresses."""
+    """Loads from global memory: data, weights and addresses."""
     instructions: int
 
 
@@ -48,9 +48,9 @@ def compile_for(
     """Compile the kernel of a program as a step of an optimizer with weight decay launches it.
 
     Args:
-        key: of the rule's program.
-        parameter_dtype: of parameters and gradients.
-        state_dtypes: of the entries of the state.
+        key: the key of the rule's program.
+        parameter_dtype: dtype of parameters and gradients.
+        state_dtypes: dtypes of the entries of the state.
         compute_capability: 80 for an A100, 90 for an H100 or H200.
         scaled: whether updates have a factor for each tensor.
         block: coordinates of a program; None takes what a launch takes.
@@ -77,11 +77,11 @@ def compile_training(step: training.TrainingStep, *, compute_capability: int) ->
     """Compile the kernels of a differentiable step.
 
     Args:
-        step: any.
-        compute_capability: as above.
+        step: the step of any rule.
+        compute_capability: 80 for an A100, 90 for an H100 or H200.
 
     Returns:
-        By direction and, where products of torch cut it in pieces, number.
+        The resources of each kernel, by direction and, where products of torch cut it in pieces, number.
     """
     found = {}
     for direction, half in (("forward", step.forward), ("backward", step.backward)):
@@ -105,7 +105,7 @@ def _compiled(
     warps: int,
     compute_capability: int,
 ) -> Resources:
-    """Compile with arguments of these types; pointers are aligned to 16 bytes, as those of tensors are."""
+    """Compile a kernel for arguments of these types; pointers are aligned to 16 bytes, as those of tensors are."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

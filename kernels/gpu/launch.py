@@ -30,10 +30,10 @@ def launch_triton(
     """Step contiguous tensors in place.
 
     Args:
-        key: of a registered program.
-        weights: in the order in which the kernel reads them, on the device.
+        key: the key of a registered program.
+        weights: the rule's weights, in the order in which the kernel reads them, on the device.
         columns: tensors that :func:`~learned_optim.kernels.addresses.can_be_addressed` accepts.
-        settings: of all tensors.
+        settings: the settings of the step, which hold for all tensors.
         block: coordinates of a program, a power of two; None takes that of the program.
 
     Raises:
@@ -80,7 +80,7 @@ def launch_triton(
 
 
 def _number(value: float | Tensor, device: torch.device) -> float | Tensor:
-    """An argument of a kernel: a tensor stays on the device, and is read there; one that is elsewhere is waited for."""
+    """An argument of a kernel: a number, or a tensor on the device; a tensor elsewhere is waited for."""
     return value if _is_on(value, device) else float(value)
 
 
@@ -118,7 +118,7 @@ def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes the device current, where launches go."""
+    """A context in which the device is current, so that launches go to it."""
     if device.type == "cpu":
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)

@@ -1,4 +1,4 @@
-"""What all coordinates share, computed by torch: for training, where gradients flow through it."""
+"""The shared part of a program, computed by torch: in meta-training gradients flow through it to the weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,17 +21,17 @@ from learned_optim.kernels.tracing.program import (
 
 
 class Shared:
-    """The shared operations of a program, level by level: what is of one kind and ready is one operation of torch.
+    """The shared operations of a program, level by level: those of one kind on a level are one operation of torch.
 
     Args:
-        program: without short cuts.
+        program: a program without short cuts.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.sizes = [torch.Size(shape).numel() for shape in program.shapes]
         self.kept: list[Scalar] = []
-        """What coordinates read."""
+        """Shared scalars that operations of coordinates read."""
         readers = [op.operands for op, shared in zip(program.operations, program.shared, strict=True) if not shared]
         for scalar in [scalar for scalars in [*readers, *program.outputs.values()] for scalar in scalars]:
             if _is_shared(program, scalar) and scalar not in self.kept:
@@ -62,7 +62,7 @@ class Shared:
                     self.width += 1
 
     def for_coordinates(self) -> Program:
-        """The rest of the program, in which what is shared is one more tensor of weights."""
+        """The rest of the program, in which the shared scalars are one more tensor of weights."""
         program, tensor = self.program, len(self.program.shapes)
         kept = [place for place, shared in enumerate(program.shared) if not shared]
         places = {old: new for new, old in enumerate(kept)}
@@ -84,10 +84,10 @@ class Shared:
         )
 
     def __call__(self, weights: Tensor, given: Sequence[Tensor | float]) -> Tensor:
-        """All that coordinates read: weights, and then what is shared, ``(P, W + S)``; differentiable.
+        """The weights, followed by the shared scalars that coordinates read, ``(P, W + S)``; differentiable.
 
         Args:
-            weights: results of the prologue of P particles, flattened, ``(P, W)``.
+            weights: the results of the prologue for P particles, flattened, ``(P, W)``.
             given: a number for each of :data:`SHARED_INPUTS`, or 0-d tensors.
         """
         if not self.kept:

@@ -1,4 +1,4 @@
-"""What a launch uploads: the table of addresses, kept for as long as these stay the same, and step counts."""
+"""Uploads of a launch: the table of addresses, which is kept for as long as these stay the same, and step counts."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _cache: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor]] = OrderedDict()
 def tables(rows: tuple[int, ...], tensors: int, programs: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The rows on the device, and for each program the row of its tensor.
 
-    What they hold follows from the arguments alone, so that a kept pair is never out of date.
+    They depend on the arguments alone, so that a kept pair is never out of date.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         table = in_graph(rows, device)
@@ -51,7 +51,7 @@ def _tensors_of_programs(table: Tensor, tensors: int, programs: int) -> Tensor:
 
 
 def uploaded(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the device without waiting for it."""
+    """These values as a tensor on the device, without waiting for it."""
     cuda = device.type == "cuda"  # elsewhere, whether memory can be pinned is not known
     host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=cuda)
     return host.to(device, non_blocking=cuda)
@@ -62,7 +62,7 @@ def _stream(device: torch.device) -> int:
 
 
 def on_device(steps: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Step counts where the launch can read them."""
+    """Step counts on the device, where the launch can read them."""
     if all(step.device == device for step in steps):
         return steps
     if len(steps) == 1:

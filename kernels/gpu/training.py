@@ -1,8 +1,8 @@
-"""A step of a rule as a differentiable function of gradient, state and weights: what meta-training needs on a GPU.
+"""The step of a rule as a differentiable function of gradient, state and weights, for meta-training on a GPU.
 
-Out of place, in float32, for P *particles* with weights of their own in one launch. For the backward pass nothing is
-kept but arguments; the rest is computed again. Large products are torch's. Triton is imported by the first launch, not
-before.
+It works out of place and in float32, for P *particles* with weights of their own in one launch. For the backward pass
+only the arguments are kept; the rest is computed again. Large products are computed by torch. Triton is imported by the
+first launch, not before.
 """
 
 import functools
@@ -29,15 +29,15 @@ from learned_optim.kernels.tracing.simplify import simplified
 BLOCK = 128
 """Coordinates of a program: one for each thread, as in meta-training there are few."""
 INTERPRETED_BLOCK = 1024
-"""The same in the interpreter, whose time goes by operations."""
+"""Coordinates of a program in the interpreter, whose time is proportional to the number of operations."""
 
 
 class Pass:
     """One direction of a step: kernels for its segments, and torch's products between them.
 
     Args:
-        program: all of whose operations are of each coordinate.
-        title: for the first line of its source.
+        program: a program without shared operations.
+        title: the first line of the source.
     """
 
     def __init__(self, program: Program, title: str) -> None:
@@ -48,7 +48,7 @@ class Pass:
         self.starts = [sum(sizes[:tensor]) for tensor in range(len(sizes))]
 
     def __call__(self, weights: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All that the program computes, ``(P, features, C)`` each.
+        """The outputs of the program by name, ``(P, features, C)`` each.
 
         Args:
             weights: ``(P, W)``, contiguous.
@@ -92,11 +92,11 @@ class Pass:
 
 
 class TrainingStep:
-    """A rule's step for training, free of weights.
+    """The step of a rule's architecture in meta-training; weights are an argument.
 
     Args:
-        program: as traced.
-        name: of the rule, for its sources.
+        program: the program as it was traced.
+        name: name of the rule, for its sources.
     """
 
     def __init__(self, program: Program, name: str) -> None:
@@ -114,10 +114,10 @@ class TrainingStep:
         self.backward = Pass(self.derivative.program, f"The backward pass of {name}")
 
     def weights(self, parameters: Sequence[Tensor]) -> Tensor:
-        """All that the program reads of meta-parameters, ``(P, W)``; differentiable.
+        """The weights that the program reads, ``(P, W)``, computed by its prologue; differentiable.
 
         Args:
-            parameters: of each particle, ``(P, *shape)``.
+            parameters: meta-parameters of all particles, ``(P, *shape)`` each.
         """
 
         def flat(*of_particle: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class TrainingStep:
         """One step of P particles: update ``(P, C)`` and new state, all float32; differentiable once.
 
         Args:
-            weights: see :meth:`weights`, float32.
+            weights: the result of :meth:`weights`, float32.
             grad: ``(P, C)``.
             state: entries of shape ``(P, features, C)``, in the program's order.
             given: a number for each of ``program.SHARED_INPUTS``, or 0-d tensors; no gradient flows to them.

@@ -1,4 +1,4 @@
-"""What every kernel in Triton is made of, whatever the rule: where its tensors lie, elementary functions, the move.
+"""The functions that all kernels in Triton are made of: access to tensors, elementary functions, products.
 
 A program steps ``BLOCK`` coordinates of one tensor. The arithmetic is float32.
 """
@@ -53,7 +53,7 @@ def store_feature(pointers, value, size, written, NUMBER: tl.constexpr):
 
 @triton.jit
 def count_of(row, step, STEP_IN_TABLE: tl.constexpr):
-    """Count of this step: of this tensor, or of all."""
+    """The count of this step, for this tensor or for all."""
     if STEP_IN_TABLE:
         pointer = pointer_in(row, STEP, tl.float32)
     else:
@@ -63,7 +63,7 @@ def count_of(row, step, STEP_IN_TABLE: tl.constexpr):
 
 @triton.jit
 def gradient(pointer, mask, grad_scale, found_inf, MAXIMIZE: tl.constexpr, SKIP_NONFINITE: tl.constexpr):
-    """The gradient as the rule sees it, and where parameter and state are to be written."""
+    """The gradient as the rule gets it, and a mask of where parameter and state are written."""
     grad = tl.load(pointer, mask, other=0.0).to(tl.float32)
     if grad_scale is not None:
         grad = grad / tl.load(grad_scale).to(tl.float32)
@@ -82,7 +82,7 @@ def gradient(pointer, mask, grad_scale, found_inf, MAXIMIZE: tl.constexpr, SKIP_
 
 @triton.jit
 def number(given, ON_DEVICE: tl.constexpr):
-    """A number that is an argument, or lies on the device."""
+    """The value of a number that is an argument, or lies on the device."""
     if ON_DEVICE:
         value = tl.load(given).to(tl.float32)
     else:
@@ -92,7 +92,7 @@ def number(given, ON_DEVICE: tl.constexpr):
 
 @triton.jit
 def scaled_parameter(row, pointer, mask, SCALED: tl.constexpr):
-    """The parameter over its tensor's scale; zero where the rule is not to know it."""
+    """The parameter over its tensor's scale; zero where the rule does not see it."""
     value = tl.load(pointer, mask, other=0.0).to(tl.float32)
     if SCALED:
         value /= tl.load(pointer_in(row, SCALE, tl.float32))
@@ -230,7 +230,7 @@ def add_4_products(weights, a, b, c, d, inputs, COUNT: tl.constexpr):
 
 @triton.jit
 def add_products(weights, sums, inputs, ROWS: tl.constexpr, COUNT: tl.constexpr):
-    """The same for a tuple of any length."""
+    """Any number of sums, each with products of its weights and the inputs. Weights lie input by input."""
     for k in tl.static_range(COUNT):
         following = ()
         for row in tl.static_range(ROWS):

@@ -1,6 +1,6 @@
-"""From a program to C: the function of one coordinate, sixteen of them side by side.
+"""The source of a program in C: one function for a vector of sixteen coordinates, and one for what they share.
 
-The rest of the source, ``cpu.c``, runs it over tensors. What all coordinates share is computed before, in float64.
+The rest of the source, ``cpu.c``, runs it over tensors. The shared part is computed first, in float64.
 """
 
 import textwrap
@@ -48,27 +48,27 @@ C_FUNCTIONS = {
     "sqrt": "root",
     "tanh": "hyperbolic_tangent",
 }
-"""Names in ``vector.h``; with ``shared_`` before them those on single numbers."""
+"""Names of functions in ``vector.h``; with ``shared_`` before them, functions of single numbers."""
 
 
 def c_source(program: Program, dtype: torch.dtype, name: str = "a rule") -> Source:
     """Write the C of a program, without what depends on the dtypes of tensors.
 
     Args:
-        program: as simplified.
-        dtype: of the arithmetic, float32 or float64.
-        name: of the rule, for the first comment.
+        program: a simplified program.
+        dtype: dtype of the arithmetic, float32 or float64.
+        name: name of the rule, for the first comment.
     """
     writer = _CWriter(program, "f" if dtype == torch.float32 else "")
     return Source(writer.source(name), tuple(writer.weights))
 
 
 def storage_macros(program: Program, dtypes: Sequence[torch.dtype]) -> str:
-    """How state is read and written.
+    """The macros of C by which state is read and written.
 
     Args:
-        program: whose state it is.
-        dtypes: of parameters, gradients and each entry of the state.
+        program: the program that the state belongs to.
+        dtypes: the dtypes of parameters, gradients and each entry of the state.
     """
     parameter, grad, *entries = (DTYPE_MACROS[dtype] for dtype in dtypes)
     lines = [f"#define PARAMETER_DTYPE {parameter}", f"#define GRAD_DTYPE {grad}"]
@@ -95,7 +95,7 @@ class _CWriter(Writer):
             self.firsts[entry] = sum(program.features[before] for before in self.firsts)
 
     def source(self, name: str) -> str:
-        """Both functions."""
+        """The source of both functions."""
         self.write()
         self.write_results()
         results = self.results()
@@ -166,7 +166,7 @@ static __attribute__((noinline)) vec update(
         self.keep(place, product.outputs)
 
     def keep(self, place: int, outputs: int) -> None:
-        """Keep the results that coordinates read."""
+        """Write the results that coordinates read into ``Shared``."""
         for output in range(outputs):
             result = Result(place, output)
             readers = [user for user in self.users[place] if result in self.program.operations[user].operands]
@@ -176,7 +176,7 @@ static __attribute__((noinline)) vec update(
                 self.share.append(f"shared->values[{self.places_of_shared[result]}] = (real){self.number(result)};")
 
     def number(self, scalar: Scalar) -> str:
-        """A scalar in ``share``."""
+        """The expression of a scalar in ``share``."""
         if isinstance(scalar, Constant):
             return _literal(scalar.value, "")
         if isinstance(scalar, Weight):
@@ -218,7 +218,7 @@ static __attribute__((noinline)) vec update(
             self.update += _wrapped(f"{kind} t{place} = {expression};")
 
     def operand(self, scalar: Scalar) -> str:
-        """A scalar in ``update``: a vector, or one number for all."""
+        """The expression of a scalar in ``update``: a vector, or one number for all."""
         if isinstance(scalar, Constant):
             return _literal(scalar.value, self.suffix)
         if isinstance(scalar, Weight):
@@ -236,13 +236,13 @@ static __attribute__((noinline)) vec update(
         return f"where({name}, all(1), all(0))" if scalar.operation in self.masks else name
 
     def vector(self, scalar: Scalar) -> str:
-        """A scalar in ``update`` as a vector."""
+        """The expression of a scalar in ``update``, as a vector."""
         name = self.operand(scalar)
         single = isinstance(scalar, Constant | Weight) or name.startswith("shared->")
         return f"all({bare(name)})" if single else name
 
     def mask(self, scalar: Scalar) -> str:
-        """The condition of a choice."""
+        """The expression of a scalar in ``update``, as the mask of a choice."""
         if isinstance(scalar, Result) and scalar.operation in self.masks and not self.program.shared[scalar.operation]:
             return f"t{scalar.operation}"
         return f"({self.vector(scalar)} != 0)"

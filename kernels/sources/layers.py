@@ -1,4 +1,4 @@
-"""Layers of an LSTM in a program: on a GPU their units are rounds of a loop, as straight code would leave its cache."""
+"""Layers of an LSTM in a program: on a GPU they are loops over units, as straight code would not fit the cache."""
 
 from dataclasses import dataclass
 
@@ -36,13 +36,13 @@ class Layer:
     context: Product | None
     """A product of what all coordinates share, which is added to the gates row by row."""
     biases: tuple[Weight, ...]
-    """Of each row of the product."""
+    """The bias of each row of the product."""
     outputs: int | None
-    """The product that alone reads the hidden values, if it has few rows: these are then summed unit by unit."""
+    """The only product that reads the hidden values, if it has few rows: these are then summed unit by unit."""
 
 
 def layers(program: Program, rows: Rows) -> list[Layer]:
-    """All layers that are too large for straight code."""
+    """Find all layers of a program that are too large for straight code."""
     found = []
     for place, operation in enumerate(program.operations):
         if program.shared[place] or not isinstance(operation, Product):

@@ -1,4 +1,4 @@
-"""Programs that were made known, and their sources in C and Triton, each made when it is first wanted."""
+"""The register of programs, by key, with their sources in C and Triton, each written when it is first needed."""
 
 import functools
 import hashlib
@@ -13,7 +13,8 @@ from learned_optim.kernels.tracing.program import Product, Program
 from learned_optim.kernels.tracing.simplify import simplified
 
 WIDE_PRODUCT = 16
-"""Inputs of a product from which on a thread of a GPU takes two coordinates, not four: its registers hold no more."""
+"""The largest number of inputs of a product for which a thread of a GPU takes four coordinates; with more its registers
+hold two."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Sources:
 
     Args:
         traced: the program as it was traced.
-        dtype: of the arithmetic.
-        name: of the rule, for comments.
-        conditions: whether the program is told of the conditions of a step, and so multiplies by lr itself.
+        dtype: dtype of the arithmetic.
+        name: name of the rule, for comments.
+        conditions: whether the program reads the conditions of a step, and so multiplies by lr itself.
     """
 
     traced: Program
@@ -49,7 +50,7 @@ class Sources:
 
     @functools.cached_property
     def key(self) -> str:
-        """Follows from all that the program is, so that it is the same in every process."""
+        """A hash of everything that the program consists of: the same in every process."""
         program = f"{self.dtype} {self.traced.features} {self.traced.prologue!r} {self.c} {self.conditions}"
         return hashlib.sha256(program.encode()).hexdigest()[:32]
 
@@ -61,24 +62,24 @@ class Sources:
 
     @property
     def products(self) -> list[Product]:
-        """Those that each coordinate has to itself."""
+        """Products that are different for each coordinate."""
         operations = zip(self.program.operations, self.program.shared, strict=True)
         return [operation for operation, shared in operations if isinstance(operation, Product) and not shared]
 
     @property
     def multiply_adds(self) -> int:
-        """Of the products of a coordinate."""
+        """Multiply-adds of the products of a coordinate."""
         return sum(product.multiply_adds for product in self.products)
 
 
 def register(program: Program, dtype: torch.dtype, name: str, *, conditions: bool = False) -> Sources:
-    """Make a program known under its key, which is what operations of torch.compile pass on.
+    """Register a program under its key, which operations of torch.compile can pass on.
 
     Args:
-        program: as traced.
-        dtype: of the arithmetic.
-        name: of the rule.
-        conditions: as it was traced.
+        program: the program as it was traced.
+        dtype: dtype of the arithmetic.
+        name: name of the rule.
+        conditions: whether it was traced with conditions.
     """
     made = Sources(program, dtype, name, conditions)
     return _known.setdefault(made.key, made)

@@ -1,4 +1,4 @@
-"""A program cut at its large products, which torch multiplies better than straight code: kernels compute the rest."""
+"""The division of a program at its large products, which torch computes faster than a kernel would."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -22,11 +22,12 @@ class Store:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one kernel computes, and the large products that follow.
+    """The operations of one kernel, and the large products that follow it.
 
     Args:
-        program: its operations. They read the program's inputs, what former segments kept, and rows of products.
-        stores: what it writes.
+        program: the operations. They read the inputs of the whole program, results of earlier segments, and rows of
+            products.
+        stores: the features that the kernel writes.
         products: ``rows{number} = matrix @ inputs{number}``, in the order of their numbers.
     """
 
@@ -36,7 +37,7 @@ class Segment:
 
 
 def segments(program: Program) -> tuple[list[Segment], dict[str, int]]:
-    """Cut a program whose operations are all of each coordinate.
+    """Cut a program without shared operations into segments.
 
     Returns:
         The segments in their order, and the features of each tensor that they write or that products make.
@@ -78,7 +79,7 @@ class _Cut:
         self.levels = [renumbered[part] for part in parts]
 
     def segments(self) -> tuple[list[Segment], dict[str, int]]:
-        """All, and the tensors."""
+        """The segments in their order, and the features of each tensor between them."""
         stores: defaultdict[int, list[Store]] = defaultdict(list)
         for name, scalars in self.program.outputs.items():
             self.features[name] = len(scalars)
@@ -122,7 +123,7 @@ class _Cut:
         )
 
     def part(self, level: int, kept: list[Scalar], stores: tuple[Store, ...]) -> tuple[Program, tuple[Store, ...]]:
-        """The program of a segment, in which what comes from elsewhere is an input."""
+        """The program of a segment, in which results of other segments are inputs."""
         own = [p for p, found in enumerate(self.levels) if found == level and p not in self.large]
         places = {old: new for new, old in enumerate(own)}
 

@@ -1,4 +1,4 @@
-"""From a program to Triton: one kernel for a block of coordinates of any tensor."""
+"""The source of a program in Triton: one kernel for a block of coordinates of any tensor."""
 
 from collections.abc import Sequence
 
@@ -47,8 +47,8 @@ def triton_source(program: Program, name: str = "a rule") -> Source:
     """Write the kernel of a program.
 
     Args:
-        program: as simplified.
-        name: of the rule, for the first line.
+        program: a simplified program.
+        name: name of the rule, for the first line.
     """
     writer = _StepWriter(program)
     text = HEAD.format(title=f"The step of {name}") + writer.kernel()
@@ -59,8 +59,8 @@ def segments_source(segments: Sequence[Segment], title: str) -> str:
     """Write one kernel for each segment of a program, ``segment0`` and so on.
 
     Args:
-        segments: as cut.
-        title: for the first line.
+        segments: the segments of the program, in their order.
+        title: the first line of the source.
     """
     kernels = [_SegmentWriter(segment).kernel(f"segment{number}") for number, segment in enumerate(segments)]
     return HEAD.format(title=title) + "\n\n".join(kernels)
@@ -80,13 +80,13 @@ class _TritonWriter(Writer):
         self.update: list[str] = []
         self.loaded: set[Input] = set()
         self.targets: dict[Scalar, list[Input]] = {}
-        """What is kept, and where."""
+        """Results that are still to be stored, and the features that they are stored in."""
         self.read: set[Scalar] = {operand for operation in program.operations for operand in operation.operands}
         self.layers: dict[int, Layer] = {}
         self.names_of_units: dict[int, str] = {}
 
     def write_targets(self) -> None:
-        """Write what is still to be kept."""
+        """Store the results that have not been stored yet."""
         self.write_rows([row for scalar in self.targets if (row := self.rows.of(scalar)) is not None])
         for scalar in list(self.targets):
             self.store(scalar)
@@ -172,7 +172,7 @@ class _TritonWriter(Writer):
         return True
 
     def write_weights_of(self, layer: Layer, product: Product) -> None:
-        """Unit by unit: biases, weights on the context and on the inputs, and those of the unit on the outputs."""
+        """Order the weights of a layer unit by unit: biases, weights on context and inputs, weights of the outputs."""
         outputs = None if layer.outputs is None else self.program.operations[layer.outputs]
         for place, unit in enumerate(layer.units):
             self.weights += [self.place(layer.biases[row]) for row in unit.rows]
@@ -192,7 +192,7 @@ class _TritonWriter(Writer):
             self.store(Result(place))
 
     def store(self, scalar: Scalar) -> None:
-        """Write a result to where it is kept, after all that is still to be read from there."""
+        """Store a result, after reading what is still needed from the feature that it overwrites."""
         for target in self.targets.pop(scalar, ()):
             if target in self.read:
                 self.name(target)
@@ -203,7 +203,7 @@ class _TritonWriter(Writer):
             self.update.append(line)
 
     def is_single(self, scalar: Result) -> bool:
-        """Whether a result is one number."""
+        """Whether a result is one number, shared by all coordinates."""
         return self.program.shared[scalar.operation]
 
     def expression(self, operation: Elementwise) -> str:
@@ -228,7 +228,7 @@ class _TritonWriter(Writer):
         return f"{TRITON_FUNCTIONS[self.name_of(operation)]}({', '.join(map(bare, operands))})"
 
     def name(self, scalar: Scalar) -> str:
-        """A scalar of the program; of the state, it is read now if it has not been."""
+        """The expression of a scalar; a feature of the state is loaded when it is first needed."""
         if isinstance(scalar, Constant):
             return _literal(scalar.value)
         if isinstance(scalar, Weight):
@@ -247,7 +247,7 @@ class _TritonWriter(Writer):
         return f"tl.where({name}, 1.0, 0.0)" if scalar.operation in self.masks else name
 
     def input(self, scalar: Input) -> str:
-        """The gradient, the parameter, what all share, or a feature of the state."""
+        """The name of an input: gradient, parameter, a shared input, or a feature of the state."""
         if scalar.entry in ("grad", PARAMETER_INPUT, *SHARED_INPUTS):
             return "count" if scalar.entry == STEP_INPUT else scalar.entry
         name = f"{scalar.entry}_{scalar.feature}"
@@ -257,7 +257,7 @@ class _TritonWriter(Writer):
         return name
 
     def condition(self, scalar: Scalar) -> str:
-        """What a choice depends on."""
+        """The expression of a scalar as the condition of a choice."""
         if isinstance(scalar, Result) and scalar.operation in self.masks:
             return f"{'s' if self.is_single(scalar) else 't'}{scalar.operation}"
         return f"{self.name(scalar)} != 0.0"
@@ -323,7 +323,7 @@ class _SegmentWriter(_TritonWriter):
         )
 
     def input(self, scalar: Input) -> str:
-        """A feature of a tensor; the gradient is one too."""
+        """The name of a feature of a tensor; the gradient is a tensor of one feature."""
         name = f"{scalar.entry}_{scalar.feature}"
         if scalar not in self.loaded:
             self.loaded.add(scalar)
@@ -331,7 +331,7 @@ class _SegmentWriter(_TritonWriter):
         return name
 
     def weight(self, weight: Weight) -> int:
-        """Where a weight lies: among all results of the prologue, flattened."""
+        """The place of a weight among all results of the prologue, flattened."""
         return self.place(weight)
 
     def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""What stands around the operations of a program in Triton; see ``triton_source.py``."""
+"""The frames of kernels in Triton, which ``triton.py`` fills with the operations of a program."""
 
 HEAD = '''"""{title}, made from its forward. Not to be edited: what is written here is not kept."""
 

@@ -1,4 +1,4 @@
-"""What is common to the sources that are made of a program: the order of operations, rows of products, weights."""
+"""The base of the writers of C and Triton: the order of operations, rows of products, the order of weights."""
 
 import math
 from abc import ABC, abstractmethod
@@ -41,12 +41,12 @@ class Source(NamedTuple):
 
 
 class Writer(ABC):
-    """Goes through a program; sub-classes write one language.
+    """Writes the operations of a program, in order; sub-classes write one language each.
 
     Rows of a product are summed only where they are needed, some together, so that few wait in registers.
 
     Args:
-        program: as simplified.
+        program: a simplified program.
     """
 
     def __init__(self, program: Program) -> None:
@@ -67,7 +67,7 @@ class Writer(ABC):
                 if isinstance(operand, Result):
                     self.users[operand.operation].append(place)
         self.inline: dict[int, str] = {}
-        """Sums and products that are written where they are read, as they are read but once."""
+        """Expressions of operations that are read once, and are written where they are read."""
         self.kept = {scalar for scalars in program.outputs.values() for scalar in scalars}
         """Results that are read after all operations."""
         self.masks = {
@@ -97,23 +97,23 @@ class Writer(ABC):
 
     @abstractmethod
     def write_note(self, line: str, shared: bool) -> None:
-        """A comment: the line of the rule's source that what follows comes from."""
+        """Write a comment: the line of the rule's source that the following operations come from."""
 
     @abstractmethod
     def write_shared(self, place: int, operation: Elementwise) -> None:
-        """An operation on what all coordinates share."""
+        """Write an operation on shared scalars."""
 
     @abstractmethod
     def write_shared_product(self, place: int, product: Product) -> None:
-        """All rows of a product of what all coordinates share."""
+        """Write all rows of a product of shared scalars."""
 
     @abstractmethod
     def write_inputs(self, place: int, product: Product) -> None:
-        """What a product's rows are sums over."""
+        """Write the inputs of a product, which its rows are sums over."""
 
     @abstractmethod
     def write_elementwise(self, place: int, operation: Elementwise) -> None:
-        """An operation on each coordinate."""
+        """Write an operation on each coordinate."""
 
     @abstractmethod
     def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
@@ -172,18 +172,18 @@ class Writer(ABC):
         self.write_rows([row for scalars in self.program.outputs.values() for s in scalars if (row := self.rows.of(s))])
 
     def weight(self, weight: Weight) -> int:
-        """Where a weight lies."""
+        """The place of a weight in the order in which the source reads them."""
         if weight not in self._places:
             self._places[weight] = len(self.weights)
             self.weights.append(self.place(weight))
         return self._places[weight]
 
     def place(self, weight: Weight) -> int:
-        """Its place among all results of the prologue."""
+        """The place of a weight among all results of the prologue."""
         return self._starts[weight.tensor] + weight.place
 
     def matrix(self, product: Product, rows: Sequence[int], *, interleaved: bool, align: int = 1) -> int:
-        """Where the rows of a matrix begin: one after the other, or column by column."""
+        """Add rows of a matrix to the weights, one by one or interleaved; returns the place at which they begin."""
         self.weights += [0] * (-len(self.weights) % align)
         width, first, start = len(product.operands), len(self.weights), self._starts[product.matrix]
         apart = (1, product.outputs) if product.transposed else (width, 1)
@@ -193,18 +193,18 @@ class Writer(ABC):
         return first
 
     def range(self, scalar: Scalar) -> Range:
-        """Between which numbers a scalar lies."""
+        """The range of a scalar."""
         return range_of(scalar, self.ranges)
 
     def name_of(self, operation: Elementwise) -> str:
-        """That of an operation, or of a cheaper one where its operands allow it."""
+        """The name of an operation, or of a cheaper one where the ranges of its operands allow it."""
         if operation.name == "exp" and max(map(abs, self.range(operation.operands[0]))) <= WITHIN_RANGE:
             return "exp_within_range"
         return operation.name
 
 
 class Rows:
-    """Rows of products, and what is added to each straight away: the sum then begins with it."""
+    """Rows of products, and the offset that is added to each: the sum then begins with it."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -242,7 +242,7 @@ class Rows:
         return place in self._sums
 
     def offset(self, place: int, row: int) -> Scalar:
-        """What a row's sum begins with."""
+        """The scalar that the sum of a row begins with."""
         return self._offsets.get((place, row), Constant(0.0))
 
     def of(self, scalar: Scalar) -> Row | None:
@@ -263,7 +263,7 @@ class Rows:
 
 
 def without_orphan_comments(lines: Sequence[str], mark: str) -> list[str]:
-    """The lines without comments that another comment follows: what they are about is written elsewhere."""
+    """The lines without comments that are directly followed by another: the operations they describe are elsewhere."""
     following = [*lines[1:], ""][: len(lines)]
     return [
         line

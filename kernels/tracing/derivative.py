@@ -1,7 +1,8 @@
 """The backward pass of a program: reverse mode, operation by operation.
 
-What the program computes is computed again. Gradients of weights are sums over coordinates, of *signals* by themselves
-or of products of two: the backward program returns the signals of each coordinate, and torch multiplies and adds them.
+The backward program computes the forward pass again. Gradients of weights are sums over coordinates, either of
+*signals* or of products of two signals: the program returns the signals of each coordinate, and torch multiplies and
+adds them.
 """
 
 import math
@@ -41,9 +42,9 @@ class Derivative:
     """A backward program, and how gradients of weights are made from what it returns.
 
     Args:
-        program: from the inputs of the program and gradients of its outputs to gradients of its inputs, and signals.
-        matrices: of products.
-        weights: of single weights, the place of the signal that is summed.
+        program: computes gradients of the inputs, and signals, from the inputs and the gradients of the outputs.
+        matrices: how gradients of matrices are made.
+        weights: for each single weight, the place of the signal whose sum is its gradient.
     """
 
     program: Program
@@ -52,10 +53,10 @@ class Derivative:
 
 
 def derivative(program: Program) -> Derivative:
-    """Differentiate a program, all of whose operations are of each coordinate.
+    """Differentiate a program without shared operations.
 
     Args:
-        program: without short cuts.
+        program: a program without short cuts.
     """
     return _Differentiation(program).derivative()
 
@@ -135,7 +136,7 @@ class _Differentiation:
         self.matrices.append(MatrixGradient(product.matrix, product.transposed, *places))
 
     def elementwise(self, operation: Elementwise, out: Scalar, d: Scalar) -> Iterator[tuple[Scalar, Scalar]]:
-        """What an operation contributes to the gradients of its operands."""
+        """The contributions of an operation to the gradients of its operands."""
         apply, zero = self.made.apply, Constant(0.0)
         x = operation.operands[0]
         y = operation.operands[-1]
@@ -171,7 +172,7 @@ class _Differentiation:
                 yield x, self.of_function(operation.name, x, out, d)
 
     def of_function(self, name: str, x: Scalar, out: Scalar, d: Scalar) -> Scalar:
-        """What a function of one number contributes to the gradient of its argument."""
+        """The contribution of a function of one number to the gradient of its argument."""
         apply, one = self.made.apply, Constant(1.0)
         times: Callable[..., Scalar] = lambda *factors: _folded(apply, factors)  # noqa: E731
         minus: Callable[[Scalar], Scalar] = lambda scalar: apply("neg", scalar)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Torch's elementwise operations in terms of those of a program."""
+"""Lowering of torch's elementwise operations to operations of a program."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 class Tracer(Protocol):
-    """Who notes the operations of a program."""
+    """The recorder of a program's operations."""
 
     def apply(self, name: str, *operands: Scalar | float) -> Scalar:
         """The result of an operation."""
@@ -43,7 +43,7 @@ def _power(tracer: Tracer, base: Scalar, exponent: Scalar | float) -> Scalar:
 
 
 def _clamp(tracer: Tracer, value: Scalar, low: Scalar | None = None, high: Scalar | None = None) -> Scalar:
-    """NaN stays NaN, as it is the first operand."""
+    """Clamp a value; NaN stays NaN, as it is the first operand."""
     if low is not None:
         value = tracer.apply("maximum", value, low)
     return value if high is None else tracer.apply("minimum", value, high)
@@ -54,7 +54,7 @@ def _lerp(tracer: Tracer, start: Scalar, end: Scalar, weight: Scalar) -> Scalar:
 
 
 def _log1p(tracer: Tracer, x: Scalar) -> Scalar:
-    """Without cancellation: what ``1 + x`` loses, the quotient gives back (Higham 2002, section 1.14.1)."""
+    """log(1 + x) without cancellation: the quotient restores what ``1 + x`` loses (Higham 2002, section 1.14.1)."""
     more = tracer.apply("add", x, 1.0)
     quotient = tracer.apply("div", tracer.apply("mul", tracer.apply("log", more), x), tracer.apply("sub", more, 1.0))
     return tracer.apply("where", tracer.apply("eq", more, 1.0), x, quotient)
@@ -120,4 +120,4 @@ LOWERINGS: dict[Any, Callable[..., Scalar]] = {
     aten.where.self: _same("where"),
     aten._to_copy.default: lambda tracer, value, **_: value,
 }
-"""What a kernel can compute, in terms of the operations of a program."""
+"""The operations of torch that a kernel can compute, lowered to operations of a program."""

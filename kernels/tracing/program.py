@@ -1,4 +1,4 @@
-"""What a kernel computes for one coordinate: a list of operations on scalars, free of any rule.
+"""The program of one coordinate: a list of operations on scalars, which knows no rule.
 
 :func:`~learned_optim.kernels.tracing.trace.trace` makes it from a rule's ``forward``,
 :mod:`~learned_optim.kernels.tracing.simplify` brings it into the form that is cheapest, and the writers of
@@ -13,7 +13,7 @@ from torch import Tensor
 
 STEP_INPUT = "step"
 SHARED_INPUTS = (STEP_INPUT, "lr", "progress", "averaging")
-"""Inputs that are the same for all coordinates of a tensor: the count of the step, and what a user says of it."""
+"""Inputs that are the same for all coordinates of a tensor: the count of the step, and its conditions."""
 PARAMETER_INPUT = "parameter"
 """The input that is a coordinate's own value."""
 
@@ -27,12 +27,12 @@ class Constant:
 
 @dataclass(frozen=True)
 class Weight:
-    """An entry of a meta-parameter, or of what follows from meta-parameters alone."""
+    """An entry of a meta-parameter, or of a tensor that depends on meta-parameters alone."""
 
     tensor: int
     """Place among the results of the prologue."""
     place: int
-    """In the flattened tensor."""
+    """Place in the flattened tensor."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Result:
-    """What an operation of the program has computed."""
+    """The result of an operation of the program."""
 
     operation: int
     output: int = 0
@@ -59,7 +59,7 @@ class Elementwise:
     """One elementary operation."""
 
     name: str
-    """That of torch's function of the same arguments: ``"add"``, ``"where"``, ``"tanh"`` ...; or one of
+    """The name of torch's function of the same arguments, ``"add"``, ``"where"``, ``"tanh"`` ...; or one of
     :data:`learned_optim.kernels.tracing.simplify.SHORT_CUTS`."""
     operands: tuple[Scalar, ...]
 
@@ -89,12 +89,12 @@ class Program:
     """The operations of a coordinate's step, in order.
 
     Args:
-        prologue: from meta-parameters to the tensors that :class:`Weight` and :class:`Product` name.
-        shapes: of these tensors.
-        features: of each entry of the state.
-        operations: each uses results of those before it.
-        outputs: of each output (``"update"``, entries of the state), its features.
-        notes: of each operation, the line of the rule's source that it comes from.
+        prologue: computes the tensors that :class:`Weight` and :class:`Product` name from meta-parameters.
+        shapes: the shapes of these tensors.
+        features: number of features of each entry of the state.
+        operations: each reads only results of those before it.
+        outputs: for each output (``"update"`` and the entries of the state), its features.
+        notes: for each operation, the line of the rule's source that it comes from.
     """
 
     prologue: Callable[..., Sequence[Tensor]]
@@ -106,7 +106,7 @@ class Program:
 
     @functools.cached_property
     def shared(self) -> tuple[bool, ...]:
-        """Of each operation, whether it is the same for all coordinates, so that once a step is enough."""
+        """For each operation, whether it is the same for all coordinates, so that it is computed once a step."""
         shared: list[bool] = []
         for operation in self.operations:
             shared.append(all(is_shared(operand, shared) for operand in operation.operands))
@@ -121,7 +121,7 @@ class Program:
 
 
 def is_shared(scalar: Scalar, shared: Sequence[bool]) -> bool:
-    """Whether a scalar is the same for all coordinates; ``shared`` says so of the operations before it."""
+    """Whether a scalar is the same for all coordinates; ``shared`` holds the answer for the operations before it."""
     if isinstance(scalar, Result):
         return shared[scalar.operation]
     return not isinstance(scalar, Input) or scalar.entry in SHARED_INPUTS

@@ -1,4 +1,4 @@
-"""The part of a rule that follows from its weights alone: recorded once, run again for other weights."""
+"""The part of a rule that depends on its weights alone: recorded once, run again for other weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 
 class Place(NamedTuple):
-    """Stands for a tensor in a recorded call."""
+    """A placeholder for a tensor in a recorded call."""
 
     number: int
 
@@ -23,10 +23,10 @@ class Call(NamedTuple):
 
 
 class Prologue:
-    """Operations of torch from meta-parameters to what a program reads of them.
+    """Operations of torch that compute the weights of a program from meta-parameters.
 
     Args:
-        parameters: meta-parameters, whose order is that of the arguments of a call.
+        parameters: meta-parameters, in the order of the arguments of a call.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -52,7 +52,7 @@ class Prologue:
         return self.numbers[id(tensor)]
 
     def record(self, function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any], result: Any) -> None:
-        """Note an operation on weights."""
+        """Record an operation on weights."""
 
         def place(tensor: Tensor) -> Place:
             if id(tensor) not in self.numbers:
@@ -67,7 +67,7 @@ class Prologue:
             self.follows |= set(results)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether a tensor follows from weights alone, or is a constant that has been seen."""
+        """Whether a tensor depends on weights alone, or is a constant that has been recorded."""
         return id(tensor) in self.numbers
 
     def is_constant(self, tensor: Tensor) -> bool:
@@ -85,7 +85,7 @@ class Prologue:
         return self.results[key]
 
     def finish(self) -> None:
-        """Forget what no result needs, and the values of what has been recorded."""
+        """Drop the operations that no result needs, and the tensors of the recording."""
         needed = {number for number, _ in self.results}
         kept = []
         for call in reversed(self.calls):
@@ -97,7 +97,7 @@ class Prologue:
         self.tensors, self.numbers = [], {}
 
     def __repr__(self) -> str:
-        """All that it computes, the same in every process."""
+        """A text of everything that it computes, the same in every process."""
         held = {number: tensor.tolist() for number, tensor in self.held.items()}
         return f"{self.calls} {held} {self.results}"
 

@@ -1,4 +1,4 @@
-"""Between which numbers the results of a program lie, as far as its operations alone show it; NaN aside."""
+"""Interval arithmetic: the numbers between which the results of a program lie, NaN aside."""
 
 import math
 
@@ -29,7 +29,7 @@ def ranges(program: Program) -> list[Range]:
 
 
 def range_of(scalar: Scalar, results: list[Range]) -> Range:
-    """That of a scalar, given those of the operations before it."""
+    """The range of a scalar, given the ranges of the operations before it."""
     if isinstance(scalar, Constant):
         return scalar.value, scalar.value
     if isinstance(scalar, Result):

@@ -1,6 +1,6 @@
-"""The same program with fewer and cheaper operations: reciprocals, constants, and the short cuts of an LSTM.
+"""Simplification of programs: fewer and cheaper operations, by reciprocals, constants, and short cuts for an LSTM.
 
-All of it holds for any program. What is computed differs from the rule's own formulas by roundings alone.
+It applies to any program. Results differ from the rule's own formulas by roundings alone.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ def simplified(program: Program, *, short_cuts: bool = True) -> Program:
 
 
 class Rewriter:
-    """Writes a program anew, operation by operation."""
+    """Rewrites a program, operation by operation."""
 
     def __init__(self) -> None:
         self.made: list[Operation] = []
@@ -57,7 +57,7 @@ class Rewriter:
         return self.emit(Elementwise(name, operands))
 
     def rewrite(self, operation: Elementwise, place: int) -> Scalar:
-        """What stands for an operation, whose operands are new already."""
+        """The replacement of an operation, whose operands have been replaced already."""
         raise NotImplementedError
 
 
@@ -106,7 +106,7 @@ def _results(scalars: Sequence[Scalar]) -> Iterator[Result]:
 
 
 class _Reciprocals(Rewriter):
-    """Divisions by numbers, by what all coordinates share and by what divides twice become products."""
+    """Turns divisions by constants, by shared scalars and by what divides twice into products."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Reciprocals(Rewriter):
 
 
 class _Constants(Rewriter):
-    """Numbers that meet become one; factors of one and terms of zero go; what is shared is multiplied first."""
+    """Folds constants, drops factors of one, and multiplies shared factors first."""
 
     def rewrite(self, operation: Elementwise, place: int) -> Scalar:
         if operation.name == "mul":
@@ -142,7 +142,7 @@ class _Constants(Rewriter):
         return self.emit(operation)
 
     def product(self, one: Scalar, other: Scalar) -> Scalar:
-        """``one * other``, what is shared last."""
+        """``one * other``, with the shared factor last."""
         if is_shared(one, self.shared) and not is_shared(other, self.shared):
             one, other = other, one
         if isinstance(one, Constant):
@@ -177,7 +177,7 @@ class _Gates(Rewriter):
         return result
 
     def short_cut(self, operation: Elementwise) -> Scalar | None:
-        """What stands for a sum or product of gates."""
+        """The replacement of a sum or product of gates by a short cut, None if there is none."""
         if operation.name == "mul":
             for gate, value in (operation.operands, operation.operands[::-1]):
                 gated, squashed = self.argument(gate, "sigmoid"), self.argument(value, "tanh")
@@ -195,11 +195,11 @@ class _Gates(Rewriter):
         return None
 
     def once(self, scalar: Scalar, name: str) -> Elementwise | None:
-        """The operation of this name that a scalar is the result of, if nothing else uses it."""
+        """The operation of this name whose result a scalar is, if nothing else uses it."""
         operation = self.made[scalar.operation] if isinstance(scalar, Result) and scalar in self.used_once else None
         return operation if isinstance(operation, Elementwise) and operation.name == name else None
 
     def argument(self, scalar: Scalar, name: str) -> Scalar | None:
-        """That of the function of this name that a scalar is the result of, if nothing else uses it."""
+        """The argument of the function of this name whose result a scalar is, if nothing else uses it."""
         operation = self.once(scalar, name)
         return None if operation is None else operation.operands[0]

@@ -1,6 +1,6 @@
-"""From a rule's ``forward`` to the program of one coordinate.
+"""Tracing: a rule's ``forward`` becomes the program of one coordinate.
 
-The function is run once, for three coordinates, and each of torch's operations is watched. Every tensor is followed
+The function is run once, for three coordinates, and each of torch's operations is recorded. Every tensor is followed
 element by element: an element is a scalar of the program and the coordinate that it belongs to. Views, stacks and
 splits are run by torch itself, on tensors of codes; elementary operations and matrix products become operations of the
 program. Elements of different coordinates that meet show that the function is not coordinatewise.
@@ -34,9 +34,9 @@ from learned_optim.kernels.tracing.program import (
 from learned_optim.kernels.tracing.prologue import Prologue
 
 TRACED_COORDINATES = 3
-"""Coordinates that are traced: of each element it is seen which it belongs to."""
+"""Number of coordinates that are traced, so that each element is known to belong to one of them."""
 ALL = TRACED_COORDINATES
-"""The coordinate of what is equal for all."""
+"""The coordinate of elements that are equal for all."""
 BASE = TRACED_COORDINATES + 1
 """An element's code is this times the number of its scalar, plus its coordinate."""
 HERE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
@@ -72,9 +72,9 @@ def trace(
     """The program of one coordinate.
 
     Args:
-        forward: from gradient, state and step count to update and new state, as :meth:`UpdateRule.forward`.
+        forward: computes update and new state from gradient, state and step count, as :meth:`UpdateRule.forward`.
         parameters: meta-parameters and buffers that it reads, on the CPU; their values do not matter.
-        features: of each entry of the state.
+        features: number of features of each entry of the state.
         conditions: whether ``forward`` takes four more arguments: the parameter, lr, progress and averaging.
 
     Raises:
@@ -98,7 +98,7 @@ def trace(
 
 
 class _Tracer(TorchDispatchMode):
-    """Watches the operations of a function, and follows the elements of its tensors."""
+    """Records the operations of a function, and follows the elements of its tensors."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _Tracer(TorchDispatchMode):
         return result
 
     def program(self, results: Mapping[str, Tensor]) -> Program:
-        """What was computed."""
+        """The program of everything that was computed."""
         outputs = {name: self._output(tensor) for name, tensor in results.items()}
         shapes = self.prologue.shapes
         self.prologue.finish()
@@ -285,7 +285,7 @@ class _Tracer(TorchDispatchMode):
         return self.codes[scalar]
 
     def _coordinate(self, function: Any, codes: Sequence[int]) -> int:
-        """The one that all these elements belong to."""
+        """The coordinate that all these elements belong to."""
         coordinates = {code % BASE for code in codes} - {ALL}
         if len(coordinates) > 1:
             raise self._refusal(function, "mixes coordinates")
@@ -324,7 +324,7 @@ KNOWN |= {aten.addmm.default}
 
 
 def composition(function: Any) -> Callable[..., Any] | None:
-    """What torch says an operation is composed of; None if it is elementary."""
+    """Torch's decomposition of an operation; None if it is elementary."""
     from torch._decomp import decomposition_table  # takes a while
 
     if function is aten.bmm.default:

@@ -1,4 +1,4 @@
-"""What the commands of ``learned-optim`` share."""
+"""The parser, the tables and the checks that the commands of ``learned-optim`` share."""
 
 import argparse
 import json
@@ -23,8 +23,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         examples: command lines, without the program's name.
-        epilog: what follows them.
-        **settings: of ``ArgumentParser``.
+        epilog: text after the examples.
+        **settings: arguments of ``ArgumentParser``.
     """
 
     def __init__(self, examples: Sequence[str] = (), epilog: str = "", **settings: Any) -> None:
@@ -49,7 +49,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-"""What ``add_subparsers`` returns."""
+"""The commands below a parser: the type that ``add_subparsers`` returns."""
 
 
 def add_command(
@@ -94,7 +94,7 @@ def coloured(text: str, colour: int) -> str:
 
 
 def require(extra: str, *modules: str) -> None:
-    """Say which extra is missing before anything is done."""
+    """Raise a CommandError that names the extra to install if one of the modules is missing; imports none of them."""
     import importlib.util
 
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -103,14 +103,14 @@ def require(extra: str, *modules: str) -> None:
 
 
 def import_from_here() -> None:
-    """Let task families of the user's own be imported from the current folder, as with ``python -m``."""
+    """Let modules in the current folder be imported, as with ``python -m``: task families of the user's own."""
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):
         sys.path.insert(0, here)
 
 
 def check_device(device: str) -> None:
-    """Say that ``--device`` cannot be used before anything is done."""
+    """Raise a CommandError if ``--device`` cannot be used, before anything is done."""
     import torch
 
     try:

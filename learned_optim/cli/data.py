@@ -57,7 +57,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def described(name: str) -> dict[str, Any]:
-    """What there is to say of a data set; ``remedy`` where it was not found."""
+    """Description, licence, note and folder of a data set; under ``remedy``, how to get one that was not found."""
     from learned_optim.meta_train.data.datasets import DATA_SETS, DataNotFoundError, find
 
     data_set = DATA_SETS[name]

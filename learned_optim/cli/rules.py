@@ -40,7 +40,7 @@ def add_to(commands: Commands) -> None:
     show.add_argument("rule", help=RULE_HELP)
     show.add_argument("--plot", type=Path, metavar="FILE", help="draw what the rule does: .png, .svg or .pdf")
     show.add_argument("--steps", type=int, help="length of the drawn responses (1000)")
-    show.add_argument("--scale", type=float, help="size of the gradients (1); only some rules heed it")
+    show.add_argument("--scale", type=float, help="size of the gradients (1); rules that are free of scale ignore it")
     show.add_argument(
         "--source", choices=("c", "triton"), help="print the source of the step's kernel, made from the rule's forward"
     )

@@ -80,7 +80,7 @@ class LSTML2L(UpdateRule):
         self.output_bias.zero_()
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`. ``step`` has no influence."""
+        """One step for every coordinate, as :meth:`UpdateRule.forward`. The result does not depend on ``step``."""
         signal = log_sign(grad, self.p)
         hidden_layers, cell_layers = [], []
         previous = zip(

@@ -91,7 +91,7 @@ class ScaleFreeLSTM(UpdateRule):
             parameter.zero_()
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
+        """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
         largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)

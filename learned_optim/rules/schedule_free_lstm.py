@@ -144,7 +144,9 @@ class ScheduleFreeLSTM(UpdateRule):
         }
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor:
-        """Less than 1 for wide layers and for small weights; see the class.
+        """The factor on the updates of a matrix: less than 1 for wide layers and for small weights.
+
+        ``min(1, 92 initial_rms / sqrt(inputs))``, explained in the description of the class.
 
         Weights of nearly zero do not show what size they will have, and count as if :class:`torch.nn.Linear` had drawn
         them. There is no jump in between.
@@ -169,7 +171,7 @@ class ScheduleFreeLSTM(UpdateRule):
     def forward(
         self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
+        """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
         statistics = self._statistics(grad, state, step)
         hidden, cell = self.cell(
             statistics.signals,
@@ -184,7 +186,7 @@ class ScheduleFreeLSTM(UpdateRule):
     def observe(
         self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
-        """A step with outputs of zero: what the LSTM would read, ``(signals, *coordinates)``, and the new state.
+        """A step with outputs of zero: the signals for the LSTM, ``(signals, *coordinates)``, and the new state.
 
         Arguments are those of :meth:`forward`. The LSTM is not run, its own state stays.
         """
@@ -193,7 +195,7 @@ class ScheduleFreeLSTM(UpdateRule):
         return statistics.signals, {**state, **moved}
 
     def outputs(self, signals: Tensor) -> Tensor:
-        """What the LSTM makes of signals from the first step on: ``(T, signals, C)`` -> ``(T, outputs, C)``.
+        """Outputs of the LSTM for signals from the first step on: ``(T, signals, C)`` -> ``(T, outputs, C)``.
 
         Differentiable with respect to the weights. The outputs are s, k and q of the class, before slopes and bounds.
         """
@@ -212,7 +214,7 @@ class ScheduleFreeLSTM(UpdateRule):
         return outputs
 
     def _statistics(self, grad: Tensor, state: RuleState, step: Tensor) -> "Statistics":
-        """The averages after this gradient, and what follows from them."""
+        """The averages after this gradient, and the signals that follow from them."""
         largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
@@ -264,14 +266,14 @@ class ScheduleFreeLSTM(UpdateRule):
 
 
 class Statistics(NamedTuple):
-    """What a step begins with."""
+    """Statistics of the gradients of each coordinate, this step's included."""
 
     signals: Tensor
-    """What the LSTM reads, ``(signals, *coordinates)``."""
+    """The inputs of the LSTM, ``(signals, *coordinates)``."""
     momentum: Tensor
-    """The averages of gradients, for the state."""
+    """Averages of gradients, the new entry of the state."""
     second_moment: Tensor
-    """Those of their squares."""
+    """Averages of squared gradients, the new entry of the state."""
     step: Tensor
     """The step count in the dtype of the gradient, broadcastable to it."""
 
@@ -293,10 +295,10 @@ def fast_share(progress: Tensor | float) -> Tensor | float:
 
 
 def at_most_1(value: Tensor | float) -> Tensor | float:
-    """The value, or 1."""
+    """The smaller of the value and 1."""
     return value.clamp(max=1.0) if isinstance(value, Tensor) else min(value, 1.0)
 
 
 def bounded(values: Tensor) -> Tensor:
-    """Close to the values where they are small, and never beyond :data:`FACTOR_BOUND`."""
+    """A smooth bound: close to the values where they are small, and never beyond :data:`FACTOR_BOUND`."""
     return FACTOR_BOUND * (values / FACTOR_BOUND).tanh()

@@ -10,14 +10,16 @@ from learned_optim.step.modes import fake_mode_of
 
 
 def batches_of(columns: Columns, *, capturable: bool) -> list[Columns]:
-    """Parameters that one call of the rule can serve: of a device, a dtype and, where the host may read it, a count.
+    """Divide parameters into batches that one call of the rule can serve.
+
+    Parameters of a batch have one device, one dtype and, where the host may read it, one step count.
 
     Args:
-        columns: of parameters with counts of their own, perhaps on another device.
-        capturable: counts that are not on the CPU must not be waited for.
+        columns: parameters, each with a step count of its own, perhaps on another device.
+        capturable: the host must not wait for counts that are not on the CPU.
 
     Returns:
-        Columns whose counts are on the parameters' device, one tensor where they are known to be equal.
+        The batches. Their counts are on the parameters' device, and are one tensor where they are known to be equal.
     """
     parameters, steps = columns.parameters, columns.steps
     compiling = torch.compiler.is_compiling() or fake_mode_of(parameters[0]) is not None
@@ -44,7 +46,7 @@ def batches_of(columns: Columns, *, capturable: bool) -> list[Columns]:
 
 
 def local_columns(columns: Columns) -> Columns:
-    """The columns of the coordinates that are on this device: see :func:`local_coordinates`."""
+    """The columns with the local part of every tensor in its place; see :func:`local_coordinates`."""
     return Columns.of([local_coordinates(slot) for slot in columns.slots()])
 
 

@@ -1,4 +1,4 @@
-"""What a step refuses: nonfinite gradients if the user wants it, and tensors that do not fit their parameter."""
+"""Refusals of a step: sparse or nonfinite gradients, and tensors that do not fit their parameter."""
 
 import math
 from collections.abc import Sequence
@@ -52,9 +52,9 @@ def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: S
     """Raise a RuntimeError if a gradient or a state was made when its parameter had another shape.
 
     Args:
-        parameters: whose ``.data`` may have been replaced.
-        grads: of each parameter.
-        states: of each entry, the tensors of all parameters.
+        parameters: tensors whose ``.data`` may have been replaced.
+        grads: the gradient of each parameter.
+        states: for each entry of the state, the tensors of all parameters.
     """
     shapes = [parameter.shape for parameter in parameters]
     if shapes != [grad.shape for grad in grads]:
@@ -69,8 +69,8 @@ def refuse_other_features(rule: UpdateRule, columns: Columns) -> None:
     """Raise a RuntimeError if an entry of a state has not the shape that the rule and its parameter need.
 
     Args:
-        rule: whose state it is.
-        columns: all parameters.
+        rule: the rule that the states belong to.
+        columns: parameters with their states.
     """
     for entry, features in rule.state_features.items():
         for parameter, tensor in zip(columns.parameters, columns.states[entry], strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def count_steps(steps: list[Tensor], found_inf: Tensor | None) -> None:
-    """Advance the step counts in place, but for a step that a ``GradScaler`` calls off."""
+    """Advance the step counts in place, unless a ``GradScaler`` has found infinities and calls the step off."""
     if found_inf is not None:
         done = (found_inf == 0).float()
         torch._foreach_add_(steps, [done.to(step.device) for step in steps])
@@ -20,12 +20,12 @@ def count_steps(steps: list[Tensor], found_inf: Tensor | None) -> None:
 
 
 def start_training_count(group: dict[str, Any], other: dict[str, Any], states: Sequence[dict[str, Any]] = ()) -> None:
-    """Give a group the count of the training's steps that it needs to know how much of it is done.
+    """Start or continue the count of training steps of a group, from which :func:`training_progress` follows.
 
     Args:
-        group: one with ``total_steps``; others need no count.
-        other: whose training it is: a group that is added later joins it.
-        states: of its parameters, if a training goes on from before there was such a count.
+        group: a parameter group; without ``total_steps`` it needs no count.
+        other: a group of the same training, whose count is continued: a group that is added later joins it.
+        states: the states of the group's parameters, whose counts are taken in a training that began without this one.
     """
     if group["total_steps"] is None:
         group.pop("steps_done", None)
@@ -39,13 +39,13 @@ def start_training_count(group: dict[str, Any], other: dict[str, Any], states: S
 
 
 def count_training_step(group: dict[str, Any]) -> None:
-    """One more step of the training, whether or not the group has gradients."""
+    """Count one more step of the training, whether or not the group has gradients."""
     if group["total_steps"] is not None:
         group["steps_done"] += 1
 
 
 def training_progress(group: dict[str, Any]) -> float | Tensor:
-    """The fraction of the training that is done with this step, below 1; 1 beyond its end, 0 if nobody knows it."""
+    """The fraction of the training that is done with this step: below 1, then 1; 0 if its length is unknown."""
     if group["total_steps"] is None:
         return 0.0
     done: Tensor = group["steps_done"]

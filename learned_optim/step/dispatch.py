@@ -22,9 +22,9 @@ def step_columns(
 
     Args:
         rule: on the device of the parameters, in the dtype of the arithmetic.
-        plan: of the rule's fused kernel; None where there is none.
-        columns: parameters of one device and dtype with one step count, or counts on the device.
-        settings: of the parameter group.
+        plan: the plan of the rule's fused kernel; None where there is none.
+        columns: parameters of one device and dtype, with one step count or with counts on the device.
+        settings: the settings of the parameter group for this step.
         fused: True demands the fused kernel, as in :class:`~learned_optim.optimizer.LearnedOptimizer`.
         differentiable: autograd records the step.
 

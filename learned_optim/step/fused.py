@@ -12,15 +12,15 @@ from learned_optim.kernels.slots import Columns, Slot, StepSettings
 
 
 def apply_fused(plan: Plan, slots: Sequence[Slot], settings: StepSettings, block_size: int | None = None) -> None:
-    """Like :func:`~learned_optim.step.plain.apply_in_blocks`, by the rule's kernel.
+    """Step every slot in place by the rule's kernel.
 
     Dense tensors in one memory order are stepped where they are, others in copies.
 
     Args:
-        plan: of the rule, on the slots' device.
+        plan: the plan of the rule, on the slots' device.
         slots: all parameters of one dtype that the kernel supports; see
             :func:`~learned_optim.step.programs.unsupported_reason`.
-        settings: of the parameter group.
+        settings: the settings of the parameter group for this step.
         block_size: coordinates of a program, a power of two; None chooses.
 
     Raises:
@@ -64,7 +64,11 @@ def apply_fused_to_columns(plan: Plan, columns: Columns, settings: StepSettings,
 
 
 def apply_fused_if_possible(plan: Plan, columns: Columns, settings: StepSettings) -> bool:
-    """Like :func:`apply_fused`; False, with a warning and with nothing changed, where a kernel cannot be compiled."""
+    """Step all columns by the rule's kernel, if it can be compiled.
+
+    Returns:
+        False, after a warning and with nothing changed, if it cannot.
+    """
     try:
         apply_fused_to_columns(plan, columns, settings)
     except CompilationError as error:

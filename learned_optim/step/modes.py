@@ -11,7 +11,7 @@ from learned_optim.rules import UpdateRule
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """In which the arithmetic of a step keeps its dtype, even inside an autocast block."""
+    """A context in which the arithmetic of a step keeps its dtype, even inside an autocast block."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()  # such as "meta"
@@ -23,19 +23,19 @@ def is_capturing() -> bool:
 
 
 def fake_mode_of(tensor: Tensor) -> FakeTensorMode | None:
-    """The mode of a tensor that has a shape and a device but no values; None for a usual tensor."""
+    """The mode of a fake tensor, which has a shape and a device but no values; None for a usual tensor."""
     return tensor.fake_mode if isinstance(tensor, FakeTensor) else None
 
 
 def is_known_to_host(value: bool | Tensor) -> bool:
-    """Whether the host may look at a value."""
+    """Whether the host can read a value without waiting for a device and outside of graphs."""
     return not isinstance(value, Tensor) or (
         value.device.type == "cpu" and not torch.compiler.is_compiling() and fake_mode_of(value) is None
     )
 
 
 def rule_on(rule: UpdateRule, parameter: Tensor, device: torch.device, dtype: torch.dtype) -> UpdateRule:
-    """A copy of the rule there and in that dtype; its weights have no values if the parameter has none."""
+    """A copy of the rule on a device and in a dtype; its weights are fake tensors if the parameter is one."""
     mode = fake_mode_of(parameter)
     if mode is None:
         return copy.deepcopy(rule).to(device, dtype)

@@ -13,7 +13,12 @@ from learned_optim.step.programs import flat_weights, sources_of
 
 
 def training_step(rule: UpdateRule) -> TrainingStep:
-    """The rule's step as a differentiable function; see :func:`~learned_optim.step.programs.unsupported_reason`."""
+    """The step of a rule as a differentiable function of weights, gradient and state.
+
+    Args:
+        rule: one that :func:`~learned_optim.step.programs.unsupported_reason` does not refuse; only its architecture
+            matters.
+    """
     sources = sources_of(rule, torch.float32)
     assert isinstance(sources, Sources), sources
     return training_step_of(sources.key)
@@ -23,7 +28,7 @@ class ParticleStep:
     """A step in place of P rules of one architecture, on a CPU, by compiled C: each steps coordinates of its own.
 
     Args:
-        rule: gives the architecture; see :func:`~learned_optim.step.programs.unsupported_reason`.
+        rule: any rule of the architecture that :func:`~learned_optim.step.programs.unsupported_reason` does not refuse.
         meta_parameters: ``(P, M)``, float32.
 
     Raises:
@@ -53,15 +58,17 @@ class ParticleStep:
 
         Args:
             parameters: ``(P, *coordinates)``, float32 and contiguous.
-            grad: as ``parameters``; any strides.
+            grad: ``(P, *coordinates)``, with any strides.
             state: entries of shape ``(P, features, *coordinates)``, float32 and contiguous.
             step: 0-d.
-            conditions: as the rule is told them. In place of the parameter stands whether it is: 0-d, or for each of a
-                particle's coordinates.
+            conditions: lr, progress and averaging as the rule gets them. In place of the parameter stands 1 where the
+                rule gets its value and 0 where it gets zero: 0-d, or one number for each of a particle's coordinates.
         """
         grad, step = grad.contiguous(), step.to(torch.float32)
-        given = torch.as_tensor(conditions.parameter, dtype=torch.float32)
-        given = given.expand(parameters.shape[1:]).contiguous() if given.dim() else given
+        sees_parameter = torch.as_tensor(conditions.parameter, dtype=torch.float32)
+        sees_parameter = (
+            sees_parameter.expand(parameters.shape[1:]).contiguous() if sees_parameter.dim() else sees_parameter
+        )
         entries = [state[entry] for entry in self.entries]
         numbers = [float(number) for number in conditions[1:]]
-        launch_particles(self.kernel, self.weights, parameters, grad, entries, step, given, numbers)
+        launch_particles(self.kernel, self.weights, parameters, grad, entries, step, sees_parameter, numbers)

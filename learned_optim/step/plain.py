@@ -21,7 +21,8 @@ LANES = 64
 other instructions, and matrix products no odd column: the bits of a coordinate do not depend on its neighbours.
 (Found by trial: 32 is enough for float32 with AVX2; registers of AVX-512 are twice as wide.)"""
 DOUBLE_LANES = 192
-"""The same in float64. (Found by trial: on an AMD EPYC products agree in every bit at multiples of 192 only.)"""
+"""The multiple that blocks of float64 are filled up to. (Found by trial: on an AMD EPYC products agree in every bit at
+multiples of 192 only.)"""
 
 
 def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings) -> None:
@@ -32,13 +33,13 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: StepSett
     Args:
         rule: on the slots' device, in the dtype of the arithmetic.
         slots: parameters with gradients and states; parameters and states are changed, gradients are not.
-        settings: of the parameter group.
+        settings: the settings of the parameter group for this step.
     """
     for slot in slots:
         state = {entry: tensor.clone() for entry, tensor in slot.state.items()}  # autograd may keep what it reads
         parameter = slot.parameter.clone()
-        given = parameter if slot.sees_parameter else None
-        change, state = _step(rule, parameter, given, slot.grad, state, slot.step, slot.scale, settings)
+        shown = parameter if slot.sees_parameter else None
+        change, state = _step(rule, parameter, shown, slot.grad, state, slot.step, slot.scale, settings)
         slot.parameter.add_(change)
         for entry, tensor in state.items():
             slot.state[entry].copy_(tensor)
@@ -47,15 +48,16 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: StepSett
 def apply_in_blocks(
     rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, block_size: int | None = None
 ) -> None:
-    """Like :func:`apply_per_tensor`, with small tensors packed together and large ones cut into blocks.
+    """Step every slot in place, with small tensors packed together and large ones cut into blocks.
 
     The result of a coordinate does not depend, to the bit, on which others share its block. Nothing larger than a block
     is copied, whatever the layout of memory.
 
     Args:
-        rule: as above.
-        slots: as above; all parameters of one dtype, states alike.
-        settings: as above.
+        rule: on the slots' device, in the dtype of the arithmetic.
+        slots: parameters of one dtype, with gradients and states of the same dtypes; parameters and states are changed,
+            gradients are not.
+        settings: the settings of the parameter group for this step.
         block_size: coordinates of a block; None chooses by rule and device.
 
     Raises:
@@ -114,13 +116,13 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: StepSetti
     else:
         scale = _side_by_side([scale.expand(size) for scale, size in zip(scales, sizes, strict=True)], padding, 1.0)
     parameter = None if settings.weight_decay == 0 else _flattened(parameters, padding)
-    given = None
+    shown = None
     if rule.uses_conditions and any(sees_parameter):
-        shown = zip(parameters, sees_parameter, strict=True)
-        given = _flattened([values if known else torch.zeros_like(values) for values, known in shown], padding)
+        pairs = zip(parameters, sees_parameter, strict=True)
+        shown = _flattened([values if sees else torch.zeros_like(values) for values, sees in pairs], padding)
     grad = _flattened(grads, padding)
-    looks = grad.device.type == "cpu" and not torch.compiler.is_compiling()
-    change, state = _step(rule, parameter, given, grad, state, step, scale, settings, looks=looks)
+    reads_back = grad.device.type == "cpu" and not torch.compiler.is_compiling()
+    change, state = _step(rule, parameter, shown, grad, state, step, scale, settings, reads_back=reads_back)
     changes = _unflatten_dense_tensors(change, parameters)
     if torch.compiler.is_compiling() or not any(map(Tensor.is_neg, parameters)):
         torch._foreach_add_(parameters, changes)
@@ -134,35 +136,36 @@ def _apply_to_whole(rule: UpdateRule, slots: Sequence[Slot], settings: StepSetti
 def _step(
     rule: UpdateRule,
     parameter: Tensor | None,
-    given: Tensor | None,
+    shown: Tensor | None,
     grad: Tensor,
     state: RuleState,
     step: Tensor,
     scale: Tensor | None,
     settings: StepSettings,
     *,
-    looks: bool = False,
+    reads_back: bool = False,
 ) -> tuple[Tensor, RuleState]:
-    """What to add to the parameter, and the new state; nothing is overwritten.
+    """The change of the parameter, to be added to it, and the new state; nothing is overwritten.
 
-    The parameter is needed for the user's weight decay only; what is ``given`` of it the rule is told.
-    ``looks`` allows to read values back, which costs nothing on a CPU.
+    ``parameter`` is needed for the user's weight decay only; ``shown`` is what a rule that uses conditions sees of it.
+    ``reads_back`` allows the host to read values, which costs nothing on a CPU.
     """
-    grad = _as_seen_by_the_rule(grad, _dtype(rule), settings)
-    if looks and math.isfinite(grad.sum()):  # then all are
+    grad = _rule_gradient(grad, _dtype(rule), settings)
+    if reads_back and math.isfinite(grad.sum()):  # then all gradients are
         settings = settings._replace(skip_nonfinite=False)
-    grad, kept = _without_nonfinite(grad, settings)
-    conditions = _conditions(given, scale, settings, _dtype(rule))
+    grad, unchanged = _without_nonfinite(grad, settings)
+    conditions = _conditions(shown, scale, settings, _dtype(rule))
     update, new_state = rule.forward_under(conditions, grad, state, step)
     change = _change(update, scale, parameter, settings, follows_lr=rule.uses_conditions)
-    if kept is None:
+    if unchanged is None:
         return change, new_state
-    return change.masked_fill(kept, 0.0), {
-        entry: torch.where(kept, state[entry], tensor) for entry, tensor in new_state.items()
+    return change.masked_fill(unchanged, 0.0), {
+        entry: torch.where(unchanged, state[entry], tensor) for entry, tensor in new_state.items()
     }
 
 
-def _as_seen_by_the_rule(grad: Tensor, dtype: torch.dtype, settings: StepSettings) -> Tensor:
+def _rule_gradient(grad: Tensor, dtype: torch.dtype, settings: StepSettings) -> Tensor:
+    """The gradient that the rule gets: unscaled, negated to ascend, in the dtype of the arithmetic."""
     grad = grad.to(dtype)
     if settings.grad_scale is not None:
         grad = grad / settings.grad_scale
@@ -170,18 +173,18 @@ def _as_seen_by_the_rule(grad: Tensor, dtype: torch.dtype, settings: StepSetting
 
 
 def _without_nonfinite(grad: Tensor, settings: StepSettings) -> tuple[Tensor, Tensor | None]:
-    """The gradient, and where parameter and state are to stay as they are."""
-    kept = None if settings.found_inf is None else settings.found_inf != 0
+    """The gradient without nonfinite values, and a mask of where parameter and state stay unchanged."""
+    unchanged = None if settings.found_inf is None else settings.found_inf != 0
     if settings.skip_nonfinite:
         nonfinite = ~grad.isfinite()
         grad = grad.masked_fill(nonfinite, 0.0)
-        kept = nonfinite if kept is None else kept | nonfinite
-    return grad, kept
+        unchanged = nonfinite if unchanged is None else unchanged | nonfinite
+    return grad, unchanged
 
 
-def _conditions(given: Tensor | None, scale: Tensor | None, settings: StepSettings, dtype: torch.dtype) -> Conditions:
-    """What the rule is told of the step."""
-    values = 0.0 if given is None else given.to(dtype) if scale is None else given.to(dtype) / scale.to(dtype)
+def _conditions(shown: Tensor | None, scale: Tensor | None, settings: StepSettings, dtype: torch.dtype) -> Conditions:
+    """The conditions of the step, in the dtype of the arithmetic."""
+    values = 0.0 if shown is None else shown.to(dtype) if scale is None else shown.to(dtype) / scale.to(dtype)
     lr, progress = (
         number.to(dtype) if isinstance(number, Tensor) else number for number in (settings.lr, settings.progress)
     )
@@ -193,7 +196,7 @@ def _change(
 ) -> Tensor:
     """``lr (scale update - weight_decay parameter)``, to be added to the parameter.
 
-    Of a rule that follows lr itself, the update is not multiplied by it.
+    The update of a rule that follows lr itself is not multiplied by it.
     """
     change = update if scale is None else scale.to(update.dtype) * update
     if not follows_lr:
@@ -208,13 +211,13 @@ def _per_feature(tensor: Tensor) -> Tensor:
 
 
 def _flattened(tensors: Sequence[Tensor], padding: int) -> Tensor:
-    """All coordinates in one row, and zeros."""
+    """All coordinates in one row, followed by ``padding`` zeros."""
     flat: Tensor = _flatten_dense_tensors([*tensors, tensors[0].new_zeros(padding)] if padding else tensors)
     return flat
 
 
 def _side_by_side(tensors: Sequence[Tensor], padding: int, fill: float) -> Tensor:
-    """Joined along the last dimension, and as many columns of ``fill``."""
+    """Tensors joined along the last dimension, followed by ``padding`` columns of ``fill``."""
     if padding:
         tensors = [*tensors, tensors[0].new_full((*tensors[0].shape[:-1], padding), fill)]
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), -1)

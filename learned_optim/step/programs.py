@@ -1,4 +1,4 @@
-"""From a rule to its kernels: the program that is traced from its ``forward``, and the plan of the fused step."""
+"""The way from a rule to its kernels: the program traced from its ``forward``, and the plan of the fused step."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,7 +20,8 @@ from learned_optim.rules import Conditions, RuleState, UpdateRule
 from learned_optim.step.modes import without_autocast
 
 MOST_MULTIPLY_ADDS = 1 << 14
-"""Of a coordinate on a GPU: larger networks do not fit the instruction cache, nor their state the registers."""
+"""The most multiply-adds of a coordinate on a GPU: larger networks fit neither the instruction cache nor, with their
+state, the registers."""
 
 
 def unsupported_reason(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -46,7 +47,7 @@ def unsupported_reason(rule: UpdateRule, device: torch.device, dtype: torch.dtyp
 
 
 def is_faster_fused(device: torch.device) -> bool:
-    """Whether a kernel is the fastest way on this device. Triton's interpreter is not: only tests want it."""
+    """Whether a kernel is the fastest path on this device. Triton's interpreter, which only tests use, is not."""
     return not (device.type == "cpu" and interpreting())
 
 
@@ -57,10 +58,10 @@ def plan_if_wanted(
 
     Args:
         rule: on the device.
-        device: where the parameters are.
-        dtype: of parameters and gradients.
-        recurrent: of hidden state and cell.
-        fused: as in :class:`LearnedOptimizer`.
+        device: the device of the parameters.
+        dtype: the dtype of parameters and gradients.
+        recurrent: the dtype of the recurrent entries of the state.
+        fused: True demands the kernel, False forbids it, None takes it where it is faster.
 
     Raises:
         CompilationError: the kernel is demanded, but the C compiler does not make it; otherwise the user is warned.
@@ -85,7 +86,11 @@ def plan_if_wanted(
 
 @torch.no_grad()
 def plan_of(rule: UpdateRule) -> Plan:
-    """The rule as its kernel takes it, a snapshot of its weights; see :func:`unsupported_reason`."""
+    """The rule in the form that its kernel takes, with a copy of its weights.
+
+    Args:
+        rule: one that :func:`unsupported_reason` does not refuse.
+    """
     parameters = weight_tensors(rule)
     like = parameters[0]
     sources = sources_of(rule, like.dtype)
@@ -102,8 +107,8 @@ def sources_of(rule: UpdateRule, dtype: torch.dtype) -> Sources | str:
     """The sources of a rule's kernels, or why none can be made; they follow from its class and settings.
 
     Args:
-        rule: any.
-        dtype: of the arithmetic, float32 or float64.
+        rule: any rule; its weights do not matter.
+        dtype: the dtype of the arithmetic, float32 or float64.
     """
     settings = tuple(rule.settings.items())
     try:
@@ -150,7 +155,7 @@ def weight_tensors(rule: UpdateRule) -> list[Tensor]:
 
 
 def flat_weights(program: Program, parameters: Sequence[Tensor]) -> Tensor:
-    """All that a program reads of meta-parameters, one after the other."""
+    """The results of a program's prologue for these meta-parameters, flattened, one after the other."""
     return torch.cat([parameters[0].new_empty(0), *(result.reshape(-1) for result in program.prologue(*parameters))])
 
 

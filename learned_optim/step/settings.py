@@ -41,7 +41,7 @@ def check_group(group: dict[str, Any], rule: UpdateRule) -> None:
 
 
 def check_total_steps(total_steps: Any, rule: UpdateRule) -> None:
-    """Raise a TypeError or ValueError if it is no length of a training, or the rule cannot make use of it."""
+    """Raise a TypeError or ValueError if ``total_steps`` is no number of steps, or the rule has no use for it."""
     if total_steps is None:
         return
     if isinstance(total_steps, bool) or not isinstance(total_steps, int):
@@ -56,7 +56,7 @@ def check_total_steps(total_steps: Any, rule: UpdateRule) -> None:
 
 
 def step_settings(group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None) -> StepSettings:
-    """What a group says about this step; ``grad_scale`` and ``found_inf`` are those of a ``GradScaler``."""
+    """The settings of a group for this step; ``grad_scale`` and ``found_inf`` are those of a ``GradScaler``."""
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     decay, skips = DECAY_RATE * (group["weight_decay"] or 0.0), group["nonfinite"] == "skip"
     return StepSettings(
@@ -67,8 +67,8 @@ def step_settings(group: dict[str, Any], grad_scale: Tensor | None, found_inf: T
 def unless_paused(settings: StepSettings) -> StepSettings | None:
     """The settings of a step; None for one that leaves everything as it is, parameters, states and counts.
 
-    That is one with a learning rate of zero, or after the end of the training. What the host does not know goes into
-    ``found_inf``, as if a ``GradScaler`` had called the step off.
+    A step is left out if its learning rate is zero or the training is over. If only the device knows that, it is
+    written into ``found_inf``, as if a ``GradScaler`` had called the step off.
     """
     stops = settings.lr == 0, settings.progress >= 1
     if any(stop for stop in stops if is_known_to_host(stop)):
@@ -82,7 +82,7 @@ def unless_paused(settings: StepSettings) -> StepSettings | None:
 
 
 def settings_on(device: torch.device, settings: StepSettings) -> StepSettings:
-    """The settings with the scaler's tensors moved there: they are on one device, whatever the parameters are on."""
+    """The settings with the tensors of a ``GradScaler``, which lie on one device, moved to this one."""
     if settings.found_inf is None:
         return settings
     scale = settings.grad_scale

@@ -20,8 +20,8 @@ def state_by_parameter(groups: list[dict[str, Any]], state_dict: dict[str, Any])
     """The states in a state dict, without those of parameters that have none yet.
 
     Args:
-        groups: the optimizer's, whose parameters are those of the state dict in the same order.
-        state_dict: as :meth:`torch.optim.Optimizer.state_dict` returns it.
+        groups: the optimizer's groups, whose parameters are those of the state dict in the same order.
+        state_dict: the result of :meth:`torch.optim.Optimizer.state_dict`.
     """
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -41,9 +41,9 @@ def begin_state(
 
     Args:
         state: filled in place.
-        rule: whose state it is.
+        rule: the rule that the state belongs to.
         parameter: entries are laid out in its memory order and, for a DTensor, sharded like it.
-        state_dtype: of the recurrent entries, None for the rule's choice.
+        state_dtype: dtype of the recurrent entries, None for the rule's choice.
         capturable: keep the step count on the device of the parameter.
     """
     # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
@@ -73,9 +73,9 @@ def restore_state(
     Args:
         state: filled in place.
         saved: numbers or tensors, of any dtype and on any device.
-        rule: whose state it is.
-        parameter: as in :func:`begin_state`, and so are the others.
-        state_dtype: of the recurrent entries.
+        rule: the rule that the state belongs to.
+        parameter: the parameter, in whose memory order entries are laid out.
+        state_dtype: dtype of the recurrent entries, None for the rule's choice.
         capturable: keep the step count on the device of the parameter.
     """
     for entry in rule.state_features:
@@ -125,7 +125,7 @@ def check_state(rule: UpdateRule, parameter: Tensor, state: dict[str, Any]) -> N
 
 @torch.no_grad()
 def tensor_scale_of(rule: UpdateRule, parameter: Tensor) -> Tensor | None:
-    """The factor on all updates of a parameter, 0-d, float32, on its device; None for a rule without one."""
+    """The factor on all updates of a parameter, 0-d, float32, on its device; None for a rule that scales no tensors."""
     if not rule.uses_tensor_scale:
         return None
     scale = rule.tensor_scale(parameter.shape, root_mean_square(parameter)) if parameter.dim() > 1 else None
@@ -133,7 +133,7 @@ def tensor_scale_of(rule: UpdateRule, parameter: Tensor) -> Tensor | None:
 
 
 def root_mean_square(parameter: Tensor) -> Tensor:
-    """Of all values of a parameter, of a DTensor on whatever process: 0-d, float32, on its device."""
+    """The root mean square of all values of a parameter, on whatever process: 0-d, float32, on its device."""
     # In float64, so that shards and memory orders do not change a bit of it; where there may be none, they may.
     dtype = torch.float64 if parameter.device.type in ("cpu", "cuda", "meta") else torch.float32
     norm: Any = torch.linalg.vector_norm(parameter.detach(), dtype=dtype)
@@ -144,6 +144,6 @@ def root_mean_square(parameter: Tensor) -> Tensor:
 
 
 def _copy(value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A saved number or tensor as a tensor of its own, there and in that dtype."""
+    """A copy of a saved number or tensor, on this device and in this dtype."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     return tensor.to(device, dtype, copy=True)

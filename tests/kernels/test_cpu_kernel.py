@@ -1,6 +1,6 @@
 """The fused step in C: what may fail on the way to it, threads, narrow dtypes, particles.
 
-Its values are those of test_kernels.py; compilers are tried in test_compiler.py, what is kept in test_libraries.py.
+Its values are those of test_kernels.py; compilers are tried in test_compiler.py, what is kept in test_kernel_cache.py.
 """
 
 import ctypes

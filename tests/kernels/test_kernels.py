@@ -552,7 +552,7 @@ class TestDispatch:
         self, choice: bool | None, interpreted: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[int] = []
-        monkeypatch.setattr("learned_optim.optimizer.apply_fused_to_columns", lambda *_: calls.append(1))
+        monkeypatch.setattr("learned_optim.step.dispatch.apply_fused_to_columns", lambda *_: calls.append(1))
         parameter = normal(3).float().requires_grad_()
         parameter.grad = parameter.detach().clone()
         LearnedOptimizer([parameter], fused=choice).step()

@@ -446,7 +446,7 @@ def test_verdict_of_a_grad_scaler_does_not_stay_on_another_device(monkeypatch: p
         tensors = slots[0].parameter, settings.found_inf, settings.grad_scale
         seen.append(tuple(tensor.device.type for tensor in tensors))
 
-    monkeypatch.setattr("learned_optim.optimizer.apply_in_blocks", look)
+    monkeypatch.setattr("learned_optim.step.dispatch.apply_in_blocks", look)
     params = [nn.Parameter(torch.ones(2, device=device)) for device in ("cpu", "meta")]
     optimizer: Any = LearnedOptimizer(params, capturable=True, fused=False)
     for values in params:
