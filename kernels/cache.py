@@ -11,9 +11,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 ROOM = 1 << 20
 """Bytes that a folder must have room for before a library is made in it: ten times what is written."""
+Used = TypeVar("Used")
 NOWHERE = "there is neither a home nor a temporary folder that can be written to"
 
 
@@ -32,22 +34,19 @@ def load_library(name: str, make: Callable[[Path], bytes]) -> ctypes.CDLL:
     Raises:
         OSError: no folder can keep it, or it can be loaded from none; the message gives the reason for each.
     """
-    kept = {library: _intact(library) for folder in _folders() for library in [folder / f"{name}.so"]}
+    file = f"{name}.so"
+    kept = {folder: _intact(folder / file) for folder in _folders()}
     content = next(filter(None, kept.values()), None)
-    objections: list[str] = []
-    for library, found in kept.items():
-        folder = library.parent
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _refuse_unless_private(folder)
-            if found is None:
-                with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
-                    content = content or _made(make, Path(work))
-                    _keep(content, library, Path(work))
-            return ctypes.CDLL(str(library))
-        except OSError as error:  # the cause alone: it is the same for the next library
-            objections.append(f"{folder}: {error.strerror or str(error).removeprefix(f'{library}: ')}")
-    raise OSError("; ".join(objections) or NOWHERE)
+
+    def load_from(library: Path) -> ctypes.CDLL:
+        nonlocal content
+        if kept.get(library.parent) is None:
+            with _work_folder(library.parent) as work:
+                content = content or _made(make, work)
+                _keep(content, library, work)
+        return ctypes.CDLL(str(library))
+
+    return _in_first_folder(file, load_from)
 
 
 def keep_text(name: str, text: str) -> Path:
@@ -56,22 +55,35 @@ def keep_text(name: str, text: str) -> Path:
     Raises:
         OSError: no folder can keep it; the message gives the reason for each.
     """
+
+    def written(path: Path) -> Path:
+        if not path.is_file() or path.read_bytes() != text.encode():
+            with _work_folder(path.parent) as work:
+                (work / name).write_bytes(text.encode())
+                os.replace(work / name, path)
+        return path
+
+    return _in_first_folder(name, written)
+
+
+def _in_first_folder(name: str, use: Callable[[Path], Used]) -> Used:
+    """Use the file of this name in the first private folder in which that raises no OSError."""
     objections: list[str] = []
     for folder in _folders():
-        path = folder / name
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _refuse_unless_private(folder)
-            if not path.is_file() or path.read_bytes() != text.encode():
-                with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
-                    new = Path(work) / name
-                    new.write_bytes(text.encode())
-                    os.replace(new, path)
-        except OSError as error:
-            objections.append(f"{folder}: {error.strerror or error}")
-        else:
-            return path
+            return use(folder / name)
+        except OSError as error:  # the cause alone: it is the same for the next file
+            objections.append(f"{folder}: {error.strerror or str(error).removeprefix(f'{folder / name}: ')}")
     raise OSError("; ".join(objections) or NOWHERE)
+
+
+@contextlib.contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder within another, removed afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
+        yield Path(work)
 
 
 def _folders() -> Iterator[Path]:
