@@ -30,13 +30,16 @@ def laid_out_like(tensor: Tensor, value: Tensor, make: Callable[[Tensor], Tensor
 def in_memory_order(parameter: Tensor, grad: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Views of the same tensors, their dimensions permuted so that the entries of the state are contiguous.
 
+    Without a state, the parameter's own memory order is taken.
+
     Parameter and gradient are then contiguous too if they have the state's memory order and no gaps.
 
     Raises:
         RuntimeError: an entry of the state has gaps, or another memory order than the first.
     """
-    if not state[0].is_contiguous():
-        order = memory_order(state[0][0])
+    first = state[0][0] if state else parameter
+    if not first.is_contiguous():
+        order = memory_order(first)
         parameter, grad = parameter.permute(order), grad.permute(order)
         state = [entry.permute(0, *[1 + dim for dim in order]) for entry in state]
     if not all(entry.is_contiguous() for entry in state):

@@ -16,7 +16,8 @@ ZERO = _zero_and_one.ctypes.data
 ONE = ZERO + _zero_and_one.itemsize
 """Address of the number 1: the rule sees the parameter, and the scale of a tensor that has none."""
 FIXED_COLUMNS = 7
-"""Columns of the table before the addresses of parameter, gradient and state: the fields of ``Tensor`` in ``cpu.c``."""
+"""Columns of the table before the addresses of parameter, gradient and state: the fields of ``Tensor`` in ``cpu.c``.
+There, and so in the table, a rule without state has one entry, which is not used."""
 
 
 def launch_c(key: str, weights: Tensor, columns: Columns, settings: StepSettings) -> None:
@@ -36,7 +37,7 @@ def launch_c(key: str, weights: Tensor, columns: Columns, settings: StepSettings
         return
     parameters, grads, states, steps, scales, sees_parameter = columns
     addressed = [parameters, grads, *states.values()]
-    table = np.empty((len(parameters), FIXED_COLUMNS + len(addressed)), np.int64)
+    table = np.empty((len(parameters), FIXED_COLUMNS + 2 + max(1, len(states))), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
     table[:, 2] = [ONE if scale is None else scale.data_ptr() for scale in scales]
     table[:, 3] = ZERO + (ONE - ZERO) * np.array(sees_parameter)
@@ -45,7 +46,7 @@ def launch_c(key: str, weights: Tensor, columns: Columns, settings: StepSettings
     table[:, 6] = list(map(Tensor.data_ptr, steps))
     for place, column in enumerate(addressed, FIXED_COLUMNS):
         table[:, place] = list(map(Tensor.data_ptr, column))
-    if not table[:, 6:].all():
+    if not table[:, 6 : FIXED_COLUMNS + len(addressed)].all():
         raise RuntimeError(FREED_MEMORY)
     lr = float(settings.lr)
     factor = 1.0 if registered(key).conditions else lr
@@ -93,10 +94,10 @@ def launch_particles(
     tensors = [weights, step, parameters, grad, *state]
     addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
     apart = np.array([tensor.stride(0) * tensor.element_size() if tensor.dim() else 0 for tensor in tensors])
-    table = np.empty((len(grad), FIXED_COLUMNS - 2 + len(tensors)), np.int64)
+    table = np.empty((len(grad), FIXED_COLUMNS + 2 + max(1, len(state))), np.int64)
     table[:, :2] = grad[0].numel()
     table[:, 2:5] = ONE, sees_parameter.data_ptr(), int(sees_parameter.dim() > 0)
-    table[:, 5:] = addresses + np.arange(len(grad))[:, None] * apart
+    table[:, 5 : 5 + len(tensors)] = addresses + np.arange(len(grad))[:, None] * apart
     step_kernel(table, Arguments(0.0, *conditions, 1.0, 0.0, 1.0, False, False))
 
 

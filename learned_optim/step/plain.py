@@ -73,7 +73,7 @@ def apply_in_blocks(
 
 def default_block_size(rule: UpdateRule, device: torch.device) -> int:
     """Coordinates whose activations fit the block of this kind of device, a multiple of :data:`LANES`."""
-    units = sum(rule.state_features.values())
+    units = max(1, sum(rule.state_features.values()))
     bytes_per_coordinate = 4 * 8 * units  # gates, activations and copies: about eight float32 values for each feature
     available = CPU_BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
     return max(1024, available // bytes_per_coordinate // LANES * LANES)

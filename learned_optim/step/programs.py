@@ -97,10 +97,9 @@ def plan_of(rule: UpdateRule) -> Plan:
     assert isinstance(sources, Sources), sources
     source = sources.c if uses_c(like.device) else sources.triton
     order = torch.tensor(source.weights, dtype=torch.int64, device=like.device)
-    entries, features = zip(*rule.state_features.items(), strict=True)
     with without_autocast(like.device):
         weights = flat_weights(sources.program, parameters)[order]
-    return Plan(sources.key, weights, entries, features)
+    return Plan(sources.key, weights, tuple(rule.state_features), tuple(rule.state_features.values()))
 
 
 def sources_of(rule: UpdateRule, dtype: torch.dtype) -> Sources | str:

@@ -205,3 +205,31 @@ def test_no_derivative_is_another(name: str, monkeypatch: pytest.MonkeyPatch) ->
         found.append(torch.autograd.grad((update * weights).sum() + new["m"].sum(), [grad, state["m"], rule.w]))
     for plain, made in zip(*found, strict=True):
         torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+
+
+class SignDescent(Written):
+    """A rule that remembers nothing."""
+
+    @property
+    def state_features(self) -> dict[str, int]:
+        return {}
+
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        return -0.01 * self.w[0].abs() * grad.sign(), {}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("interpreted", [False, True], ids=["c", "triton"])
+def test_rule_without_state_steps_tensors_of_every_layout(
+    fused: bool, interpreted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if interpreted:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    rule = SignDescent()
+    values = [torch.ones(4, 5), torch.ones(5, 4).t(), torch.ones(8, 10)[::2, ::2], torch.ones(3), torch.ones(0)]
+    parameters = [nn.Parameter(value) for value in values]
+    for parameter in parameters:
+        parameter.grad = -2 * torch.ones(parameter.shape)
+    LearnedOptimizer(parameters, rule, fused=fused).step()
+    for parameter in parameters:
+        torch.testing.assert_close(parameter.detach(), (1 + 0.01 * rule.w[0].abs().detach()).expand(parameter.shape))
