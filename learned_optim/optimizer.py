@@ -41,16 +41,16 @@ class LearnedOptimizer(Optimizer):
     .. math::
         p \leftarrow p + \mathrm{rule}(\text{gradient history of } p)
 
-    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). The default rule is told the
-    coordinate's value, the learning rate and, with ``total_steps``, how much of the training is done
-    (:class:`~learned_optim.rules.Conditions`). It multiplies the updates of a tensor by a factor from its shape and
-    values at the first step (:meth:`UpdateRule.tensor_scale`). The arithmetic is float32, float64 for float64
-    parameters; moments are kept in that dtype too.
+    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). The default rule also reads the
+    coordinate's value, the learning rate and, with ``total_steps``, the fraction of the training that is done
+    (:class:`~learned_optim.rules.Conditions`). It multiplies the updates of a tensor by a factor that depends on the
+    tensor's shape and its values before the first step (:meth:`UpdateRule.tensor_scale`). The arithmetic is float32, or
+    float64 for float64 parameters; moments are kept in the same dtype.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
         rule: name of a shipped rule (see :func:`learned_optim.available_rules`), path of a ``.safetensors`` file, or
-            an :class:`UpdateRule`, of which a copy is kept.
+            an :class:`UpdateRule`, which is copied.
         lr: factor on the learned rate; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
             Schedulers work: they scale the moves relative to the rule's own (``OneCycleLR`` and ``CyclicLR`` with
             ``cycle_momentum=False``: there is no momentum to cycle). A step with ``lr=0`` is a pause: parameters and
@@ -63,7 +63,8 @@ class LearnedOptimizer(Optimizer):
             lets its rate fall to zero over the second half; a scheduler beside it multiplies. After the last of these
             steps nothing moves any more.
         averaging: the default rule's parameters are, in the main, averages over the steps so far (Defazio et al. 2024).
-            False makes each move at once: for games such as GANs, for policy gradients, and wherever the target moves.
+            False makes them the latest iterate: for games such as GANs, for policy gradients, and wherever the target
+            moves.
         maximize: ascend instead of descend.
         nonfinite: what to do with a coordinate whose gradient is NaN or infinite. ``"skip"`` leaves it as it is,
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
@@ -84,8 +85,8 @@ class LearnedOptimizer(Optimizer):
             ``total_steps`` less than 1; ``total_steps`` or ``averaging=False`` with a rule that has no use for it.
         TypeError: ``params``, ``rule`` or ``total_steps`` is of a wrong type, or a parameter is complex.
         RuntimeError: ``fused=True`` where no fused kernel can run or be compiled, or with ``differentiable=True``; in
-            :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and what
-            ``nonfinite="error"`` finds.
+            :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and a nonfinite
+            gradient with ``nonfinite="error"``.
 
     When not to use it: for sparse gradients and complex parameters, which it refuses; where AdamW's regularisation
     has been tuned to the last digit; for models far larger than those measured in the documentation.
@@ -149,7 +150,7 @@ class LearnedOptimizer(Optimizer):
         """Add a group of parameters; raises like the constructor."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        group["decoupled_weight_decay"] = True  # whatever optimizer has filled in the group before
+        group["decoupled_weight_decay"] = True  # even if another optimizer has filled in the group before
         start_training_count(group, self.param_groups[0])
         try:
             check_group(group, self._rule)
@@ -170,7 +171,7 @@ class LearnedOptimizer(Optimizer):
             closure: reevaluates the model and returns the loss; called once, with gradients enabled.
 
         Returns:
-            What the closure returned.
+            The result of the closure, None without one.
         """
         loss = None
         if closure is not None:
@@ -261,7 +262,7 @@ class LearnedOptimizer(Optimizer):
                 self._plans[device, dtype, group["fused"]] = plan
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
-        """The plan of the fused kernel, where one is wanted and can run."""
+        """The plan of the fused kernel, None if it is not to be used or cannot run."""
         arithmetic = arithmetic_dtype(dtype)
         rule = self._placed_rules[device, arithmetic]
         return plan_if_wanted(rule, device, dtype, recurrent_dtype(rule, arithmetic, self._state_dtype), fused)
@@ -269,7 +270,7 @@ class LearnedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a copy of a state, cast to the dtypes in which this optimizer keeps it.
 
-        The rule is no part of the state: construct the optimizer with the one that the state was saved with.
+        The rule is not part of the state: construct the optimizer with the rule that the state was saved with.
 
         Raises:
             ValueError: the state belongs to other parameters or to another architecture; nothing is loaded then.

@@ -15,7 +15,7 @@ def add_to(commands: Commands) -> None:
         "benchmark",
         "compare rules with tuned Adam, SGD and others, on a suite of problems or your own model",
         description="Baselines are tuned on seeds of their own; every run is stored, so that an interrupted "
-        "benchmark goes on where it was, and another rule costs only its own runs.",
+        "benchmark continues where it stopped, and another rule costs only its own runs.",
         examples=[
             "benchmark --list",
             "benchmark quick --rules default,runs/mine/best.safetensors",
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
             json=options.json,
         )
     except KeyboardInterrupt:
-        print("\nfinished runs are stored; the same command goes on from there", file=sys.stderr)
+        print("\nfinished runs are stored; the same command continues from there", file=sys.stderr)
         raise
 
 

@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
         "fetch",
         "download data sets from their official addresses",
         description="Download data sets from their official addresses. Every file is held to its SHA-256, a download "
-        "that was cut off goes on where it ended, and what is there already is kept. Prints the folder of each.",
+        "that was cut off continues where it stopped, and what is there already is kept. Prints the folder of each.",
         examples=[
             "data fetch mnist",
             "data fetch mnist cifar10 --output /data",
@@ -81,6 +81,6 @@ def _fetch(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.data.fetch import fetch
 
     for name in options.name:
-        data_set_named(name)  # a misspelt name is told before a long download
+        data_set_named(name)  # a misspelt name is refused before a long download
     for name in options.name:
         say(fetch(name, options.output, mirrors=options.mirror))

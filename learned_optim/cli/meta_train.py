@@ -22,8 +22,8 @@ def add_to(commands: Commands) -> None:
     meta_train = add_command(
         commands,
         "meta-train",
-        "meta-train a rule from a configuration, or go on with a run",
-        description="Meta-train a rule. Ctrl-C saves; --resume goes on bit-exactly. Many processes: torchrun "
+        "meta-train a rule from a configuration, or resume a run",
+        description="Meta-train a rule. Ctrl-C saves; --resume continues bit-exactly. Many processes: torchrun "
         "--standalone --nproc-per-node 8 -m learned_optim.cli meta-train ...",
         examples=[
             "meta-train --list",
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> None:
             _run_in(world, options)
     except ProcessLostError as error:
         raise CommandError(
-            f"{error}; its own message tells why. Go on from the last checkpoint with the same command and --resume, "
-            "or let torchrun do so: --max-restarts"
+            f"{error}; its own message gives the cause. Continue from the last checkpoint with the same command and "
+            "--resume, or let torchrun do so: --max-restarts"
         ) from error
 
 
@@ -111,7 +111,7 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
 
     if options.resume is None:
         if options.config is None:
-            raise CommandError("name a configuration, or a run to go on with: --resume RUN")
+            raise CommandError("name a configuration, or a run to resume: --resume RUN")
         folder = options.output or Path("runs") / Path(options.config).stem
         exists = (folder / "checkpoint.safetensors").exists()
         if exists and not world.restarted:

@@ -24,7 +24,7 @@ class Conditions(NamedTuple):
     lr: Tensor | float = 1.0
     """The user's factor on the rate of learning, positive: 1 unless a scheduler changes it. 0-d."""
     progress: Tensor | float = 0.0
-    """Fraction of the training that is done, above 0 and below 1; 0 where nobody knows its length. 0-d."""
+    """Fraction of the training that is done, above 0 and below 1; 0 if its length is unknown. 0-d."""
     averaging: Tensor | float = 1.0
     """1, or 0 where the parameters are to follow the latest iterate, not an average of all. 0-d."""
 
@@ -50,7 +50,7 @@ class UpdateRule(nn.Module, ABC):
     recurrent_state: ClassVar[frozenset[str]] = frozenset({"hidden", "cell"})
     """Entries of the state that may be kept in less than float32: activations, not long averages."""
     recurrent_dtype: ClassVar[torch.dtype] = torch.float32
-    """Dtype in which an optimizer keeps these entries, unless told otherwise."""
+    """Dtype in which an optimizer keeps these entries, unless the user chooses another."""
     uses_conditions: ClassVar[bool] = False
     """Whether :meth:`forward` takes :class:`Conditions` as a fourth argument. Such a rule multiplies its moves by
     ``conditions.lr`` itself; the updates of others are multiplied by the learning rate afterwards."""

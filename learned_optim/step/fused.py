@@ -34,7 +34,14 @@ def apply_fused(plan: Plan, slots: Sequence[Slot], settings: StepSettings, block
 
 
 def apply_fused_to_columns(plan: Plan, columns: Columns, settings: StepSettings, block_size: int | None = None) -> None:
-    """:func:`apply_fused` for slots that were never made: with thousands of small tensors they would take the time."""
+    """Step all columns in place by the rule's kernel, as :func:`apply_fused` does, without making a slot of each.
+
+    Args:
+        plan: the plan of the rule, on the device of the columns.
+        columns: parameters of one dtype that the kernel supports.
+        settings: the settings of the parameter group for this step.
+        block_size: coordinates of a program, a power of two; None chooses.
+    """
     columns = columns._replace(states={entry: columns.states[entry] for entry in plan.entries})
     if not torch.compiler.is_compiling():
         launch(plan, columns, settings, block_size)

@@ -54,7 +54,7 @@ def is_faster_fused(device: torch.device) -> bool:
 def plan_if_wanted(
     rule: UpdateRule, device: torch.device, dtype: torch.dtype, recurrent: torch.dtype, fused: bool | None
 ) -> Plan | None:
-    """The rule's plan; None where its kernel is not wanted, or cannot run.
+    """The rule's plan; None if its kernel is not to be used or cannot run.
 
     Args:
         rule: on the device.

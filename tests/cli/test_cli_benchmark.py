@@ -62,4 +62,7 @@ def test_interrupted_benchmark_says_how_to_go_on(
     Path("tiny.toml").write_text(TINY)
     assert run("benchmark", "tiny.toml", "--cache", "stored") == 130
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-2:] == ["finished runs are stored; the same command goes on from there", "learned-optim: interrupted"]
+    assert lines[-2:] == [
+        "finished runs are stored; the same command continues from there",
+        "learned-optim: interrupted",
+    ]
