@@ -7,13 +7,13 @@
 #endif
 
 typedef struct {
-    int64_t size;        /* coordinates */
-    int64_t stride;      /* from one feature of the state to the next */
-    const float *scale;  /* factor on the update */
-    const float *sees_parameter; /* 1: the rule gets the parameter, 0: zero; one for all coordinates, or one for each */
-    int64_t sees_stride; /* from the entry of one coordinate to that of the next: 0 or 1 */
-    const real *weights; /* of the rule, in the order in which it reads them */
-    const float *step;   /* count of this step */
+    int64_t size;                /* coordinates */
+    int64_t stride;              /* from one feature of the state to the next */
+    const float *scale;          /* factor on the update */
+    const float *sees_parameter; /* 1 if the rule gets the parameter, 0 if it gets zero: for all coordinates, or for each */
+    int64_t sees_stride;         /* from the entry of one coordinate to that of the next: 0 or 1 */
+    const real *weights;         /* the rule's weights, in the order in which it reads them */
+    const float *step;           /* count of this step */
     char *parameter;
     const char *grad;
     char *state[ENTRIES];
@@ -76,7 +76,9 @@ INLINE void step_lanes(
 }
 
 /* Step those tiles of all tensors whose number lies in first ... last - 1. */
-static void step_tiles(const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Arguments *settings) {
+static void step_tiles(
+    const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Arguments *settings
+) {
     Shared shared;
     SharedInputs inputs = settings->inputs;
     const Tensor *shares = 0; /* the tensor that they are of */

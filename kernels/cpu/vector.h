@@ -18,7 +18,7 @@ typedef float real;
 typedef int32_t integer;
 #endif
 
-/* What holds for all coordinates of a step. */
+/* The inputs of a step that all coordinates share. */
 typedef struct {
     double step, lr, progress, averaging;
 } SharedInputs;
