@@ -10,7 +10,7 @@ typedef struct {
     int64_t size;                /* coordinates */
     int64_t stride;              /* from one feature of the state to the next */
     const float *scale;          /* factor on the update */
-    const float *sees_parameter; /* 1 if the rule gets the parameter, 0 if it gets zero: for all coordinates, or for each */
+    const float *sees_parameter; /* 1: the rule gets the parameter, 0: it gets zero; for all coordinates, or for each */
     int64_t sees_stride;         /* from the entry of one coordinate to that of the next: 0 or 1 */
     const real *weights;         /* the rule's weights, in the order in which it reads them */
     const float *step;           /* count of this step */
