@@ -21,7 +21,7 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
 	$(PYTEST) -m "not slow"
 
 NUMERICAL := tests/kernels/test_kernels.py tests/kernels/test_cpu_kernel.py tests/kernels/test_training_kernels.py \
-	tests/optimizer/test_execution.py tests/optimizer/test_optimizer.py \
+	tests/optimizer/test_plain_step.py tests/optimizer/test_optimizer.py \
 	tests/optimizer/test_optimizer_parameters.py tests/optimizer/test_contract.py \
 	tests/optimizer/test_contract_autograd.py tests/optimizer/test_pytorch*.py tests/optimizer/test_trajectory_laws.py \
 	tests/rules/test_rule*.py tests/meta_train/inner/test_vectorize.py

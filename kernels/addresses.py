@@ -1,72 +1,35 @@
-"""Which tensors a kernel may take by their addresses, and substitutes for those that it may not."""
+"""Checks of which tensors a kernel can take by their addresses, and substitutes for the others."""
 
 import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from learned_optim.kernels.slots import Columns, Slot
+
 ORDINARY = frozenset({Tensor, nn.Parameter, nn.Buffer})
-"""Types of tensors that have memory of their own. What a subclass holds is known to its operations alone."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What kernels read and write."""
-DTYPES_IN_C = (*DTYPES, torch.float64)
-"""What those on a CPU read and write."""
+"""Types of tensors that have memory of their own. The content of a subclass is known to its operations alone."""
+FREED_MEMORY = "the memory of a parameter, its gradient or its state has been freed; step while it is there"
 
 _dtype, _device = operator.attrgetter("dtype"), operator.attrgetter("device")
 _is_cpu = operator.attrgetter("is_cpu")
 
 
-class TableRow(NamedTuple):
-    """What a row of the table points to: a tensor, or a piece of one, with its gradient and state."""
-
-    parameter: Tensor
-    grad: Tensor
-    entries: Sequence[Tensor]
-    step: Tensor
-    scale: Tensor | None
-    is_given: bool
-    """Whether the rule is told the parameter's values; otherwise zeros."""
-
-
-class TableColumns(NamedTuple):
-    """Many rows of one dtype each column, column by column."""
-
-    parameters: Sequence[Tensor]
-    grads: Sequence[Tensor]
-    entries: Sequence[Sequence[Tensor]]
-    """Of each entry of the state, the tensors of all rows."""
-    steps: Sequence[Tensor]
-    scales: Sequence[Tensor | None]
-    are_given: Sequence[bool]
-
-    @classmethod
-    def of(cls, rows: Sequence[TableRow]) -> "TableColumns":
-        """The columns of some rows."""
-        parameters, grads, states, *rest = zip(*rows, strict=True) if rows else ((),) * len(TableRow._fields)
-        return cls(parameters, grads, list(zip(*states, strict=True)), *rest)
-
-    def rows(self) -> list[TableRow]:
-        """One by one."""
-        entries = zip(*self.entries, strict=True)
-        return list(map(TableRow, self.parameters, self.grads, entries, self.steps, self.scales, self.are_given))
-
-
 def can_be_addressed(
-    tensors: TableColumns, sizes: Sequence[int], features: Sequence[int], dtypes: Sequence[torch.dtype]
+    columns: Columns, sizes: Sequence[int], features: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> bool:
-    """Whether all tensors can be read and written where they are; asked of many at once, which is fast.
+    """Whether all tensors can be read and written where they are; many are checked at once, which is fast.
 
     Args:
-        tensors: parameters of one dtype, none of them empty.
+        columns: parameters of one dtype, none of them empty.
         sizes: coordinates of each parameter.
-        features: of each entry of the state.
-        dtypes: that the kernel knows.
+        features: number of features of each entry of the state.
+        dtypes: the dtypes that the kernel supports.
     """
-    parameters, grads, entries, scales = tensors.parameters, tensors.grads, tensors.entries, tensors.scales
+    parameters, grads, entries, scales = columns.parameters, columns.grads, columns.states.values(), columns.scales
     everything = [*parameters, *grads, *itertools.chain(*entries)]
     device = parameters[0].device
     on_cpu = device.type == "cpu"
@@ -93,18 +56,18 @@ def _of_one_dtype(tensors: Sequence[Tensor], allowed: Sequence[torch.dtype]) -> 
     return len(dtypes) == 1 and dtypes <= {*allowed}
 
 
-def of_the_same_dtypes(rows: Sequence[TableRow]) -> list[list[TableRow]]:
-    """The rows in groups that a launch can take together."""
-    groups: defaultdict[tuple[torch.dtype, ...], list[TableRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.parameter.dtype, row.grad.dtype, *map(_dtype, row.entries)].append(row)
+def group_by_dtypes(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """The slots in groups that one launch can take together."""
+    groups: defaultdict[tuple[torch.dtype, ...], list[Slot]] = defaultdict(list)
+    for slot in slots:
+        groups[slot.parameter.dtype, slot.grad.dtype, *map(_dtype, slot.state.values())].append(slot)
     return list(groups.values())
 
 
-def refuse_mismatch(row: TableRow, features: Sequence[int]) -> None:
-    """Raise a RuntimeError if gradient or state are not of the parameter's shape and device."""
-    shape, device = row.parameter.shape, row.parameter.device
-    tensors = [row.grad, *row.entries]
+def refuse_mismatch(slot: Slot, features: Sequence[int]) -> None:
+    """Raise a RuntimeError if gradient or state do not have the parameter's shape and device."""
+    shape, device = slot.parameter.shape, slot.parameter.device
+    tensors = [slot.grad, *slot.state.values()]
     shapes = [shape, *((count, *shape) for count in features)]
     for tensor, expected in zip(tensors, shapes, strict=True):
         if tensor.shape != expected or tensor.device != device:
@@ -114,16 +77,17 @@ def refuse_mismatch(row: TableRow, features: Sequence[int]) -> None:
             )
 
 
-def ordinary(row: TableRow, dtypes: Sequence[torch.dtype]) -> TableRow:
-    """The row itself, or one with substitutes that a kernel can address, as far as layout does not matter."""
-    scale = row.scale
+def ordinary(slot: Slot, dtypes: Sequence[torch.dtype]) -> Slot:
+    """The slot itself, or one with substitutes that a kernel can address, layout aside."""
+    scale = slot.scale
     if scale is not None:
-        scale = _substitute(scale, (torch.float32,)).to(row.parameter.device)
-    new = row._replace(parameter=_substitute(row.parameter, dtypes), grad=_substitute(row.grad, dtypes), scale=scale)
-    entries = [_substitute(entry, dtypes) for entry in row.entries]
-    if any(map(operator.is_not, entries, row.entries)):
-        new = new._replace(entries=[entry.clone(memory_format=torch.contiguous_format) for entry in entries])
-    return row if all(map(operator.is_, new, row)) else new
+        scale = _substitute(scale, (torch.float32,)).to(slot.parameter.device)
+    new = slot._replace(parameter=_substitute(slot.parameter, dtypes), grad=_substitute(slot.grad, dtypes), scale=scale)
+    state = {name: _substitute(entry, dtypes) for name, entry in slot.state.items()}
+    if any(map(operator.is_not, state.values(), slot.state.values())):
+        dense = {name: entry.clone(memory_format=torch.contiguous_format) for name, entry in state.items()}
+        new = new._replace(state=dense)
+    return slot if all(map(operator.is_, new, slot)) else new
 
 
 def _substitute(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
@@ -134,8 +98,10 @@ def _substitute(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
 
 
-def write_back(row: TableRow, original: TableRow) -> None:
-    """Copy parameter and state of a row into the tensors that they stand for."""
-    for target, source in zip([original.parameter, *original.entries], [row.parameter, *row.entries], strict=True):
+def write_back(slot: Slot, original: Slot) -> None:
+    """Copy parameter and state of a substitute into the tensors of the original slot."""
+    for target, source in zip(
+        [original.parameter, *original.state.values()], [slot.parameter, *slot.state.values()], strict=True
+    ):
         if source is not target:
             target.copy_(source)

@@ -1,17 +1,17 @@
-"""Whether fused kernels can run on a device, asked without importing triton."""
+"""Whether fused kernels can run on a device, found out without importing triton."""
 
 import importlib.util
 
 import torch
 
-from learned_optim.kernels import cpu
-from learned_optim.kernels.launch import in_c
+from learned_optim.kernels.cpu.kernel import compiler_unavailable_reason
+from learned_optim.kernels.devices import uses_c
 
 
-def why_not_fused(device: torch.device) -> str | None:
+def unavailable_reason(device: torch.device) -> str | None:
     """The reason why no kernel can run on this device, or None if one can."""
-    if in_c(device):
-        return cpu.why_not_compiled()
+    if uses_c(device):
+        return compiler_unavailable_reason()
     if device.type not in ("cuda", "xpu", "cpu"):
         return f"fused kernels need a GPU or a CPU, the parameters are on {device}"
     if importlib.util.find_spec("triton") is None:  # takes a while: ask once, not in each step

@@ -1,4 +1,4 @@
-"""Order of coordinates in memory, and cutting into blocks: a step needs no copy larger than one block."""
+"""The order of coordinates in memory, and the division of tensors into blocks: no copy is larger than a block."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,16 @@ def laid_out_like(tensor: Tensor, value: Tensor, make: Callable[[Tensor], Tensor
 def in_memory_order(parameter: Tensor, grad: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Views of the same tensors, their dimensions permuted so that the entries of the state are contiguous.
 
+    Without a state, the parameter's own memory order is taken.
+
     Parameter and gradient are then contiguous too if they have the state's memory order and no gaps.
 
     Raises:
         RuntimeError: an entry of the state has gaps, or another memory order than the first.
     """
-    if not state[0].is_contiguous():
-        order = memory_order(state[0][0])
+    first = state[0][0] if state else parameter
+    if not first.is_contiguous():
+        order = memory_order(first)
         parameter, grad = parameter.permute(order), grad.permute(order)
         state = [entry.permute(0, *[1 + dim for dim in order]) for entry in state]
     if not all(entry.is_contiguous() for entry in state):
@@ -69,7 +72,7 @@ def pieces(shape: Sequence[int], size: int) -> Iterator[tuple[Index, slice]]:
 
 
 def blocks(sizes: Sequence[int], block_size: int) -> Iterator[list[int]]:
-    """Places of tensors that share a block, in order: together of at most ``block_size`` coordinates, or a single one.
+    """Group tensors into blocks, in order: several of at most ``block_size`` coordinates together, or a single one.
 
     Tensors without coordinates are left out.
     """

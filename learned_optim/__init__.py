@@ -7,11 +7,10 @@
 import os
 from typing import TYPE_CHECKING
 
-# In a clone without symbolic links, git's default on Windows, the links to kernels/ and meta_train/ are text files:
-# these sub-packages are then found beside this package. Installed or with links they are folders inside it.
-_FOLDER = os.path.dirname(os.path.abspath(__file__))
-if not all(os.path.isdir(os.path.join(_FOLDER, name)) for name in ("kernels", "meta_train")):
-    __path__.append(os.path.dirname(_FOLDER))
+# kernels/ and meta_train/ are sub-packages by links in this folder. In a clone without symbolic links, git's default on
+# Windows, they are found beside this package.
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 if TYPE_CHECKING:
     from learned_optim.checkpoint import available_rules, load_rule, save_rule

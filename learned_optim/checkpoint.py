@@ -19,9 +19,10 @@ FORMAT = "learned-optim-rule"
 VERSION = 1
 SUFFIX = ".safetensors"
 LARGEST_FILE = 64 << 20
-"""Bytes; rules have thousands of weights. What is larger is no rule, or an attack."""
+"""Bytes of the largest file that is read; rules have thousands of weights, so that a larger file holds no rule."""
 LARGEST_SIZE = 4096
-"""Of any whole number among a rule's settings, such as units or layers: bounds what a few digits can demand."""
+"""The largest whole number among a rule's settings, such as units or layers: a few digits in a file must not demand all
+memory."""
 FLOATS = {"F64", "F32", "F16", "BF16"}
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -98,7 +99,7 @@ def load_rule(source: str | Path) -> UpdateRule:
 
 
 def read_provenance(source: str | Path) -> dict[str, Any]:
-    """How a stored rule came about, as given to :func:`save_rule`; raises like :func:`load_rule`."""
+    """The provenance of a stored rule, as it was given to :func:`save_rule`; raises like :func:`load_rule`."""
     path = locate(source)
     with _opened(path) as (_, metadata):
         return json_object(metadata.get("provenance", "{}"), f"{path}: provenance")

@@ -34,7 +34,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def json_object(text: str | bytes, place: str) -> dict[str, Any]:
-    """What a file says in JSON, with or without a byte order mark.
+    """The object that a file holds in JSON, with or without a byte order mark.
 
     Raises:
         ValueError: it is not UTF-8, not JSON, nested too deeply, or no object; the message begins with ``place``.

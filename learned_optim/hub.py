@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 PREFIX = "hf://"
-FILE = "rule.safetensors"
-"""What a repository calls its rule, unless the address names another file."""
+DEFAULT_FILE = "rule.safetensors"
+"""The file of a repository that holds its rule, unless the address names another."""
 
 _ADDRESS = re.compile(rf"{PREFIX}(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 
@@ -45,11 +45,11 @@ def is_address(source: object) -> TypeGuard[str]:
 
 
 def parse(source: str) -> Address:
-    """The parts of an address; raises ``ValueError`` where it is none."""
+    """The parts of an address; raises a ``ValueError`` if the text is no address."""
     match = _ADDRESS.fullmatch(source)
     if match is None:
         raise ValueError(f"{source!r} is no address on the hub: expected hf://OWNER/NAME[@REVISION][/FILE.safetensors]")
-    return Address(match["repository"], match["revision"], match["file"] or FILE)
+    return Address(match["repository"], match["revision"], match["file"] or DEFAULT_FILE)
 
 
 def download(source: str) -> Path:
@@ -62,7 +62,7 @@ def download(source: str) -> Path:
     """
     address = parse(source)
     hub = _library(source)
-    with _failing(f"cannot load {source}"):
+    with _as_os_error(f"cannot load {source}"):
         return Path(hub.hf_hub_download(address.repository, address.file, revision=address.revision))
 
 
@@ -77,7 +77,7 @@ def upload(target: str, content: bytes, architecture: str) -> None:
     address = parse(target)
     api = _library(target).HfApi()
     files = {address.file: content}
-    with _failing(f"cannot save {target}"):
+    with _as_os_error(f"cannot save {target}"):
         api.create_repo(address.repository, exist_ok=True)
         if not api.file_exists(address.repository, "README.md", revision=address.revision):
             card = CARD.format(repository=address.repository, architecture=architecture, address=target)
@@ -101,8 +101,8 @@ def _library(address: str) -> Any:
 
 
 @contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Whatever goes wrong on the way to the hub as one ``OSError``, of one line."""
+def _as_os_error(what: str) -> Iterator[None]:
+    """Turn any error on the way to the hub into an ``OSError`` of one line."""
     try:
         yield
     except Exception as error:  # of several libraries, without a common base

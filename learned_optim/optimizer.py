@@ -1,7 +1,6 @@
 """LearnedOptimizer: a learned update rule as a drop-in ``torch.optim.Optimizer``."""
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,27 +12,23 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from learned_optim.checkpoint import load_rule
-from learned_optim.execution import Columns, Settings, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused_if_possible, apply_fused_to_columns, plan_if_wanted
-from learned_optim.groups import DECAY_RATE, begin_run, check_group, count_of_run, settings_of
 from learned_optim.kernels.launch import Plan
-from learned_optim.kernels.layout import laid_out_like
+from learned_optim.kernels.slots import Columns, StepSettings
 from learned_optim.rules import UpdateRule
-from learned_optim.states import check_state, copied, has_begun, state_by_parameter
-from learned_optim.surroundings import (
-    called_together,
-    count_step,
-    fake_mode_of,
-    is_capturing,
-    local_columns,
-    placed,
-    refuse_nonfinite,
-    refuse_other_features,
-    refuse_other_shapes,
-    scale_of,
-    settings_on,
-    unless_paused,
-    without_autocast,
+from learned_optim.step.batches import batches_of, local_columns
+from learned_optim.step.checks import check_gradients, refuse_other_shapes
+from learned_optim.step.counts import count_steps, count_training_step, start_training_count
+from learned_optim.step.dispatch import step_columns
+from learned_optim.step.modes import fake_mode_of, is_capturing, rule_on
+from learned_optim.step.programs import arithmetic_dtype, plan_if_wanted
+from learned_optim.step.settings import DECAY_RATE, check_group, settings_on, step_settings, unless_paused
+from learned_optim.step.state import (
+    begin_state,
+    check_state,
+    has_begun,
+    recurrent_dtype,
+    restore_state,
+    state_by_parameter,
 )
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,16 +41,16 @@ class LearnedOptimizer(Optimizer):
     .. math::
         p \leftarrow p + \mathrm{rule}(\text{gradient history of } p)
 
-    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). The default rule is told the
-    coordinate's value, the learning rate and, with ``total_steps``, how much of the training is done
-    (:class:`~learned_optim.rules.Conditions`). It multiplies the updates of a tensor by a factor from its shape and
-    values at the first step (:meth:`UpdateRule.tensor_scale`). The arithmetic is float32, float64 for float64
-    parameters; moments are kept in that dtype too.
+    The rule is applied to every coordinate by itself (Andrychowicz et al. 2016). The default rule also reads the
+    coordinate's value, the learning rate and, with ``total_steps``, the fraction of the training that is done
+    (:class:`~learned_optim.rules.Conditions`). It multiplies the updates of a tensor by a factor that depends on the
+    tensor's shape and its values before the first step (:meth:`UpdateRule.tensor_scale`). The arithmetic is float32, or
+    float64 for float64 parameters; moments are kept in the same dtype.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
         rule: name of a shipped rule (see :func:`learned_optim.available_rules`), path of a ``.safetensors`` file, or
-            an :class:`UpdateRule`, of which a copy is kept.
+            an :class:`UpdateRule`, which is copied.
         lr: factor on the learned rate; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
             Schedulers work: they scale the moves relative to the rule's own (``OneCycleLR`` and ``CyclicLR`` with
             ``cycle_momentum=False``: there is no momentum to cycle). A step with ``lr=0`` is a pause: parameters and
@@ -68,7 +63,8 @@ class LearnedOptimizer(Optimizer):
             lets its rate fall to zero over the second half; a scheduler beside it multiplies. After the last of these
             steps nothing moves any more.
         averaging: the default rule's parameters are, in the main, averages over the steps so far (Defazio et al. 2024).
-            False makes each move at once: for games such as GANs, for policy gradients, and wherever the target moves.
+            False makes them the latest iterate: for games such as GANs, for policy gradients, and wherever the target
+            moves.
         maximize: ascend instead of descend.
         nonfinite: what to do with a coordinate whose gradient is NaN or infinite. ``"skip"`` leaves it as it is,
             parameter and state, for this step; ``"propagate"`` makes it NaN or stalls it for good, as Adam does; in
@@ -89,8 +85,8 @@ class LearnedOptimizer(Optimizer):
             ``total_steps`` less than 1; ``total_steps`` or ``averaging=False`` with a rule that has no use for it.
         TypeError: ``params``, ``rule`` or ``total_steps`` is of a wrong type, or a parameter is complex.
         RuntimeError: ``fused=True`` where no fused kernel can run or be compiled, or with ``differentiable=True``; in
-            :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and what
-            ``nonfinite="error"`` finds.
+            :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and a nonfinite
+            gradient with ``nonfinite="error"``.
 
     When not to use it: for sparse gradients and complex parameters, which it refuses; where AdamW's regularisation
     has been tuned to the last digit; for models far larger than those measured in the documentation.
@@ -154,8 +150,8 @@ class LearnedOptimizer(Optimizer):
         """Add a group of parameters; raises like the constructor."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        group["decoupled_weight_decay"] = True  # whatever optimizer has filled in the group before
-        begin_run(group, self.param_groups[0])
+        group["decoupled_weight_decay"] = True  # even if another optimizer has filled in the group before
+        start_training_count(group, self.param_groups[0])
         try:
             check_group(group, self._rule)
         except (TypeError, ValueError, RuntimeError):
@@ -175,13 +171,15 @@ class LearnedOptimizer(Optimizer):
             closure: reevaluates the model and returns the loss; called once, with gradients enabled.
 
         Returns:
-            What the closure returned.
+            The result of the closure, None without one.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_what_cannot_be_stepped()
+        if not torch.compiler.is_compiling() and is_capturing() and not self._all_capturable():
+            raise RuntimeError("to capture the step in a CUDA graph, use LearnedOptimizer(..., capturable=True)")
+        check_gradients(self.param_groups, is_unscaled=not hasattr(self, "found_inf"))
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for group in self.param_groups:
                 self._step_group(group)
@@ -195,63 +193,31 @@ class LearnedOptimizer(Optimizer):
     def _all_capturable(self) -> bool:
         return all(group["capturable"] for group in self.param_groups)
 
-    def _refuse_what_cannot_be_stepped(self) -> None:
-        """Raise before anything is changed."""
-        if not torch.compiler.is_compiling() and is_capturing() and not self._all_capturable():
-            raise RuntimeError("to capture the step in a CUDA graph, use LearnedOptimizer(..., capturable=True)")
-        watched = []
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                grad = parameter.grad
-                if grad is None:
-                    continue
-                if grad.layout != torch.strided:
-                    raise RuntimeError(
-                        "LearnedOptimizer does not support sparse gradients; use sparse=False in the embedding, or "
-                        "torch.optim.SparseAdam for its parameters"
-                    )
-                if group["nonfinite"] == "error" and grad.numel() > 0:
-                    watched.append(grad)
-        if watched and not hasattr(self, "found_inf"):  # else a GradScaler looks after them
-            refuse_nonfinite(watched)
-
     def _step_group(self, group: dict[str, Any]) -> None:
-        count_of_run(group)
+        count_training_step(group)
         columns = Columns([], [], {entry: [] for entry in self._rule.state_features}, [], [], [])
-        parameters, grads, states, steps, scales, are_given = columns
+        parameters, grads, states, steps, scales, sees_parameter = columns
         self._init_group(group, parameters, grads, steps, scales, *states.values())
         found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # of a GradScaler
-        settings = unless_paused(settings_of(group, *found))
+        settings = unless_paused(step_settings(group, *found))
         if not parameters or settings is None:
             return
         if group["weight_decay"] is None:  # then the rule decays matrices in its own way
-            are_given += map((1).__lt__, map(Tensor.dim, parameters))
+            sees_parameter += map((1).__lt__, map(Tensor.dim, parameters))
         else:
-            are_given += [False] * len(parameters)
-        count_step(steps, settings.found_inf)
+            sees_parameter += [False] * len(parameters)
+        count_steps(steps, settings.found_inf)
         if any(hasattr(kind, "to_local") for kind in set(map(type, parameters))):
             columns = local_columns(columns)
-        for together in called_together(columns, capturable=group["capturable"]):
+        for together in batches_of(columns, capturable=group["capturable"]):
             self._step_columns(group, together, settings_on(together.parameters[0].device, settings))
 
-    def _step_columns(self, group: dict[str, Any], columns: Columns, settings: Settings) -> None:
+    def _step_columns(self, group: dict[str, Any], columns: Columns, settings: StepSettings) -> None:
         """Step parameters of one device and dtype."""
-        parameter = columns.parameters[0]
-        device, dtype = parameter.device, parameter.dtype
-        rule = self._placed_rules[device, _arithmetic_dtype(dtype)]
+        device, dtype = columns.parameters[0].device, columns.parameters[0].dtype
+        rule = self._placed_rules[device, arithmetic_dtype(dtype)]
         plan = self._plans[device, dtype, group["fused"]]
-        with without_autocast(device):
-            mode = fake_mode_of(parameter)
-            if mode is not None:
-                with mode:
-                    apply_per_tensor(rule, columns.slots(), settings)
-            elif group["differentiable"]:
-                apply_per_tensor(rule, columns.slots(), settings)
-            elif plan is not None and group["fused"]:
-                apply_fused_to_columns(plan, columns, settings)
-            elif plan is None or not apply_fused_if_possible(plan, columns, settings):
-                refuse_other_features(rule, columns)
-                apply_in_blocks(rule, columns.slots(), settings)
+        step_columns(rule, plan, columns, settings, fused=group["fused"], differentiable=group["differentiable"])
 
     def _init_group(
         self,
@@ -262,20 +228,23 @@ class LearnedOptimizer(Optimizer):
         scales: list[Tensor | None],
         *states: list[Tensor],
     ) -> None:
-        """Gather what has a gradient, and create what is missing. torch.compile runs it by name, outside the graph."""
-        entries, heeds_tensors = list(self._rule.state_features), self._rule.heeds_tensors
+        """Gather parameters with a gradient, and begin the states that are missing.
+
+        torch.compile runs this method by its name, outside the graph.
+        """
+        entries, uses_tensor_scale = list(self._rule.state_features), self._rule.uses_tensor_scale
         for parameter in group["params"]:
             grad = parameter.grad
             if grad is None:
                 continue
             state = self.state[parameter]
             if not has_begun(state):
-                self._init_state(parameter, state, group["capturable"])
+                begin_state(state, self._rule, parameter, self._state_dtype, capturable=group["capturable"])
             parameters.append(parameter)
             grads.append(grad)
             steps.append(state["step"])
             try:
-                scales.append(state["scale"] if heeds_tensors else None)
+                scales.append(state["scale"] if uses_tensor_scale else None)
                 for entry, tensors in zip(entries, states, strict=True):
                     tensors.append(state[entry])
             except KeyError as error:
@@ -285,44 +254,23 @@ class LearnedOptimizer(Optimizer):
                 ) from error
         refuse_other_shapes(parameters, grads, states[:1])  # kernels look at the others themselves
         for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
-            arithmetic = _arithmetic_dtype(dtype)
+            arithmetic = arithmetic_dtype(dtype)
             if (device, arithmetic) not in self._placed_rules:
-                self._placed_rules[device, arithmetic] = placed(self._rule, parameters[0], device, arithmetic)
+                self._placed_rules[device, arithmetic] = rule_on(self._rule, parameters[0], device, arithmetic)
             if (device, dtype, group["fused"]) not in self._plans:
                 plan = None if fake_mode_of(parameters[0]) else self._plan(device, dtype, group["fused"])
                 self._plans[device, dtype, group["fused"]] = plan
 
     def _plan(self, device: torch.device, dtype: torch.dtype, fused: bool | None) -> Plan | None:
-        """The plan of the fused kernel, where one is wanted and can run."""
-        arithmetic = _arithmetic_dtype(dtype)
+        """The plan of the fused kernel, None if it is not to be used or cannot run."""
+        arithmetic = arithmetic_dtype(dtype)
         rule = self._placed_rules[device, arithmetic]
-        return plan_if_wanted(rule, device, dtype, self._entry_dtype("hidden", arithmetic), fused)
-
-    def _init_state(self, parameter: Tensor, state: dict[str, Tensor], capturable: bool) -> None:
-        # On the CPU otherwise, whatever torch.set_default_device says: no step has to ask a GPU.
-        state["step"] = torch.zeros((), device=parameter.device if capturable else "cpu", dtype=torch.float32)
-        scale = scale_of(self._rule, parameter)
-        if scale is not None:
-            state["scale"] = scale
-        arithmetic = _arithmetic_dtype(parameter.dtype)
-        for entry, features in self._rule.state_features.items():
-            # Made from the parameter, so that a DTensor's state is sharded like the DTensor.
-            like = parameter.detach().unsqueeze(0).expand(features, *parameter.shape)
-            dtype, dense = self._entry_dtype(entry, arithmetic), torch.contiguous_format
-            zeros = functools.partial(torch.zeros_like, dtype=dtype, memory_format=dense)
-            state[entry] = laid_out_like(parameter, like, zeros)
-
-    def _entry_dtype(self, entry: str, arithmetic: torch.dtype) -> torch.dtype:
-        if entry not in self._rule.recurrent_state:
-            return arithmetic
-        if self._state_dtype is not None:
-            return self._state_dtype
-        return arithmetic if arithmetic == torch.float64 else self._rule.recurrent_dtype
+        return plan_if_wanted(rule, device, dtype, recurrent_dtype(rule, arithmetic, self._state_dtype), fused)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a copy of a state, cast to the dtypes in which this optimizer keeps it.
 
-        The rule is no part of the state: construct the optimizer with the one that the state was saved with.
+        The rule is not part of the state: construct the optimizer with the rule that the state was saved with.
 
         Raises:
             ValueError: the state belongs to other parameters or to another architecture; nothing is loaded then.
@@ -337,18 +285,11 @@ class LearnedOptimizer(Optimizer):
         def restore(_: Optimizer) -> None:
             # The base class has cast the entries to the dtypes of the parameters and shares the rest with state_dict.
             for group in self.param_groups:
-                begin_run(group, group, [self.state[p] for p in group["params"] if p in saved])
+                start_training_count(group, group, [self.state[p] for p in group["params"] if p in saved])
             capturable = {p for group in self.param_groups if group["capturable"] for p in group["params"]}
             for parameter, state in saved.items():
-                kept, arithmetic = self.state[parameter], _arithmetic_dtype(parameter.dtype)
-                for entry in self._rule.state_features:
-                    value = copied(state[entry], parameter.device, self._entry_dtype(entry, arithmetic))
-                    kept[entry] = laid_out_like(parameter, value)
-                place = parameter.device if parameter in capturable else torch.device("cpu")
-                kept["step"] = copied(state["step"], place, torch.float32).reshape(())
-                if self._rule.heeds_tensors:
-                    scale = state.get("scale", 1.0)  # older states have none
-                    kept["scale"] = copied(scale, parameter.device, torch.float32).reshape(())
+                kept, on_device = self.state[parameter], parameter in capturable
+                restore_state(kept, state, self._rule, parameter, self._state_dtype, capturable=on_device)
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [
@@ -362,7 +303,7 @@ class LearnedOptimizer(Optimizer):
                 handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: besides the base class's, the rule."""
+        """The attributes that copies and pickles hold: those of the base class, rule and dtype of the state."""
         return {**super().__getstate__(), "_rule": self._rule, "_state_dtype": self._state_dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -377,7 +318,7 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-        if self._rule.heeds_tensors:
+        if self._rule.uses_tensor_scale:
             for parameter, kept in self.state.items():
                 if isinstance(parameter, Tensor) and has_begun(kept):  # users may keep what they like beside it
                     kept.setdefault("scale", torch.ones((), device=parameter.device, dtype=torch.float32))
@@ -389,7 +330,3 @@ def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
     if isinstance(rule, UpdateRule):
         return copy.deepcopy(rule).requires_grad_(False)
     raise TypeError(f"rule must be a name, a path or an UpdateRule, got {type(rule).__name__}")
-
-
-def _arithmetic_dtype(parameter: torch.dtype) -> torch.dtype:
-    return torch.float64 if parameter == torch.float64 else torch.float32

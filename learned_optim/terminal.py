@@ -1,4 +1,4 @@
-"""What reaches a terminal: text without control characters, and streams that may be closed at any time."""
+"""Output to a terminal: text without control characters, and streams that may be closed at any time."""
 
 import io
 import os

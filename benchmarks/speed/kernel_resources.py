@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.kernel_resources
 
-Writes kernels/resources.csv in some six minutes; tests/kernels/test_kernels.py makes the table again and
+Writes kernels/gpu/resources.csv in some six minutes; tests/kernels/test_kernels.py makes the table again and
 compares. With --sizes it tries other numbers of coordinates a program instead, and prints what they take.
 """
 
@@ -15,13 +15,14 @@ import torch
 
 from benchmarks.results import ROOT
 from learned_optim.files import csv_text, write_atomically
-from learned_optim.fused import plan_of, training_step
-from learned_optim.kernels.ahead_of_time import Resources, compile_for, compile_training
-from learned_optim.kernels.sources import registered
-from learned_optim.kernels.training import BLOCK
+from learned_optim.kernels.gpu.ahead_of_time import Resources, compile_for, compile_training
+from learned_optim.kernels.gpu.training import BLOCK
+from learned_optim.kernels.sources.registry import registered
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
+from learned_optim.step.particles import training_step
+from learned_optim.step.programs import plan_of
 
-TABLE = ROOT / "kernels" / "resources.csv"
+TABLE = ROOT / "kernels" / "gpu" / "resources.csv"
 COMPUTE_CAPABILITIES = (80, 90)
 CASES: dict[str, tuple[Callable[[], UpdateRule], torch.dtype, torch.dtype]] = {
     "schedule-free-lstm": (ScheduleFreeLSTM, torch.float32, torch.bfloat16),
@@ -60,8 +61,8 @@ def step_resources(name: str, capability: int, block: int | None = None) -> tupl
     plan = plan_of(rule)
     dtypes = [recurrent if entry in rule.recurrent_state else torch.float32 for entry in plan.entries]
     block = block or registered(plan.key).block
-    scaled = rule.heeds_tensors
-    return block, *compile_for(plan, parameter, dtypes, compute_capability=capability, scaled=scaled, block=block)
+    scaled = rule.uses_tensor_scale
+    return block, *compile_for(plan.key, parameter, dtypes, compute_capability=capability, scaled=scaled, block=block)
 
 
 def other_sizes() -> Iterator[tuple[str, ...]]:

@@ -23,7 +23,8 @@ from benchmarks.results import RESULTS, save_rows
 from benchmarks.speed.gpu_cases import bytes_that_must_move, resnet50
 from benchmarks.speed.rivals import ADAM, LSTMCellLoop, Make, pylo_optimizers
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
-from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.kernels.slots import Slot, StepSettings
+from learned_optim.step.plain import apply_in_blocks
 
 ROUNDS = 15  # each round times all candidates in turn, so that a disturbance hits all alike
 FEWEST_ROUNDS, LONGEST = 3, 60.0  # a case ends after so many seconds, but not before so many rounds
@@ -163,7 +164,7 @@ def compare_block_sizes(rounds: int, count: int = 1 << 18) -> list[Row]:
         state.step()
         entries = {entry: state.state[parameter][entry] for entry in rule.state_features}
         slot = Slot(parameter.detach(), parameter.grad, entries, torch.ones(()))
-        step = functools.partial(apply_in_blocks, rule, [slot], Settings(1.0, 0.0, False, True))
+        step = functools.partial(apply_in_blocks, rule, [slot], StepSettings(1.0, 0.0, False, True))
         candidates = {str(size): functools.partial(step, size) for size in BLOCK_SIZES}
         with torch.no_grad():
             medians = paired_medians(candidates, rounds)

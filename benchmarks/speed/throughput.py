@@ -21,13 +21,13 @@ from unittest import mock
 import torch
 
 from benchmarks.results import RESULTS, save_rows
-from learned_optim.fused import ParticleStep
 from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import PES, Estimator, TruncatedBPTT
 from learned_optim.meta_train.inner import unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import MLPFamily
 from learned_optim.rules import ScheduleFreeLSTM
+from learned_optim.step.particles import ParticleStep
 
 TASKS, TRUNCATION, ROUNDS = 16, 50, 5
 SIZES = {"64-32-10": 8, "196-32-10": 14}

@@ -1,6 +1,6 @@
 """Update rules: the learned functions, one file each."""
 
-from learned_optim.rules.base import Conditions, RuleState, UpdateRule
+from learned_optim.rules.base import NO_CONDITIONS, Conditions, RuleSettings, RuleState, UpdateRule
 from learned_optim.rules.lstm_l2l import LSTML2L
 from learned_optim.rules.mlp import MLP
 from learned_optim.rules.scale_free_lstm import ScaleFreeLSTM
@@ -15,7 +15,9 @@ __all__ = [
     "ARCHITECTURES",
     "LSTML2L",
     "MLP",
+    "NO_CONDITIONS",
     "Conditions",
+    "RuleSettings",
     "RuleState",
     "ScaleFreeLSTM",
     "ScheduleFreeLSTM",

@@ -1,4 +1,4 @@
-"""What every update rule offers: one pure, differentiable function of gradient history."""
+"""The interface of update rules: one pure, differentiable function of gradient history."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 RuleState = dict[str, Tensor]
-"""What a rule remembers of each coordinate: name -> ``(features, *coordinates)``."""
+"""The memory of a rule: for each entry, a tensor ``(features, *coordinates)``."""
 
-Settings = Mapping[str, int | float | str | tuple[float, ...]]
+RuleSettings = Mapping[str, int | float | str | tuple[float, ...]]
 """Keyword arguments that rebuild a rule's architecture; they travel with its weights."""
 
 
 class Conditions(NamedTuple):
-    """What a rule may know of a step beside gradients. The defaults are those of a rule that is called by itself."""
+    """Inputs of a step beside gradients and state. The defaults are those of a rule that is called by itself."""
 
     parameter: Tensor | float = 0.0
     """Values before the step, over their tensor's :meth:`UpdateRule.tensor_scale`, of the shape of the gradient. Zero
@@ -24,9 +24,13 @@ class Conditions(NamedTuple):
     lr: Tensor | float = 1.0
     """The user's factor on the rate of learning, positive: 1 unless a scheduler changes it. 0-d."""
     progress: Tensor | float = 0.0
-    """Fraction of the training that is done, above 0 and below 1; 0 where nobody knows its length. 0-d."""
+    """Fraction of the training that is done, above 0 and below 1; 0 if its length is unknown. 0-d."""
     averaging: Tensor | float = 1.0
     """1, or 0 where the parameters are to follow the latest iterate, not an average of all. 0-d."""
+
+
+NO_CONDITIONS = Conditions()
+"""The conditions of a rule that is called by itself: no weight decay, lr 1, unknown length, averaging."""
 
 
 class UpdateRule(nn.Module, ABC):
@@ -46,14 +50,14 @@ class UpdateRule(nn.Module, ABC):
     recurrent_state: ClassVar[frozenset[str]] = frozenset({"hidden", "cell"})
     """Entries of the state that may be kept in less than float32: activations, not long averages."""
     recurrent_dtype: ClassVar[torch.dtype] = torch.float32
-    """Dtype in which an optimizer keeps these entries, unless told otherwise."""
+    """Dtype in which an optimizer keeps these entries, unless the user chooses another."""
     uses_conditions: ClassVar[bool] = False
     """Whether :meth:`forward` takes :class:`Conditions` as a fourth argument. Such a rule multiplies its moves by
     ``conditions.lr`` itself; the updates of others are multiplied by the learning rate afterwards."""
 
     @property
     @abstractmethod
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
 
     @property
@@ -75,30 +79,34 @@ class UpdateRule(nn.Module, ABC):
             meta-parameters.
         """
 
-    def under(self, conditions: Conditions, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """:meth:`forward`, told of the conditions of the step if the rule uses them."""
+    def forward_under(
+        self, conditions: Conditions, grad: Tensor, state: RuleState, step: Tensor
+    ) -> tuple[Tensor, RuleState]:
+        """Call :meth:`forward`, with the conditions of the step if the rule uses them."""
         result: tuple[Tensor, RuleState] = self(grad, state, step, *conditions_of(self, conditions))
         return result
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:
-        """What the updates of a matrix are multiplied by, all the time; None for a rule that does not look at tensors.
+        """A constant factor on the updates of a matrix; None for a rule that does not scale tensors.
 
-        Only a rule that does not see the scale of gradients may override it: meta-training changes the unit of the
-        parameters instead. Vectors and scalars are not asked for; theirs is 1. The weights must not matter. A rule
-        that overrides it has no entry ``"scale"`` in its state: optimizers keep the factor under this name.
+        Only a rule whose updates do not depend on the scale of gradients may override it: meta-training changes the
+        unit of the parameters instead. It is not called for vectors and scalars, whose factor is 1. The factor must
+        not depend on the rule's weights. A rule that overrides it has no entry ``"scale"`` in its state: optimizers
+        keep the factor under this name.
 
         Args:
-            shape: of the parameter, two or more dimensions.
-            initial_rms: root mean square of its values before the first step; of several tensors if not 0-d.
+            shape: the parameter's, with two or more dimensions.
+            initial_rms: root mean square of the parameter's values before the first step; 0-d, or one value for each of
+                several tensors.
 
         Returns:
-            Positive, of the shape of ``initial_rms``.
+            The positive factor, of the shape of ``initial_rms``.
         """
         return None
 
     @property
-    def heeds_tensors(self) -> bool:
-        """Whether :meth:`tensor_scale` is the rule's own."""
+    def uses_tensor_scale(self) -> bool:
+        """Whether the rule overrides :meth:`tensor_scale`."""
         return type(self).tensor_scale is not UpdateRule.tensor_scale
 
     @abstractmethod
@@ -120,7 +128,7 @@ class UpdateRule(nn.Module, ABC):
 
 
 def conditions_of(rule: object, conditions: Conditions) -> tuple[Conditions, ...]:
-    """The last argument of a call of a rule, or of what stands for one: none if it does not use conditions."""
+    """The conditions as the last arguments of a call: one for a rule that uses conditions, none for another."""
     return (conditions,) if getattr(rule, "uses_conditions", False) else ()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.lstm import LSTMCell
 
 
@@ -54,7 +54,7 @@ class LSTML2L(UpdateRule):
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {
             "hidden_size": self.hidden_size,
@@ -80,7 +80,7 @@ class LSTML2L(UpdateRule):
         self.output_bias.zero_()
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`. ``step`` has no influence."""
+        """One step for every coordinate, as :meth:`UpdateRule.forward`. The result does not depend on ``step``."""
         signal = log_sign(grad, self.p)
         hidden_layers, cell_layers = [], []
         previous = zip(

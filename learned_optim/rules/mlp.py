@@ -9,13 +9,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear, per_feature, truncated_normal_
 from learned_optim.rules.moments import EPSILON, largest_with_finite_square, moving_averages
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of the momenta and of the second moments, as in the authors' code
 TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 300_000.0)  # steps; as in the authors' code
-GRAD = DECAYS.index(0.99)  # the second moment that normalises the gradient: its ratio stays within 10
-START = DECAYS.index(0.9)  # the momentum whose direction the untrained rule follows
+GRADIENT_DECAY = DECAYS.index(0.99)  # the second moment that normalises the gradient: its ratio stays within 10
+UNTRAINED_MOMENTUM = DECAYS.index(0.9)  # the momentum whose direction the untrained rule follows
 DIRECTIONS = len(DECAYS) + 1
 FEATURES = DIRECTIONS + len(DECAYS) - 1
 
@@ -73,7 +73,7 @@ class MLP(UpdateRule):
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {"hidden_size": self.hidden_size, "rate": self.rate, "magnitude_rate": self.magnitude_rate}
 
@@ -93,7 +93,7 @@ class MLP(UpdateRule):
             parameter.zero_()
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
+        """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
         largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
@@ -101,12 +101,12 @@ class MLP(UpdateRule):
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], DECAYS, step)
         second_moment, corrected_second_moment = moving_averages(grad.square(), state["second_moment"], DECAYS, step)
         rms = (corrected_second_moment + EPSILON**2).sqrt()  # inside, so that the root has a derivative
-        directions = torch.cat([corrected_momentum / rms, (grad / rms[GRAD])[None]])
+        directions = torch.cat([corrected_momentum / rms, (grad / rms[GRADIENT_DECAY])[None]])
         signals = torch.cat([directions, (rms[:-1] / rms[1:]).log()])
         step_features = torch.stack([(step / scale - 1).tanh() for scale in TIME_SCALES])
         offset = per_feature(self.hidden_bias, grad) + linear(self.step_weight, step_features)
         hidden = (linear(self.hidden_weight, signals) + offset).relu()
         output = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
-        direction = directions[START] + (output[:-1] * directions).sum(0)
+        direction = directions[UNTRAINED_MOMENTUM] + (output[:-1] * directions).sum(0)
         update = -self.rate * (self.magnitude_rate * output[-1]).exp() * direction
         return update, {"momentum": momentum, "second_moment": second_moment}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules.base import RuleState, Settings, UpdateRule, linear, per_feature
+from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear, per_feature
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
@@ -68,7 +68,7 @@ class ScaleFreeLSTM(UpdateRule):
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {"hidden_size": self.hidden_size, "momentum_decays": self.momentum_decays, "rate": self.rate}
 
@@ -91,7 +91,7 @@ class ScaleFreeLSTM(UpdateRule):
             parameter.zero_()
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
+        """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
         largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)

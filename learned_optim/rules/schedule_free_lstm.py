@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learned_optim.rules.base import Conditions, RuleState, Settings, UpdateRule, linear, per_feature, truncated_normal_
+from learned_optim.rules.base import (
+    NO_CONDITIONS,
+    Conditions,
+    RuleSettings,
+    RuleState,
+    UpdateRule,
+    linear,
+    per_feature,
+    truncated_normal_,
+)
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
@@ -29,18 +38,17 @@ DECAY = 2e-4  # of a matrix in a step whose rate has no factor
 DECAY_OF_LATEST = 1e-3  # the same without averaging: where the target moves, more is to be forgotten
 WARMUP = 50.0  # steps over which the rate rises to its value
 RECENCY = 0.5  # log of how many times the share of the latest step in the mean exceeds 1 / t, untrained
-AT_ONCE = 0.1  # share of a move that parameters make at once, not with the average: recommended by Defazio et al. 2024
-FALL = 0.5  # part of the training over which the rate falls to zero, where its length is known
-AT_ONCE_TO_THE_END = 0.2  # the same there: a rate that falls needs less of an average
-BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
+FAST_SHARE = 0.1  # share of the fast sequence z in the parameters, 1 - beta: recommended by Defazio et al. 2024
+ANNEALED_PART = 0.5  # part of the training over which the rate falls to zero, where its length is known
+FAST_SHARE_OF_KNOWN_LENGTH = 0.2  # the share where the length is known: a rate that falls needs less averaging
+FACTOR_BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
 RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
 RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
 NEARLY_ZERO = 2e-3  # of the size that PyTorch draws weights in: about there, and below, they do not show their size
-OWN_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
+OTHER_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
 AGREEMENT = 1 + len(MOMENTUM_DECAYS)  # place among the signals, after direction and momenta
-SIGNALS = AGREEMENT + OWN_SIGNALS  # with the direction: what the LSTM reads, but for its own state
+LSTM_INPUTS = AGREEMENT + OTHER_SIGNALS  # with the direction: what the LSTM reads, but for its own state
 OUTPUTS = 3
-ALONE = Conditions()
 
 
 class ScheduleFreeLSTM(UpdateRule):
@@ -112,14 +120,14 @@ class ScheduleFreeLSTM(UpdateRule):
         if not 0 < rate < math.inf:
             raise ValueError(f"rate must be positive, got {rate}")
         self.hidden_size, self.rate = hidden_size, rate
-        self.cell = LSTMCell(SIGNALS, hidden_size)
+        self.cell = LSTMCell(LSTM_INPUTS, hidden_size)
         self.step_weight = nn.Parameter(torch.zeros(4 * hidden_size, len(TIME_SCALES)))
         self.output_weight = nn.Parameter(torch.zeros(OUTPUTS, hidden_size))
         self.output_bias = nn.Parameter(torch.zeros(OUTPUTS))
         self.reset_parameters(seed=0)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         """Keyword arguments that build this architecture again."""
         return {"hidden_size": self.hidden_size, "rate": self.rate}
 
@@ -136,7 +144,9 @@ class ScheduleFreeLSTM(UpdateRule):
         }
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor:
-        """Less than 1 for wide layers and for small weights; see the class.
+        """The factor on the updates of a matrix: less than 1 for wide layers and for small weights.
+
+        ``min(1, 92 initial_rms / sqrt(inputs))``, explained in the description of the class.
 
         Weights of nearly zero do not show what size they will have, and count as if :class:`torch.nn.Linear` had drawn
         them. There is no jump in between.
@@ -159,33 +169,33 @@ class ScheduleFreeLSTM(UpdateRule):
         self.output_bias.zero_()
 
     def forward(
-        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
-        """See :meth:`UpdateRule.forward`."""
-        seen = self._see(grad, state, step)
+        """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
+        statistics = self._statistics(grad, state, step)
         hidden, cell = self.cell(
-            seen.signals,
+            statistics.signals,
             state["hidden"].to(grad.dtype),
             state["cell"].to(grad.dtype),
-            context=linear(self.step_weight, step_features(seen.step)),
+            context=linear(self.step_weight, step_features(statistics.step)),
         )
         outputs = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
-        update, moved = self._move(seen, outputs, state, conditions)
+        update, moved = self._move(statistics, outputs, state, conditions)
         return update, moved | {"hidden": hidden, "cell": cell}
 
     def observe(
-        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
-        """A step with outputs of zero: what the LSTM would read, ``(signals, *coordinates)``, and the new state.
+        """A step with outputs of zero: the signals for the LSTM, ``(signals, *coordinates)``, and the new state.
 
         Arguments are those of :meth:`forward`. The LSTM is not run, its own state stays.
         """
-        seen = self._see(grad, state, step)
-        _, moved = self._move(seen, grad.new_zeros((OUTPUTS, *[1] * grad.dim())), state, conditions)
-        return seen.signals, {**state, **moved}
+        statistics = self._statistics(grad, state, step)
+        _, moved = self._move(statistics, grad.new_zeros((OUTPUTS, *[1] * grad.dim())), state, conditions)
+        return statistics.signals, {**state, **moved}
 
     def outputs(self, signals: Tensor) -> Tensor:
-        """What the LSTM makes of signals from the first step on: ``(T, signals, C)`` -> ``(T, outputs, C)``.
+        """Outputs of the LSTM for signals from the first step on: ``(T, signals, C)`` -> ``(T, outputs, C)``.
 
         Differentiable with respect to the weights. The outputs are s, k and q of the class, before slopes and bounds.
         """
@@ -194,8 +204,8 @@ class ScheduleFreeLSTM(UpdateRule):
         inputs = torch.cat([signals, times], 1).transpose(1, 2)
         lstm = nn.LSTM(inputs.shape[2], self.hidden_size, device="meta")  # its gates are in the order of ours
         weights = {
-            "weight_ih_l0": torch.cat([self.cell.weight[:, :SIGNALS], self.step_weight], 1),
-            "weight_hh_l0": self.cell.weight[:, SIGNALS:],
+            "weight_ih_l0": torch.cat([self.cell.weight[:, :LSTM_INPUTS], self.step_weight], 1),
+            "weight_hh_l0": self.cell.weight[:, LSTM_INPUTS:],
             "bias_ih_l0": self.cell.bias,
             "bias_hh_l0": torch.zeros_like(self.cell.bias),
         }
@@ -203,8 +213,8 @@ class ScheduleFreeLSTM(UpdateRule):
         outputs: Tensor = (hidden @ self.output_weight.T + self.output_bias).transpose(1, 2)
         return outputs
 
-    def _see(self, grad: Tensor, state: RuleState, step: Tensor) -> "Seen":
-        """The averages after this gradient, and what follows from them."""
+    def _statistics(self, grad: Tensor, state: RuleState, step: Tensor) -> "Statistics":
+        """The averages after this gradient, and the signals that follow from them."""
         largest = largest_with_finite_square(grad.dtype)
         grad = grad.clamp(-largest, largest)
         step = step.to(grad.dtype)
@@ -220,50 +230,50 @@ class ScheduleFreeLSTM(UpdateRule):
         agreement = direction * (earlier / rms)  # in this order nothing underflows
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
         averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        own = [agreement, (rms / rms_of_all).log(), log_rate / BOUND, averaging / (1 + averaging.abs())]
-        signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(own)])
-        return Seen(signals, momentum, torch.cat([recent, of_all]), step)
+        others = [agreement, (rms / rms_of_all).log(), log_rate / FACTOR_BOUND, averaging / (1 + averaging.abs())]
+        signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(others)])
+        return Statistics(signals, momentum, torch.cat([recent, of_all]), step)
 
     def _move(
-        self, seen: "Seen", outputs: Tensor, state: RuleState, conditions: Conditions
+        self, statistics: "Statistics", outputs: Tensor, state: RuleState, conditions: Conditions
     ) -> tuple[Tensor, RuleState]:
         """The update, and the new state but for the LSTM's own."""
-        step = seen.step
-        direction, agreement, log_ratio = (seen.signals[row] for row in (0, AGREEMENT, AGREEMENT + 1))
+        step = statistics.step
+        direction, agreement, log_ratio = (statistics.signals[row] for row in (0, AGREEMENT, AGREEMENT + 1))
         log_rate, displacement = (state[entry][0].to(direction.dtype) for entry in ("log_rate", "displacement"))
         scale, gain, recency = outputs
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
-        lr = conditions.lr * fall(conditions.progress)
-        told, forgotten = at_most_1(conditions.lr) * gain * agreement, at_most_1(lr) * FORGETTING
-        log_rate = ((1 - forgotten) * log_rate + told).clamp(-BOUND, HIGHEST)
+        lr = conditions.lr * annealing(conditions.progress)
+        gained, forgotten = at_most_1(conditions.lr) * gain * agreement, at_most_1(lr) * FORGETTING
+        log_rate = ((1 - forgotten) * log_rate + gained).clamp(-FACTOR_BOUND, HIGHEST)
         shrunk = log_ratio.clamp(max=0.0)
         factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
         factor = lr * (step / WARMUP).clamp(max=1.0) * factor
         move = -self.rate * factor * direction
         ahead = displacement + move
         share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
-        later = (1 - at_once(conditions.progress)) * conditions.averaging
+        averaged = (1 - fast_share(conditions.progress)) * conditions.averaging
         strength = DECAY + (DECAY_OF_LATEST - DECAY) * (1 - conditions.averaging)
         # The square of the direction is 1 in the mean, and 0 where there is no gradient.
         decay = strength * shrunk.exp() * factor * direction.square()
-        update = (1 - later) * move + later * share * ahead - decay * conditions.parameter
+        update = (1 - averaged) * move + averaged * share * ahead - decay * conditions.parameter
         return update, {
-            "momentum": seen.momentum,
-            "second_moment": seen.second_moment,
+            "momentum": statistics.momentum,
+            "second_moment": statistics.second_moment,
             "displacement": ((1 - share) * ahead)[None],
             "log_rate": log_rate[None],
         }
 
 
-class Seen(NamedTuple):
-    """What a step begins with."""
+class Statistics(NamedTuple):
+    """Statistics of the gradients of each coordinate, this step's included."""
 
     signals: Tensor
-    """What the LSTM reads, ``(signals, *coordinates)``."""
+    """The inputs of the LSTM, ``(signals, *coordinates)``."""
     momentum: Tensor
-    """The averages of gradients, for the state."""
+    """Averages of gradients, the new entry of the state."""
     second_moment: Tensor
-    """Those of their squares."""
+    """Averages of squared gradients, the new entry of the state."""
     step: Tensor
     """The step count in the dtype of the gradient, broadcastable to it."""
 
@@ -273,22 +283,22 @@ def step_features(step: Tensor) -> Tensor:
     return torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
 
 
-def fall(progress: Tensor | float) -> Tensor | float:
-    """What the rate is multiplied by: 1, and at the end of a training of known length linearly to zero."""
-    return at_most_1((1 - progress) / FALL)
+def annealing(progress: Tensor | float) -> Tensor | float:
+    """Factor on the rate: 1, then falling linearly to zero over the second half of a training of known length."""
+    return at_most_1((1 - progress) / ANNEALED_PART)
 
 
-def at_once(progress: Tensor | float) -> Tensor | float:
-    """The share of a move that is made at once; another where the length of the training is known."""
+def fast_share(progress: Tensor | float) -> Tensor | float:
+    """The share of the fast sequence in the parameters; larger where the length of the training is known."""
     known = (progress > 0).to(progress.dtype) if isinstance(progress, Tensor) else float(progress > 0)
-    return AT_ONCE + (AT_ONCE_TO_THE_END - AT_ONCE) * known
+    return FAST_SHARE + (FAST_SHARE_OF_KNOWN_LENGTH - FAST_SHARE) * known
 
 
 def at_most_1(value: Tensor | float) -> Tensor | float:
-    """The value, or 1."""
+    """The smaller of the value and 1."""
     return value.clamp(max=1.0) if isinstance(value, Tensor) else min(value, 1.0)
 
 
 def bounded(values: Tensor) -> Tensor:
-    """Close to the values where they are small, and never beyond :data:`BOUND`."""
-    return BOUND * (values / BOUND).tanh()
+    """A smooth bound: close to the values where they are small, and never beyond :data:`FACTOR_BOUND`."""
+    return FACTOR_BOUND * (values / FACTOR_BOUND).tanh()

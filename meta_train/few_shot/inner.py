@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from learned_optim.rules import Conditions, RuleState, UpdateRule
-
-ALONE = Conditions()
+from learned_optim.rules import NO_CONDITIONS, Conditions, RuleState, UpdateRule
 
 
 class ScaledRule:
@@ -21,11 +19,11 @@ class ScaledRule:
         self.init_state, self.uses_conditions = rule.init_state, rule.uses_conditions
 
     def __call__(
-        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = ALONE
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
         """The rule's update for gradients ``(B, N)``, times the scales, and its new state."""
         conditions = conditions._replace(parameter=conditions.parameter / self.scales)
-        update, state = self.rule.under(conditions, grad, state, step)
+        update, state = self.rule.forward_under(conditions, grad, state, step)
         return self.scales * update, state
 
 

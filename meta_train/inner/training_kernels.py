@@ -5,24 +5,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learned_optim import fused
-from learned_optim.kernels import cpu
-from learned_optim.kernels.compiler import CompilationError
+from learned_optim.kernels.cache import CompilationError
+from learned_optim.kernels.cpu.kernel import warn_once
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
-from learned_optim.rules import Conditions, RuleState, UpdateRule
+from learned_optim.rules import NO_CONDITIONS, Conditions, RuleState, UpdateRule
+from learned_optim.step.particles import ParticleStep, training_step
+from learned_optim.step.programs import is_faster_fused, unsupported_reason
 
 
 class FusedRule:
     """A rule, or a :class:`ParticleRule`, by its training kernels; called as these, and differentiable once.
 
     Args:
-        rule: gives the architecture; see :func:`learned_optim.fused.why_not`.
+        rule: gives the architecture; see :func:`learned_optim.step.programs.unsupported_reason`.
         meta_parameters: ``(M,)``, as from :func:`flat_meta_parameters`, or of P particles ``(P, M)``; float32. May
             require a gradient.
     """
 
     def __init__(self, rule: UpdateRule, meta_parameters: Tensor) -> None:
-        self.step = fused.training_step(rule)
+        self.step = training_step(rule)
         self.uses_conditions = rule.uses_conditions
         self.has_particles = meta_parameters.dim() == 2
         shapes = [parameter.shape for parameter in rule.parameters()]
@@ -33,7 +34,7 @@ class FusedRule:
         self.weights = self.step.weights([*parameters, *buffers])  # once for all steps that follow
 
     def __call__(
-        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = fused.ALONE
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
         """The update and the new state, as :meth:`UpdateRule.forward` and :meth:`ParticleRule.__call__` return them.
 
@@ -72,7 +73,7 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
         meta_parameters = torch.cat([parameter.flatten() for parameter in rule.parameters()])
     else:
         return None
-    if meta_parameters.dtype != torch.float32 or fused.why_not(architecture, like.device, torch.float32):
+    if meta_parameters.dtype != torch.float32 or unsupported_reason(architecture, like.device, torch.float32):
         return None
     return FusedRule(architecture, meta_parameters)
 
@@ -97,12 +98,12 @@ def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
         return None
     if like.device.type != "cpu" or meta_parameters.dtype != torch.float32 or like.dtype != torch.float32:
         return None
-    if not fused.is_worth_it(like.device) or fused.why_not(architecture, like.device, torch.float32):
+    if not is_faster_fused(like.device) or unsupported_reason(architecture, like.device, torch.float32):
         return None
     try:
-        step = fused.ParticleStep(architecture, meta_parameters)
+        step = ParticleStep(architecture, meta_parameters)
     except CompilationError as error:
-        cpu.warn_once(error)
+        warn_once(error)
         return None
     if isinstance(rule, ParticleRule):
         return step

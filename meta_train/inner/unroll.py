@@ -6,14 +6,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from learned_optim.execution import Settings, Slot, apply_in_blocks
+from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.meta_train.inner.particles import ParticleRule
 from learned_optim.meta_train.inner.training_kernels import fused_equivalent, step_in_place
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, RuleState, UpdateRule
 from learned_optim.rules.base import conditions_of
+from learned_optim.step.plain import apply_in_blocks
 
-AS_META_TRAINED = Settings(lr=1.0, weight_decay=0.0, maximize=False)
+AS_META_TRAINED = StepSettings(lr=1.0, weight_decay=0.0, maximize=False)
 
 ApplyRule = Callable[..., tuple[Tensor, RuleState]]
 """``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters; those

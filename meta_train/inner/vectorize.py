@@ -85,7 +85,7 @@ class VectorizedTask:
     @torch.no_grad()
     def scales(self, rule: UpdateRule) -> Tensor | None:
         """:meth:`UpdateRule.tensor_scale` of each coordinate's tensor, ``(B, N)``; None if all are 1."""
-        if not rule.heeds_tensors:
+        if not rule.uses_tensor_scale:
             return None
         parts = []
         for stored, shape in zip(self._split(self.initial_parameters), self.shapes.values(), strict=True):

@@ -46,7 +46,7 @@ def test_rows_are_replaced_where_they_stand() -> None:
     assert replaced(old, fresh[1:], ("name", "seed"))[-1] == fresh[1]
 
 
-def test_a_part_replaces_its_rows_and_its_provenance_alone(tmp_path: Path) -> None:
+def test_part_replaces_only_its_rows_and_provenance(tmp_path: Path) -> None:
     path = tmp_path / "losses.csv"
     for name, loss in (("a, b", 1), ("c", 1), ("a, b", 2)):
         save_part(path, ("name", "shots"), [("name", "shots", "loss"), (name, 5, loss), (name, 5, loss)], {"lr": loss})

@@ -36,7 +36,7 @@ def test_every_table_stands_in_a_document_once() -> None:
     assert set(tables.TABLES) == set(found)
 
 
-def test_check_says_what_is_out_of_date_and_changes_nothing(copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_stale_documents_and_changes_nothing(copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = copies / "docs" / "results.md"
     fresh = path.read_text(encoding="utf-8")
     begin = fresh.index(tables.BEGIN.format("robustness"))
@@ -78,7 +78,7 @@ def test_wrong_marker_is_named(text: str, message: str) -> None:
 
 
 class TestSummaryTables:
-    def test_cells_say_what_is_won_what_is_lost_and_what_is_doubtful(self) -> None:
+    def test_cells_mark_the_best_rule_and_rates_at_an_edge(self) -> None:
         def row(loss: float, rate: str = "", **others: str) -> dict[str, str]:
             return {"final_loss": str(loss), "rate": rate, **others}
 
@@ -95,9 +95,7 @@ class TestSummaryTables:
         assert summary_tables.rule_cell(results, "p", "good") == "**0.1**"
         assert summary_tables.rule_cell(results, "p", "between") == "0.15"
 
-    def test_results_that_stand_in_two_places_are_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_duplicate_results_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(summary_tables, "FOLDERS", ("first", "second"))
         for folder in summary_tables.FOLDERS:
             (tmp_path / folder).mkdir()

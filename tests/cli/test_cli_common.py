@@ -9,7 +9,7 @@ import pytest
 
 from helpers.paths import ROOT
 from learned_optim import __version__, cli
-from learned_optim.cli_common import Parser
+from learned_optim.cli.common import Parser
 
 COMMANDS = {
     "": [

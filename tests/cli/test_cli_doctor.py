@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 
-from learned_optim import __version__, available_rules, cli, cli_doctor, execution
-from learned_optim.cli_common import coloured
+from learned_optim import __version__, available_rules, cli, installation
+from learned_optim.cli.common import coloured
+from learned_optim.cli.doctor import RED
+from learned_optim.step import plain
 
 
 def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +28,8 @@ def test_sound_installation_passes(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_wrong_step_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = execution._change
-    monkeypatch.setattr(execution, "_change", lambda *arguments, **named: right(*arguments, **named) * (1 + 1e-4))
+    right = plain._change
+    monkeypatch.setattr(plain, "_change", lambda *arguments, **named: right(*arguments, **named) * (1 + 1e-4))
     assert cli.main(["doctor"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("learned-optim: error: default, cpu: WRONG: relative error 1.0e-04")
@@ -38,7 +40,7 @@ def test_failing_step_is_reported(capsys: pytest.CaptureFixture[str], monkeypatc
     def broken(*arguments: object, **named: object) -> object:
         raise AssertionError("no such\ninstruction")
 
-    monkeypatch.setattr(execution, "_change", broken)
+    monkeypatch.setattr(plain, "_change", broken)
     assert cli.main(["doctor", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert "lstm-l2l-mnist, cpu: WRONG: AssertionError: no such instruction" in problems
@@ -51,7 +53,7 @@ def test_missing_and_old_packages_are_distinguished(monkeypatch: pytest.MonkeyPa
         return "2.10.1+cu128"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found = cli_doctor._versions()
+    found = installation.versions()
     assert found["triton"] == "not installed: pip install 'learned-optim[gpu]'"
     assert found["safetensors"] == "WRONG: not installed"
     assert found["torch"] == "WRONG: 2.10.1+cu128 is too old: pip install 'torch>=2.11'"
@@ -69,7 +71,7 @@ def test_colours_only_on_terminals(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    assert coloured("WRONG", cli_doctor.RED) == expected
+    assert coloured("WRONG", RED) == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

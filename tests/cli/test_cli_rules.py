@@ -15,11 +15,6 @@ from learned_optim.checkpoint import read_provenance
 from learned_optim.rules import ARCHITECTURES, ScaleFreeLSTM
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(["rules", *arguments]) == 0
     return capsys.readouterr().out

@@ -29,7 +29,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_page_on_a_task_of_ones_own_is_not_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_on_your_own_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = blocks(META_TRAINING, "python")
     (configuration,) = blocks(META_TRAINING, "toml")
     (tmp_path / "waveforms.py").write_text(module)
@@ -45,7 +45,7 @@ def test_page_on_a_task_of_ones_own_is_not_out_of_date(tmp_path: Path, monkeypat
     sys.modules.pop("waveforms")
 
 
-def test_augmented_entry_is_a_configuration() -> None:
+def test_augmented_entry_is_a_valid_configuration() -> None:
     (task,) = config_from_tables({"steps": 1, **_toml(blocks(CONFIGURATION, "toml")[0])}).tasks
     assert task.augment.batch_size == (1, 32)
 
@@ -93,7 +93,7 @@ def test_conversion_of_torchvisions_weights_gives_a_network(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("page", sorted(FOLDER.glob("*.md")), ids=lambda page: page.stem)
-def test_links_are_not_broken(page: Path) -> None:
+def test_links_and_anchors_exist(page: Path) -> None:
     for target, anchor in links(page):
         assert target.exists(), target
         if anchor and target.suffix == ".md":

@@ -69,7 +69,7 @@ def defined_in(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
-def test_row_of_the_table_does_not_link_to_a_missing_test() -> None:
+def test_support_table_links_to_existing_tests() -> None:
     rows = table("The table", SUPPORTED)
     assert len(rows) > 40
     for what, supported, test in rows:
@@ -97,7 +97,7 @@ def test_support_table_marks_what_has_not_run_on_a_gpu() -> None:
             assert "not yet run on a GPU" in supported, what
 
 
-def test_links_to_files_are_not_broken() -> None:
+def test_links_to_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", TEXT + SUPPORTED):
         assert (FOLDER / target).exists(), target
 

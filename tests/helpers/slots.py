@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from helpers.rules import normal, random_state
-from learned_optim.execution import Settings, Slot
+from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.rules import UpdateRule
 
-PLAIN = Settings(lr=1.0, weight_decay=0.0, maximize=False)
-"""Settings that change nothing: learning rate 1, no weight decay, minimization."""
+PLAIN = StepSettings(lr=1.0, weight_decay=0.0, maximize=False)
+
 
 FIRST = torch.tensor(1.0)
 """The step count of a first step."""
@@ -44,7 +44,7 @@ def as_slots(
             for entry, value in random_state(rule, *parameter.shape).items()
         }
         # Backward may leave gradients in another layout than the parameters'.
-        scale = torch.tensor(1.5 / (index + 1)) if rule.heeds_tensors else None
+        scale = torch.tensor(1.5 / (index + 1)) if rule.uses_tensor_scale else None
         is_given = rule.uses_conditions and index % 2 == 0
         slots.append(Slot(kept, normal(*parameter.shape, seed=100 + index).to(dtype), state, step, scale, is_given))
     return slots

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from learned_optim.kernels import compiler, cpu
-from learned_optim.kernels.compiler import CompilationError, Compiler
+from learned_optim.kernels.cache import CompilationError
+from learned_optim.kernels.cpu import compiler
+from learned_optim.kernels.cpu import kernel as cpu_kernel
+from learned_optim.kernels.cpu.compiler import Compiler
 
 SOURCE = "int two(void) { return 2; }\n"
 
 
 @pytest.fixture(autouse=True)
 def found_anew() -> Iterator[None]:
-    cpu.compiler.cache_clear()
+    cpu_kernel.compiler.cache_clear()
     yield
-    cpu.compiler.cache_clear()
+    cpu_kernel.compiler.cache_clear()
 
 
 class Script:
@@ -76,7 +78,7 @@ def test_compiler_that_ignores_its_input_is_waited_for(tmp_path: Path) -> None:
 def test_hanging_compiler_is_killed_with_its_children_and_called_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "LONGEST", 0.2)
+    monkeypatch.setattr(compiler, "TIMEOUT", 0.2)
     script = Script(tmp_path, f"(sleep 0.6; touch '{tmp_path}/survived') & wait")
     for work in ("one", "two"):
         assert complaint(script.compiler, tmp_path / work).endswith("took longer than 0.2 seconds")
@@ -102,7 +104,7 @@ def test_kernel_failure_is_retried_once_without_native_instructions(
         ("native", ""),
     ],
 )
-def test_native_instructions_are_used_where_the_compiler_supports_them(
+def test_instructions_of_the_processor_are_used_where_supported(
     unknown: str, expected: str, tmp_path: Path
 ) -> None:
     script = Script(tmp_path, f'case "$*" in *{unknown}*) exit 1;; esac; {WRITES}')
@@ -112,7 +114,7 @@ def test_native_instructions_are_used_where_the_compiler_supports_them(
     assert "-fopenmp" not in linking
 
 
-def test_assembler_without_native_support_gets_plain_instructions(tmp_path: Path) -> None:
+def test_old_assembler_gets_plain_instructions(tmp_path: Path) -> None:
     script = Script(tmp_path, f'case "$* $source" in *-march=native*two*) exit 1;; esac; {WRITES}')
     assert script.compiler.shared_library(SOURCE, (), tmp_path) == b"made\n"
     assert "native" not in script.calls[-2]
@@ -138,7 +140,7 @@ def test_error_message_is_the_same_in_every_folder(tmp_path: Path) -> None:
     assert len({complaint(script.compiler, tmp_path / work) for work in ("one", "two")}) == 1
 
 
-@pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
+@pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler")
 @pytest.mark.parametrize(
     "text",
     ["{command}", "{command} -O1 -DNAME='two words'", "'{wrapper}' {command}"],
@@ -146,12 +148,12 @@ def test_error_message_is_the_same_in_every_folder(tmp_path: Path) -> None:
 )
 def test_cc_with_options_or_wrapper_is_used(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
-    found = cpu.compiler()
+    found = cpu_kernel.compiler()
     assert found is not None
     wrapper = Script(tmp_path, 'echo "beware" >&2; exec "$@"', source=False)
-    cpu.compiler.cache_clear()
+    cpu_kernel.compiler.cache_clear()
     monkeypatch.setenv("CC", text.format(command=found.command[0], wrapper=wrapper.path))
-    named = cpu.compiler()
+    named = cpu_kernel.compiler()
     assert named is not None
     assert b"two" in named.shared_library(SOURCE, (), tmp_path)
 
@@ -172,7 +174,7 @@ def test_unusable_cc_is_reported(named: str, cause: str, tmp_path: Path, monkeyp
     (tmp_path / "script").write_text("no program")
     (tmp_path / "script").chmod(0o700)
     monkeypatch.setenv("CC", named.format(folder=tmp_path))
-    found = cpu.compiler()
+    found = cpu_kernel.compiler()
     assert found is not None
     assert complaint(found, tmp_path / "work").endswith(cause)
 
@@ -180,7 +182,7 @@ def test_unusable_cc_is_reported(named: str, cause: str, tmp_path: Path, monkeyp
 def test_blank_cc_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "  ")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert cpu.compiler() is None
+    assert cpu_kernel.compiler() is None
 
 
 @pytest.mark.parametrize("hidden", [PermissionError, FileNotFoundError])

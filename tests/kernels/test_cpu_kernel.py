@@ -1,6 +1,6 @@
 """The fused step in C: fallbacks where it cannot be built or loaded, threads, half precision, particles.
 
-Its values are those of test_kernels.py; compilers are tried in test_compiler.py, what is kept in test_libraries.py.
+Its values are those of test_kernels.py; compilers are tried in test_compiler.py, what is kept in test_kernel_cache.py.
 """
 
 import ctypes
@@ -19,14 +19,16 @@ from torch import Tensor
 
 from helpers.rules import Build, each, normal, randomised
 from helpers.slots import PLAIN, as_slots, clones
-from learned_optim import LearnedOptimizer, fused
-from learned_optim.kernels import cpu, libraries
-from learned_optim.kernels.compiler import CompilationError, Compiler
+from learned_optim import LearnedOptimizer
+from learned_optim.kernels.cache import CompilationError
+from learned_optim.kernels.cpu import kernel as cpu_kernel
+from learned_optim.kernels.cpu.compiler import Compiler
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
 from learned_optim.meta_train.inner.training_kernels import step_in_place
 from learned_optim.rules import LSTML2L, MLP, Conditions, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
+from learned_optim.step import fused, programs
 
-pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler")
 
 RULES: dict[str, Build] = {
     "schedule-free-lstm": ScheduleFreeLSTM,
@@ -38,13 +40,13 @@ RULES: dict[str, Build] = {
 @contextmanager
 def as_in_a_new_process(cache: Path) -> Iterator[pytest.MonkeyPatch]:
     """No library is loaded yet, no failure known; libraries are kept in this folder."""
-    memories = cpu.compiler, cpu._kernel
+    memories = cpu_kernel.compiler, cpu_kernel._kernel
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
         monkeypatch.setattr("tempfile.tempdir", str(cache))
-        monkeypatch.setattr(cpu, "_warned", set())
+        monkeypatch.setattr(cpu_kernel, "_warned", set())
         for memory in memories:
             memory.cache_clear()
         yield monkeypatch
@@ -120,12 +122,12 @@ def test_damaged_library_is_replaced_without_a_crash(compiled_before: Path, tmp_
     script = f"""
 import os, pathlib, torch
 from learned_optim import LearnedOptimizer
-from learned_optim.kernels import cpu
-from learned_optim.kernels.compiler import Compiler
+from learned_optim.kernels.cpu import kernel as cpu_kernel
+from learned_optim.kernels.cpu.compiler import Compiler
 Compiler.shared_library = lambda *_: pathlib.Path("whole").read_bytes()  # takes a second
 for name in {list(damages)}:
     os.environ["XDG_CACHE_HOME"] = os.path.abspath(name)
-    cpu._kernel.cache_clear()
+    cpu_kernel._kernel.cache_clear()
     parameter = torch.nn.Parameter(torch.ones(4))
     parameter.grad = torch.ones(4)
     LearnedOptimizer([parameter], fused=True).step()
@@ -141,7 +143,7 @@ def test_unloadable_library_falls_back_to_the_plain_step(compiled_anew: Path, mo
     def damaged(name: str, make: object) -> ctypes.CDLL:
         raise OSError("/home: invalid ELF header")
 
-    monkeypatch.setattr(libraries, "load", damaged)
+    monkeypatch.setattr(cpu_kernel, "load_library", damaged)
     with pytest.warns(UserWarning, match="a slower one instead: .* loaded: /home: invalid ELF header"):
         stepped()
     with pytest.raises(RuntimeError, match="invalid ELF header"):
@@ -151,7 +153,7 @@ def test_unloadable_library_falls_back_to_the_plain_step(compiled_anew: Path, mo
 def test_library_without_the_step_function_falls_back_to_the_plain_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libraries, "load", lambda name, make: ctypes.CDLL(None))
+    monkeypatch.setattr(cpu_kernel, "load_library", lambda name, make: ctypes.CDLL(None))
     with pytest.warns(UserWarning, match="a slower one instead: .*step"):
         stepped()
 
@@ -159,7 +161,7 @@ def test_library_without_the_step_function_falls_back_to_the_plain_step(
 def test_missing_source_falls_back_to_the_plain_step(
     compiled_anew: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cpu, "SOURCE", tmp_path / "cpu.c")
+    monkeypatch.setattr(cpu_kernel, "SOURCE", tmp_path / "cpu.c")
     with pytest.warns(UserWarning, match=r"a slower one instead: .*cpu\.c"):
         stepped()
 
@@ -235,10 +237,10 @@ def test_missing_compiler_is_an_error_only_with_fused_true(
 def test_library_is_built_without_openmp_where_it_is_missing(
     compiled_before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "THREADED", 1)
+    monkeypatch.setattr(cpu_kernel, "THREADED", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    expected = stepped(size=3 * cpu.TILE, fused=True)
-    cpu._kernel.cache_clear()
+    expected = stepped(size=3 * cpu_kernel.TILE, fused=True)
+    cpu_kernel._kernel.cache_clear()
     load = ctypes.CDLL
 
     def without_openmp(path: str) -> ctypes.CDLL:
@@ -247,16 +249,18 @@ def test_library_is_built_without_openmp_where_it_is_missing(
         return load(path)
 
     monkeypatch.setattr(ctypes, "CDLL", without_openmp)
-    assert torch.equal(stepped(size=3 * cpu.TILE, fused=True), expected)
+    assert torch.equal(stepped(size=3 * cpu_kernel.TILE, fused=True), expected)
     assert len(list(compiled_before.glob("*.so"))) == 2
 
 
 @each(RULES)
 def test_step_is_bitwise_independent_of_the_thread_count(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(cpu, "THREADED", 1)
+    monkeypatch.setattr(cpu_kernel, "THREADED", 1)
     rule = randomised(build()).float()
-    shapes = [normal(size, seed=size) for size in (3 * cpu.TILE + 5, 1, cpu.TILE, 40, 2 * cpu.TILE - 1)]
+    shapes = [
+        normal(size, seed=size) for size in (3 * cpu_kernel.TILE + 5, 1, cpu_kernel.TILE, 40, 2 * cpu_kernel.TILE - 1)
+    ]
     slots = as_slots(rule, shapes, torch.float32, torch.bfloat16)
     slots = [slot._replace(step=torch.tensor(float(2 + place % 2))) for place, slot in enumerate(slots)]
     results = []
@@ -264,7 +268,7 @@ def test_step_is_bitwise_independent_of_the_thread_count(build: Build, monkeypat
         results.append(clones(slots))
         with monkeypatch.context() as context:
             context.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            fused.apply_fused(fused.plan_of(rule), results[-1], PLAIN)
+            fused.apply_fused(programs.plan_of(rule), results[-1], PLAIN)
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert torch.equal(one.parameter, two.parameter)
@@ -333,7 +337,7 @@ def test_meta_training_uses_the_kernel_where_there_is_one(monkeypatch: pytest.Mo
     assert served(MLP().float())
     assert not served(Centred().float())
     assert step_in_place(lambda grad, state, step: (grad, state), like) is None
-    monkeypatch.setattr(cpu, "compiler", lambda: None)
+    monkeypatch.setattr(cpu_kernel, "compiler", lambda: None)
     assert not served(ScheduleFreeLSTM().float())
 
 

@@ -1,46 +1,41 @@
 """The fused kernels: values in Triton's interpreter, in C and, if there is one, on a GPU; resources of machine code."""
 
-import copy
-import csv
 import functools
-import importlib.util
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.speed import kernel_resources
-from helpers.rounding import OF_KERNELS, Results, assert_only_rounded, spread
-from helpers.rules import Build, as_reference, each, normal, randomised
+from helpers.kernel_steps import (
+    COUNTING,
+    EACH_KERNEL,
+    Place,
+    apply_fused,
+    assert_only_rounded_step,
+    needs_compiler,
+    slots_of,
+    values_of,
+)
+from helpers.rules import Build, each, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
-from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
-from learned_optim import LearnedOptimizer, fused
-from learned_optim.execution import Settings, Slot, apply_per_tensor
-from learned_optim.kernels import cpu, launch, libraries, tables
-from learned_optim.kernels.sources import triton_module
-from learned_optim.kernels.triton_source import dtype_argument
+from helpers.triton import HAS_TRITON
+from learned_optim.kernels.gpu import tables
+from learned_optim.kernels.gpu.modules import step_module
+from learned_optim.kernels.slots import Slot, StepSettings
+from learned_optim.kernels.sources.triton import dtype_argument
 from learned_optim.rules import (
     LSTML2L,
     MLP,
-    Conditions,
-    RuleState,
     ScaleFreeLSTM,
     ScheduleFreeLSTM,
-    UpdateRule,
     schedule_free_lstm,
 )
+from learned_optim.step import fused, programs
+from learned_optim.step.plain import apply_per_tensor
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
-needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
 
 SIZES = (0, 1, 63, 64, 65, 1023, 1025)
-BLOCK = 1024
-"""Coordinates of a program in the interpreter, whose time goes by programs."""
 KERNEL_RULES: dict[str, Build] = {
     "scale-free-lstm": ScaleFreeLSTM,
     "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
@@ -53,197 +48,12 @@ KERNEL_RULES: dict[str, Build] = {
     "lstm-l2l-looped": functools.partial(LSTML2L, 16),
     "mlp": functools.partial(MLP, 5, rate=0.1, magnitude_rate=0.1),
 }
-COUNTING: dict[str, Build] = {"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM}
-"""Rules that depend on the step count, and move no coordinate whose gradients are zero."""
-EACH_KERNEL = COUNTING | {"lstm-l2l": functools.partial(LSTML2L, 2)}
 DTYPES = [
     pytest.param(torch.float32, torch.float32, id="float32"),
     pytest.param(torch.float32, torch.bfloat16, id="recurrent-bfloat16"),
     pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16"),
     pytest.param(torch.float16, torch.float32, id="float16"),
 ]
-
-
-class Place(NamedTuple):
-    """Where kernels run, and the size of a program there."""
-
-    device: str
-    block: int | None
-    cuts: bool = False
-    """Whether bfloat16 is cut off there instead of rounded, as Triton's interpreter does."""
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("interpreter", marks=pytest.mark.slow),
-        pytest.param("c", marks=needs_compiler),
-        pytest.param("cuda", marks=needs_cuda),
-    ]
-)
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if request.param == "interpreter":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        return Place("cpu", BLOCK, cuts=True)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    return Place("cpu" if request.param == "c" else "cuda", None)
-
-
-@pytest.fixture(params=["interpreter", pytest.param("c", marks=needs_compiler)])
-def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "interpreter":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    else:
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
-def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
-    return [
-        Slot(
-            slot.parameter.to(device),
-            slot.grad.to(device),
-            {entry: value.to(device) for entry, value in slot.state.items()},
-            slot.step.to(device),
-            None if slot.scale is None else slot.scale.to(device),
-            slot.is_given,
-        )
-        for slot in slots
-    ]
-
-
-@torch.no_grad()
-def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, where: Place) -> None:
-    """The kernel's step of slots on the CPU, wherever it runs; parameters and states lie between poisoned margins."""
-    there = moved(slots, where.device)
-    guarded = [
-        slot._replace(
-            parameter=in_poison(slot.parameter),
-            state={entry: in_poison(value) for entry, value in slot.state.items()},
-        )
-        for slot in there
-    ]
-    fused.apply_fused(fused.plan_of(rule.to(where.device)), guarded, settings, where.block)
-    rule.cpu()
-    for slot, result in zip(slots, guarded, strict=True):
-        for old, new in zip(
-            [slot.parameter, *slot.state.values()], [result.parameter, *result.state.values()], strict=True
-        ):
-            assert_margins_are_poisoned(new)
-            old.copy_(new)
-
-
-def in_poison(tensor: Tensor, margin: int = 16) -> Tensor:
-    """A copy of the same strides in the middle of a buffer of NaN."""
-    copy = tensor.clone()  # dense
-    buffer = copy.new_full((tensor.numel() + 2 * margin,), torch.nan)
-    return torch.as_strided(buffer, tensor.shape, copy.stride(), margin).copy_(tensor)
-
-
-def assert_margins_are_poisoned(tensor: Tensor, margin: int = 16) -> None:
-    whole = torch.as_strided(tensor, (tensor.numel() + 2 * margin,), (1,), tensor.storage_offset() - margin)
-    assert whole[:margin].isnan().all()
-    assert whole[margin + tensor.numel() :].isnan().all()
-
-
-@torch.no_grad()
-def oracle_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
-    """Parameter and state after the step in float64, from the values as they are stored."""
-    reference = as_reference(rule)
-    reference.steps_taken = int(slot.step) - 1
-    for entry, value in slot.state.items():
-        if reference.steps_taken > 0:
-            setattr(reference, entry, value.double().numpy())
-        else:
-            assert not value.any()
-    grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-    update = torch.from_numpy(reference.step(grad.numpy(), *told(rule, slot, settings)))
-    state = {entry: torch.from_numpy(getattr(reference, entry)) for entry in slot.state}
-    return {"parameter": stepped(rule, slot, update, settings), **state}
-
-
-def told(rule: UpdateRule, slot: Slot, settings: Settings) -> tuple[Any, ...]:
-    """Conditions of the slot in float64, for a rule that uses conditions; nothing for others."""
-    if not rule.uses_conditions:
-        return ()
-    scale = 1.0 if slot.scale is None else slot.scale.double()
-    known = torch.as_tensor(slot.is_given)
-    values = torch.where(known, slot.parameter.double() / scale, 0.0)
-    return values.numpy(), settings.lr, settings.progress, float(settings.averaging)
-
-
-def stepped(rule: UpdateRule, slot: Slot, update: Tensor, settings: Settings) -> Tensor:
-    parameter = slot.parameter.double()
-    if slot.scale is not None:
-        update = slot.scale.double() * update
-    of_update = 1.0 if rule.uses_conditions else settings.lr
-    return parameter + of_update * update - settings.lr * settings.weight_decay * parameter
-
-
-@torch.no_grad()
-def spread_of_step(rule: UpdateRule, slot: Slot, settings: Settings) -> Results:
-    """Errors that roundings bring to parameter and state."""
-    rule = copy.deepcopy(rule).double()
-    state = {entry: value.double() for entry, value in slot.state.items()}
-
-    def step() -> Results:
-        grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-        values, *others = told(rule, slot, settings) or [0.0]
-        update, new_state = rule.under(Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double())
-        return {"parameter": stepped(rule, slot, update, settings), **new_state}
-
-    return spread(step)
-
-
-def side_by_side(slots: Sequence[Slot]) -> Slot:
-    """All coordinates in one slot; steps and scales become those of coordinates."""
-    scales = [slot.scale.expand(slot.grad.shape) for slot in slots if slot.scale is not None]
-    return Slot(
-        torch.cat([slot.parameter for slot in slots]),
-        torch.cat([slot.grad for slot in slots]),
-        {entry: torch.cat([slot.state[entry] for slot in slots], 1) for entry in slots[0].state},
-        torch.cat([slot.step.expand(slot.grad.shape) for slot in slots]),
-        torch.cat(scales) if scales else None,
-        torch.cat([torch.full(slot.grad.shape, slot.is_given) for slot in slots]),  # type: ignore[arg-type]
-    )
-
-
-def values_of(slots: Sequence[Slot]) -> Results:
-    together = side_by_side(slots)
-    return {"parameter": together.parameter, **together.state}
-
-
-@torch.no_grad()
-def assert_only_rounded_step(rule: UpdateRule, slots: Sequence[Slot], settings: Settings, where: Place) -> list[Slot]:
-    """One step by the kernel and by the plain path, both held to the oracle; returns the plain path's slots."""
-    steps = [oracle_step(rule, slot, settings) for slot in slots]
-    truth = {name: torch.cat([step[name] for step in steps], -1) for name in steps[0]}
-    spreads = spread_of_step(rule, side_by_side(slots), settings)
-    by_kernel, plain = clones(slots), clones(slots)
-    apply_fused(rule, by_kernel, settings, where)
-    apply_per_tensor(rule, plain, settings)
-    for slots_after, roundings, cuts in ((plain, 1.0, False), (by_kernel, OF_KERNELS, where.cuts)):
-        found = values_of(slots_after)
-        stored = {name: lost(found[name].dtype, values, cuts) for name, values in truth.items()}
-        assert_only_rounded(found, truth, spreads, stored, roundings)
-    return plain
-
-
-def lost(dtype: torch.dtype, values: Tensor, cuts: bool) -> Tensor:
-    """Largest error of storing values in a coarser dtype: half a spacing, or a whole one where it is cut off."""
-    if dtype == torch.float32:
-        return torch.zeros_like(values)
-    limits = torch.finfo(dtype)
-    spacing = limits.eps * values.abs().clamp(min=limits.smallest_normal)
-    return spacing if cuts and dtype == torch.bfloat16 else spacing / 2
-
-
-def slots_of(rule: UpdateRule, sizes: Sequence[int], dtype: torch.dtype, recurrent: torch.dtype) -> list[Slot]:
-    slots = as_slots(rule, [normal(size, seed=size) for size in sizes], dtype, recurrent)
-    return [slot._replace(parameter=slot.parameter * 100) for slot in slots]  # so that weight decay counts
 
 
 @each(KERNEL_RULES)
@@ -255,7 +65,7 @@ def test_kernel_matches_the_oracle_within_rounding(
     every_size = dtype == recurrent == torch.float32
     slots = slots_of(rule, SIZES if every_size else (65, 1025), dtype, recurrent)
     for count, progress, averaging in ((2, 0.0, True), (400, 0.75, False)) if every_size else ((30, 0.25, True),):
-        settings = Settings(0.7, 0.01, maximize=True, progress=progress, averaging=averaging)
+        settings = StepSettings(0.7, 0.01, maximize=True, progress=progress, averaging=averaging)
         slots = [slot._replace(step=torch.tensor(float(count))) for slot in slots]
         slots = assert_only_rounded_step(rule, slots, settings, place)  # the next step starts from the plain path's
 
@@ -269,9 +79,9 @@ def test_float64_step_matches_the_plain_path(build: Build, monkeypatch: pytest.M
         slot._replace(step=torch.tensor(7.0)) for slot in as_slots(rule, [normal(9), normal(30)], torch.float64)
     ]
     plain = clones(by_kernel)
-    settings = Settings(lr=0.7, weight_decay=0.01, maximize=True)
+    settings = StepSettings(lr=0.7, weight_decay=0.01, maximize=True)
     for _ in range(2):
-        fused.apply_fused(fused.plan_of(rule), by_kernel, settings)
+        fused.apply_fused(programs.plan_of(rule), by_kernel, settings)
         apply_per_tensor(rule, plain, settings)
     for name, values in values_of(plain).items():
         torch.testing.assert_close(values_of(by_kernel)[name], values, rtol=1e-11, atol=1e-13)
@@ -287,7 +97,7 @@ def test_clipped_values_match_the_oracle(place: Place) -> None:
     rule = randomised(ScheduleFreeLSTM()).float()
     (slot,) = slots_of(rule, (200,), torch.float32, torch.float32)
     slot = slot._replace(step=torch.tensor(400.0))  # gradients of many times their root mean square come late
-    bound = schedule_free_lstm.BOUND
+    bound = schedule_free_lstm.FACTOR_BOUND
     slot.state["second_moment"].mul_(0.01)
     slot.state["log_rate"].sign_().mul_(bound)
     slot.state["displacement"].mul_(100)
@@ -331,7 +141,7 @@ def test_strided_view_keeps_the_values_between_its_coordinates(on_cpu: None) -> 
     whole = torch.arange(40.0)
     view = whole[::2]
     state = {entry: value.clone() for entry, value in slot.state.items()}
-    fused.apply_fused(fused.plan_of(rule), [Slot(view, slot.grad, state, FIRST)], PLAIN)
+    fused.apply_fused(programs.plan_of(rule), [Slot(view, slot.grad, state, FIRST)], PLAIN)
     assert torch.equal(whole[1::2], torch.arange(1.0, 40.0, 2))
     expected = Slot(torch.arange(0.0, 40.0, 2), slot.grad, slot.state, FIRST)
     apply_per_tensor(rule, [expected], PLAIN)
@@ -344,15 +154,15 @@ def test_non_contiguous_state_is_refused(on_cpu: None) -> None:
     (slot,) = as_slots(rule, [normal(3, 4)], torch.float32)
     slot.state["momentum"] = slot.state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(RuntimeError, match="flat view"):
-        fused.apply_fused(fused.plan_of(rule), [slot], PLAIN)
+        fused.apply_fused(programs.plan_of(rule), [slot], PLAIN)
 
 
 @each(EACH_KERNEL)
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(Settings(torch.tensor(0.3), 0.01, False), id="lr-tensor"),
-        pytest.param(Settings(torch.tensor(0.3, dtype=torch.float64), 0.0, True), id="lr-float64"),
+        pytest.param(StepSettings(torch.tensor(0.3), 0.01, False), id="lr-tensor"),
+        pytest.param(StepSettings(torch.tensor(0.3, dtype=torch.float64), 0.0, True), id="lr-float64"),
         pytest.param(PLAIN._replace(grad_scale=torch.tensor(512.0)), id="grad-scale"),
         pytest.param(PLAIN._replace(grad_scale=torch.tensor(3.0), found_inf=torch.tensor(0.0)), id="found-none"),
         pytest.param(PLAIN._replace(found_inf=torch.tensor(1.0), weight_decay=0.1), id="found-inf"),
@@ -361,7 +171,7 @@ def test_non_contiguous_state_is_refused(on_cpu: None) -> None:
         pytest.param(PLAIN._replace(lr=0.0), id="lr-zero"),
     ],
 )
-def test_settings_match_the_plain_path(build: Build, settings: Settings, place: Place) -> None:
+def test_settings_match_the_plain_path(build: Build, settings: StepSettings, place: Place) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(20), normal(7)], torch.float32, torch.bfloat16)
     spoilt = {3: float("nan"), 5: float("inf"), 7: float("-inf")} if settings.lr else {}
@@ -441,11 +251,11 @@ def test_coordinates_are_independent_bitwise(build: Build, on_cpu: None) -> None
             {entry: value[:, first:last].clone() for entry, value in whole.state.items()},
             FIRST,
             whole.scale,
-            whole.is_given,
+            whole.sees_parameter,
         )
         for first, last in [(0, 1), (1, 40), (40, 90)]
     ]
-    plan = fused.plan_of(rule)
+    plan = programs.plan_of(rule)
     fused.apply_fused(plan, [whole], PLAIN, 128)
     fused.apply_fused(plan, parts[::-1], PLAIN, 16)
     assert torch.equal(torch.cat([part.parameter for part in parts]), whole.parameter)
@@ -463,8 +273,8 @@ def test_offsets_beyond_32_bits_are_addressed(interpreted: None) -> None:
     far, block = 2**33, 16
     tensors = slot.parameter, slot.grad, None, None, slot.state["hidden"], slot.state["cell"]
     addresses = [0 if tensor is None else tensor.data_ptr() - 4 * far for tensor in tensors]
-    plan = fused.plan_of(rule)
-    triton_module(plan.key, interpreted=True).step[(1,)](
+    plan = programs.plan_of(rule)
+    step_module(plan.key, interpreted=True).step[(1,)](
         torch.tensor([far + 5, -far // block, *addresses[:3], 0, *addresses[3:]]),
         torch.zeros(1, dtype=torch.int32),
         plan.weights,
@@ -476,7 +286,7 @@ def test_offsets_beyond_32_bits_are_addressed(interpreted: None) -> None:
         None,
         None,
         **dict.fromkeys(["PARAMETER_DTYPE", "GRAD_DTYPE", *map(dtype_argument, plan.entries)], tl.float32),
-        **dict.fromkeys(["SCALED", "LR_GIVEN", "LR_ON_DEVICE", "PROGRESS_ON_DEVICE"], False),
+        **dict.fromkeys(["SCALED", "UPDATE_HAS_LR", "LR_ON_DEVICE", "PROGRESS_ON_DEVICE"], False),
         **dict.fromkeys(["DECAYS", "MAXIMIZE", "SKIP_NONFINITE", "STEP_IN_TABLE"], False),
         BLOCK=block,
     )
@@ -486,204 +296,6 @@ def test_offsets_beyond_32_bits_are_addressed(interpreted: None) -> None:
 
 
 def test_empty_slots_are_accepted(on_cpu: None) -> None:
-    plan = fused.plan_of(randomised(ScaleFreeLSTM()).float())
+    plan = programs.plan_of(randomised(ScaleFreeLSTM()).float())
     fused.apply_fused(plan, [], PLAIN)
     fused.apply_fused(plan, as_slots(ScaleFreeLSTM(), [normal(0), normal(3, 0)], torch.float32), PLAIN)
-
-
-class TestTables:
-    def test_table_made_in_a_graph_equals_the_uploaded_one(self) -> None:
-        rows = (5, 0, 2**47 + 8, 3, 0, 7, 300, 1, 2**46, 4, 0, 9)
-        cpu = torch.device("cpu")
-        uploaded, of_programs = tables.tables(rows, 2, 4, cpu)
-        assert uploaded.tolist() == list(rows)
-        assert of_programs.tolist() == [0, 1, 1, 1]
-        assert torch.equal(tables.in_graph(rows, cpu), uploaded)
-
-    def test_tables_are_cached_by_address_up_to_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tables, "TABLES", 2)
-        tables._cache.clear()
-        cpu = torch.device("cpu")
-        first, _ = tables.tables((1, 0, 10), 1, 1, cpu)
-        assert tables.tables((1, 0, 10), 1, 1, cpu)[0] is first
-        other, _ = tables.tables((1, 0, 11), 1, 1, cpu)
-        assert other.tolist() == [1, 0, 11]
-        tables.tables((1, 0, 12), 1, 1, cpu)
-        assert len(tables._cache) == 2
-
-    def test_gradient_at_a_new_address_is_read(self, interpreted: None) -> None:
-        rule = randomised(ScaleFreeLSTM()).float()
-        (slot,) = as_slots(rule, [normal(10)], torch.float32)
-        kept, expected = [slot.grad], clones([slot])
-        plan = fused.plan_of(rule)
-        for index in range(3):
-            kept.append(normal(10, seed=index).float())  # keeps the old one alive, so that its address stays taken
-            fused.apply_fused(plan, [slot._replace(grad=kept[-1])], PLAIN)
-            apply_per_tensor(rule, [expected[0]._replace(grad=kept[-1])], PLAIN)
-        torch.testing.assert_close(slot.parameter, expected[0].parameter, rtol=0, atol=1e-6)  # three steps of roundings
-
-
-class TestDispatch:
-    def test_fused_optimizer_matches_the_plain_one(self, on_cpu: None) -> None:
-        results = []
-        for choice in (False, True):
-            parameters = [normal(3, 4).float().requires_grad_(), normal(5).bfloat16().requires_grad_()]
-            optimizer = LearnedOptimizer(parameters, weight_decay=0.01, fused=choice, state_dtype=torch.float32)
-            for count in range(3):
-                for index, parameter in enumerate(parameters):
-                    parameter.grad = normal(*parameter.shape, seed=10 * count + index).to(parameter.dtype)
-                optimizer.step()
-            results.append([parameter.detach() for parameter in parameters])
-        for one, other in zip(*results, strict=True):
-            # Roundings of three steps; the interpreter cuts bfloat16 off, three times one spacing of values below 4.
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if one.dtype == torch.float32 else 3 * 2**-6)
-
-    @pytest.mark.parametrize("choice", [None, True])
-    def test_interpreter_runs_only_with_fused_true(
-        self, choice: bool | None, interpreted: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        calls: list[int] = []
-        monkeypatch.setattr("learned_optim.optimizer.apply_fused_to_columns", lambda *_: calls.append(1))
-        parameter = normal(3).float().requires_grad_()
-        parameter.grad = parameter.detach().clone()
-        LearnedOptimizer([parameter], fused=choice).step()
-        assert bool(calls) == bool(choice)
-
-    def test_missing_kernel_is_explained(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Mean(LSTML2L):
-            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-                return super().forward(grad - grad.mean(), state, step)
-
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        host, gpu = torch.device("cpu"), torch.device("cuda")
-        assert fused.why_not(ScaleFreeLSTM(), host, torch.bfloat16) is None
-        reason = str(fused.why_not(Mean(), host, torch.float32))
-        assert "no fused kernel can be made of the rule 'lstm-l2l' (Mean): " in reason
-        assert "(in `return super().forward(grad - grad.mean(), state, step)`) mixes coordinates" in reason
-        assert "torch.float64" in str(fused.why_not(ScaleFreeLSTM(), host, torch.float64))
-        assert "16,384 multiply-adds a coordinate; the rule 'lstm-l2l' has 30,450" in str(
-            fused.why_not(LSTML2L(50), host, torch.float32)
-        )
-        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        assert "triton is not installed" in str(fused.why_not(LSTML2L(), gpu, torch.float32))
-        assert "need a GPU or a CPU" in str(fused.why_not(LSTML2L(), torch.device("mps"), torch.float32))
-
-    def test_unwritable_cache_falls_back_to_the_plain_step(
-        self, interpreted: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def full(name: str, text: str) -> Path:
-            raise OSError("No space left on device")
-
-        monkeypatch.setattr(libraries, "keep_text", full)
-        monkeypatch.setattr(fused, "is_worth_it", lambda device: True)
-        rule = randomised(ScheduleFreeLSTM(7)).float()  # which no other test has made a module of
-        stepped = []
-        for choice in (None, False, True):
-            parameter = normal(5).float().requires_grad_()
-            parameter.grad = normal(5, seed=1).float()
-            optimizer = LearnedOptimizer([parameter], rule, fused=choice)
-            if choice:
-                with pytest.raises(RuntimeError, match="in Triton cannot be kept: No space left"):
-                    optimizer.step()
-            elif choice is None:
-                with pytest.warns(UserWarning, match="a slower one instead: .*No space left"):
-                    optimizer.step()
-            else:
-                optimizer.step()
-            stepped.append(parameter.detach())
-        assert torch.equal(stepped[0], stepped[1])
-        assert torch.equal(stepped[2], normal(5).float())
-
-    def test_untraceable_rule_is_stepped_by_its_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Peculiar(LSTML2L):
-            def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-                if grad.numel() == 3:  # as in the trace
-                    raise OSError("out of ink")
-                return super().forward(grad, state, step) if float(step) < 2 else (-grad, state)
-
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        parameter = normal(5).float().requires_grad_()
-        parameter.grad = torch.ones(5)
-        with pytest.raises(RuntimeError, match="fails in a trace: OSError: out of ink; use fused=None"):
-            LearnedOptimizer([parameter], Peculiar(2), fused=True)
-        optimizer = LearnedOptimizer([parameter], Peculiar(2))
-        optimizer.step()
-        before = parameter.detach().clone()
-        optimizer.step()
-        assert torch.equal(parameter, before - 1)
-
-    @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # by torch, in its own files
-    def test_compiled_step_equals_the_eager_one(self, on_cpu: None) -> None:
-        def trained(compiled: bool) -> Tensor:
-            parameter = normal(6).float().requires_grad_()
-            optimizer = LearnedOptimizer([parameter], fused=True)
-            step: Callable[[], Any] = optimizer.step
-            if compiled:
-                step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
-            for count in range(2):
-                parameter.grad = normal(6, seed=count).float()
-                step()
-            return parameter.detach()
-
-        assert torch.equal(trained(True), trained(False))
-
-    def test_step_counts_as_an_inplace_change_for_autograd(self, on_cpu: None) -> None:
-        parameter = normal(3).float().requires_grad_()
-        loss = parameter.square().sum()
-        parameter.grad = normal(3).float()
-        LearnedOptimizer([parameter], fused=True).step()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
-
-    @pytest.mark.slow
-    def test_import_of_the_optimizer_does_not_load_triton(self) -> None:
-        script = "import sys, learned_optim.fused; sys.exit('triton' in sys.modules)"
-        subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.slow
-@each(ONE_UNIT)
-def test_launch_arguments_compile(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The interpreter does not look at types, specialisation and options of a launch; this does all but launch.
-    from triton.runtime import driver
-
-    compiled: list[Any] = []
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(launch, "in_c", lambda device: False)
-
-    class Compiling:
-        def __init__(self, kernel: Any) -> None:
-            self.step = self
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-            return lambda **arguments: compiled.append(self.kernel.warmup(grid=grid, **arguments))
-
-    monkeypatch.setattr(launch, "triton_module", lambda *which: Compiling(triton_module(*which).step))
-    rule = randomised(build()).float()
-    every = Settings(torch.tensor(0.5), 0.1, False, True, torch.tensor(2.0), torch.tensor(0.0))
-    monkeypatch.setattr(driver, "_active", StandInDriver())
-    for settings, count in ((PLAIN, 1), (every, 2)):
-        slots = as_slots(rule, [normal(5), normal(0), normal(3)], torch.float32, torch.bfloat16)
-        slots = [slot._replace(step=torch.tensor(1.0) if count > 1 else FIRST) for slot in slots]
-        fused.apply_fused(fused.plan_of(rule), slots, settings)
-        assert len(compiled) == count
-    assert all("cubin" in kernel.asm for kernel in compiled)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", kernel_resources.COMPUTE_CAPABILITIES)
-@pytest.mark.parametrize("name", kernel_resources.CASES)
-def test_machine_code_has_no_spills_and_matches_the_record(
-    name: str, capability: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with kernel_resources.TABLE.open() as file:
-        recorded = {(row["kernel"], row["compute_capability"]): row for row in csv.DictReader(file)}
-    for values in kernel_resources.rows([name], [capability]):
-        row = dict(zip(kernel_resources.HEADER, values, strict=True))
-        assert row["spill_stores"] == row["spill_loads"] == "0", row
-        before = recorded[row["kernel"], str(capability)]
-        if before["triton"] == row["triton"]:  # another version brings another assembler
-            assert row == before, "run: python -m benchmarks.speed.kernel_resources"

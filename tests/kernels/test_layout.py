@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from helpers.rules import Build, each, few_examples, normal, randomised
 from helpers.slots import FIRST, PLAIN, clones
-from learned_optim import LearnedOptimizer, execution
-from learned_optim.execution import Slot, apply_in_blocks, apply_per_tensor
-from learned_optim.fused import apply_fused, plan_of
-from learned_optim.kernels import cpu, launch
-from learned_optim.kernels.addresses import TableColumns, TableRow
+from learned_optim import LearnedOptimizer
+from learned_optim.kernels import launch
+from learned_optim.kernels.cpu import kernel as cpu_kernel
 from learned_optim.kernels.layout import in_memory_order, laid_out_like, memory_order, pieces
+from learned_optim.kernels.slots import Columns, Slot
 from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
+from learned_optim.step import plain
+from learned_optim.step.fused import apply_fused
+from learned_optim.step.plain import apply_in_blocks, apply_per_tensor
+from learned_optim.step.programs import plan_of
 
 BLOCK = 1024
 BYTES_OF_GATES = 4 * 24 * BLOCK
 """The widest activations of a block: four gates of six units, in float32."""
-needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda tensor: tensor,
     "channels-last": lambda tensor: tensor.to(memory_format=torch.channels_last),
@@ -101,8 +104,8 @@ def test_small_tensors_are_joined_up_to_a_block(build: Build) -> None:
 def test_optimizer_step_allocates_at_most_a_block(
     layout: Callable[[Tensor], Tensor], in_c: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "default_block_size", lambda *_: BLOCK)
-    monkeypatch.setattr(cpu, "LARGEST_COPY", BLOCK)
+    monkeypatch.setattr(plain, "default_block_size", lambda *_: BLOCK)
+    monkeypatch.setattr(launch, "LARGEST_COPY_CPU", BLOCK)
     parameter = nn.Parameter(layout(normal(16, 8, 8, 16).float()))
     parameter.grad = torch.empty_like(parameter).copy_(normal(16, 8, 8, 16, seed=1))
     optimizer = LearnedOptimizer([parameter], fused=in_c)
@@ -120,7 +123,7 @@ def test_kernel_copies_only_strided_tensors_and_at_most_a_block(
     build: Build, layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(launch, "LARGEST_COPY", 50)
+    monkeypatch.setattr(launch, "LARGEST_COPY_GPU", 50)
     rule = randomised(build()).float()
     parameters = [layout(normal(3, 4, 2, 5, seed=seed).float()) for seed in (1, 2)]
     slots = [
@@ -132,12 +135,12 @@ def test_kernel_copies_only_strided_tensors_and_at_most_a_block(
         )
         for parameter in parameters
     ]
-    launched: list[list[TableRow]] = []
+    launched: list[list[Slot]] = []
     original = launch._launch
 
-    def watched(plan: launch.Plan, tensors: TableColumns, *rest: Any) -> None:
-        launched.append(tensors.rows())
-        original(plan, tensors, *rest)
+    def watched(plan: launch.Plan, columns: Columns, *rest: Any) -> None:
+        launched.append(columns.slots())
+        original(plan, columns, *rest)
 
     monkeypatch.setattr(launch, "_launch", watched)
     expected = clones(slots)

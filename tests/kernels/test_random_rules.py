@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from helpers.rules import normal, randomised
 from helpers.slots import PLAIN
 from helpers.triton import HAS_TRITON
-from learned_optim import fused
-from learned_optim.execution import Slot, apply_per_tensor
-from learned_optim.kernels import cpu
+from learned_optim.kernels.cpu import kernel as cpu_kernel
+from learned_optim.kernels.slots import Slot
 from learned_optim.meta_train.inner.particles import flat_meta_parameters
 from learned_optim.meta_train.inner.training_kernels import FusedRule
 from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.step import fused, programs
+from learned_optim.step.plain import apply_per_tensor
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
-    pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler"),
+    pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler"),
 ]
 UNITS = 3
 OPERATIONS: list[Callable[[Tensor, Tensor], Tensor]] = [
@@ -114,7 +115,7 @@ def slot_of(rule: UpdateRule, dtype: torch.dtype) -> Slot:
 def stepped(rule: UpdateRule, dtype: torch.dtype, kernel: bool) -> list[Tensor]:
     slot = slot_of(rule, dtype)
     if kernel:
-        fused.apply_fused(fused.plan_of(rule), [slot], PLAIN)
+        fused.apply_fused(programs.plan_of(rule), [slot], PLAIN)
     else:
         apply_per_tensor(rule, [slot], PLAIN)
     return [slot.parameter, *slot.state.values()]
@@ -125,7 +126,7 @@ def stepped(rule: UpdateRule, dtype: torch.dtype, kernel: bool) -> list[Tensor]:
 def test_kernels_of_random_rules_match_forward(recipe: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     rule = randomised(Drawn(recipe))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert fused.why_not(rule, torch.device("cpu"), torch.float32) is None
+    assert programs.unsupported_reason(rule, torch.device("cpu"), torch.float32) is None
     truth = stepped(rule, torch.float64, kernel=False)
     in_double = stepped(rule, torch.float64, kernel=True)
     rule.float()

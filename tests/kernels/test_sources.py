@@ -9,8 +9,8 @@ import torch
 
 from helpers.paths import ROOT
 from learned_optim import cli
-from learned_optim.fused import sources_of
-from learned_optim.kernels.sources import Sources
+from learned_optim.kernels.sources.registry import Sources
+from learned_optim.step.programs import sources_of
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from helpers.rules import RULES, Build, each, randomised
-from learned_optim.kernels.program import Constant, Elementwise, Input, Product, Program, Scalar, Weight
-from learned_optim.kernels.trace import NotCoordinatewiseError, trace
+from learned_optim.kernels.tracing.program import Constant, Elementwise, Input, Product, Program, Scalar, Weight
+from learned_optim.kernels.tracing.trace import NotCoordinatewiseError, trace
 from learned_optim.rules import UpdateRule
 
 State = Mapping[str, Tensor]

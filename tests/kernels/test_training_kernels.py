@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from helpers.devices import needs_cuda
 from helpers.rounding import OF_KERNELS, assert_only_rounded, spread
-from helpers.rules import Build, as_reference, each, normal, random_state, randomised
+from helpers.rules import Build, each, normal, randomised
+from helpers.training_steps import Case, Results, by_kernels, case_of, leaves_of, oracle, plain
 from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
-from learned_optim import fused
-from learned_optim.kernels import training
-from learned_optim.kernels.sources import module_of
+from learned_optim.kernels.gpu import training
+from learned_optim.kernels.gpu.modules import module_of
 from learned_optim.meta_train.estimators import PES, Estimator, Reparameterization, TruncatedBPTT
 from learned_optim.meta_train.inner import training_kernels as dispatch
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
@@ -24,6 +23,7 @@ from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.rules import LSTML2L, MLP, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.step import particles
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
 
@@ -62,101 +62,6 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(1).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-class Case(NamedTuple):
-    """Arguments of a step of P particles in float64, and random gradients of its results."""
-
-    rule: UpdateRule
-    meta_parameters: Tensor
-    """``(P, M)``"""
-    grad: Tensor
-    """``(P, C)``"""
-    state: RuleState
-    """``(P, features, C)``"""
-    step: Tensor
-    weights_of_results: list[Tensor]
-
-
-Results = dict[str, Tensor]
-"""Update, new state, and gradients of meta-parameters, gradient and state, by name."""
-
-
-def case_of(rule: UpdateRule, particles: int, coordinates: int, step: float = 7.0) -> Case:
-    """Gradients of all kinds, also below the threshold of ``lstm-l2l``; every number is a float32."""
-    rule = randomised(rule).float().double()
-    weights = flat_meta_parameters(rule)
-    weights = weights + 0.1 * normal(particles, len(weights), seed=1)
-    magnitudes = 10 ** normal(particles, coordinates, seed=2).clamp(-6, 3)
-    grad = normal(particles, coordinates, seed=3) * magnitudes
-    state = {entry: tensor.movedim(1, 0) for entry, tensor in random_state(rule, particles, coordinates).items()}
-    results = [grad, *state.values()]
-    rounded = [tensor.float().double() for tensor in (weights, *results)]
-    return Case(
-        rule,
-        rounded[0],
-        rounded[1],
-        dict(zip(state, rounded[2:], strict=True)),
-        torch.tensor(step),
-        [normal(*tensor.shape, seed=20 + index) for index, tensor in enumerate(results)],
-    )
-
-
-def collect(case: Case, leaves: list[Tensor], update: Tensor, state: RuleState) -> Results:
-    values = {"update": update, **state}
-    total = torch.zeros((), dtype=update.dtype, device=update.device)
-    for value, weight in zip(values.values(), case.weights_of_results, strict=True):
-        total = total + (value * weight.to(value)).sum()
-    found = torch.autograd.grad(total, leaves)
-    names = ["d_meta_parameters", "d_grad", *(f"d_{entry}" for entry in case.state)]
-    results = {**values, **dict(zip(names, found, strict=True))}
-    return {name: tensor.detach().double().cpu() for name, tensor in results.items()}
-
-
-def leaves_of(case: Case, dtype: torch.dtype, device: str) -> list[Tensor]:
-    tensors = [case.meta_parameters, case.grad, *case.state.values()]
-    return [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
-
-
-def by_kernels(case: Case, device: str) -> Results:
-    weights, grad, *state = leaves_of(case, torch.float32, device)
-    rule = FusedRule(case.rule, weights)
-    update, new_state = rule(grad, dict(zip(case.state, state, strict=True)), case.step.to(device))
-    return collect(case, [weights, grad, *state], update, new_state)
-
-
-def plain(case: Case, dtype: torch.dtype) -> Results:
-    """The rule itself, one particle after the other, by autograd."""
-    rule = case.rule.to(dtype)
-    weights, grad, *state = leaves_of(case, dtype, "cpu")
-    updates, states = [], []
-    for particle, vector in enumerate(weights):
-        parts = vector.split([parameter.numel() for parameter in rule.parameters()])
-        named = {
-            name: part.view(parameter.shape)
-            for (name, parameter), part in zip(rule.named_parameters(), parts, strict=True)
-        }
-        entries = {entry: tensor[particle] for entry, tensor in zip(case.state, state, strict=True)}
-        update, new_state = functional_call(rule, named, (grad[particle], entries, case.step))
-        updates.append(update)
-        states.append(new_state)
-    stacked = {entry: torch.stack([new_state[entry] for new_state in states]) for entry in case.state}
-    return collect(case, [weights, grad, *state], torch.stack(updates), stacked)
-
-
-@torch.no_grad()
-def oracle(case: Case) -> Results:
-    """Update and new state by the oracle that was written from the papers."""
-    found: list[dict[str, Tensor]] = []
-    for particle, vector in enumerate(case.meta_parameters):
-        torch.nn.utils.vector_to_parameters(vector, case.rule.double().parameters())
-        reference = as_reference(case.rule)
-        for entry, tensor in case.state.items():
-            setattr(reference, entry, tensor[particle].numpy())
-        reference.steps_taken = int(case.step) - 1
-        update = torch.from_numpy(reference.step(case.grad[particle].numpy()))
-        found.append({"update": update, **{e: torch.from_numpy(getattr(reference, e)) for e in case.state}})
-    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
 
 def assert_step_is_only_rounded(
@@ -217,7 +122,7 @@ def test_gradients_beyond_a_clip_match_float64(device: str) -> None:
     # Late, where a gradient can be more than the largest of its root mean square; log rates on both sides of a bound.
     case = case_of(ScheduleFreeLSTM(rate=0.1), 2, 64, step=400.0)
     state = {**case.state, "second_moment": 0.01 * case.state["second_moment"]}
-    near = schedule_free_lstm.BOUND - 0.1 * case.state["log_rate"].abs()
+    near = schedule_free_lstm.FACTOR_BOUND - 0.1 * case.state["log_rate"].abs()
     state["log_rate"] = near.copysign(case.state["log_rate"])
     case = case._replace(
         grad=case.grad.sign() * (0.1 + normal(2, 64, seed=4).square()),
@@ -228,7 +133,7 @@ def test_gradients_beyond_a_clip_match_float64(device: str) -> None:
     found = by_kernels(case, device)
     direction = case.grad / (0.1 * case.grad.square() + 0.9 * case.state["second_moment"][:, 0]).sqrt()
     assert 0.2 < (direction.abs() > schedule_free_lstm.LARGEST_DIRECTION).double().mean() < 0.8
-    cut = (found["log_rate"] == schedule_free_lstm.HIGHEST) | (found["log_rate"] == -schedule_free_lstm.BOUND)
+    cut = (found["log_rate"] == schedule_free_lstm.HIGHEST) | (found["log_rate"] == -schedule_free_lstm.FACTOR_BOUND)
     assert 0.2 < cut.double().mean() < 0.8
 
 
@@ -444,6 +349,6 @@ def test_launch_arguments_compile(build: Build, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(driver, "_active", StandInDriver())
     case = case_of(build(), 2, 5)
     by_kernels(case, "cpu")
-    step = fused.training_step(case.rule)
+    step = particles.training_step(case.rule)
     assert len(compiled) == len(step.forward.segments) + len(step.backward.segments)
     assert all("cubin" in kernel.asm for kernel in compiled)

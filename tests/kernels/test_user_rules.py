@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from helpers.triton import HAS_TRITON
-from learned_optim import LearnedOptimizer, fused
-from learned_optim.kernels import cpu
+from learned_optim import LearnedOptimizer
+from learned_optim.kernels.cpu import kernel as cpu_kernel
 from learned_optim.meta_train.inner.training_kernels import FusedRule
 from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.step import programs
 
 pytestmark = [
     pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
-    pytest.mark.skipif(cpu.compiler() is None, reason="needs a C compiler"),
+    pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler"),
 ]
 
 
@@ -143,8 +144,8 @@ def test_trace_is_independent_of_the_surrounding_mode(
     expected = stepped(rule_of(product), fused=True)
     rule = rule_of(product)  # of which nothing is known yet
     with around():
-        assert fused.why_not(rule(), torch.device("cpu"), torch.float32) is None
-        fused.plan_of(rule())
+        assert programs.unsupported_reason(rule(), torch.device("cpu"), torch.float32) is None
+        programs.plan_of(rule())
     assert torch.equal(stepped(rule, fused=True), expected)
 
 
@@ -204,3 +205,31 @@ def test_derivatives_match_autograd(name: str, monkeypatch: pytest.MonkeyPatch) 
         found.append(torch.autograd.grad((update * weights).sum() + new["m"].sum(), [grad, state["m"], rule.w]))
     for plain, made in zip(*found, strict=True):
         torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+
+
+class SignDescent(Written):
+    """A rule that remembers nothing."""
+
+    @property
+    def state_features(self) -> dict[str, int]:
+        return {}
+
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        return -0.01 * self.w[0].abs() * grad.sign(), {}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("interpreted", [False, True], ids=["c", "triton"])
+def test_rule_without_state_steps_tensors_of_every_layout(
+    fused: bool, interpreted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if interpreted:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    rule = SignDescent()
+    values = [torch.ones(4, 5), torch.ones(5, 4).t(), torch.ones(8, 10)[::2, ::2], torch.ones(3), torch.ones(0)]
+    parameters = [nn.Parameter(value) for value in values]
+    for parameter in parameters:
+        parameter.grad = -2 * torch.ones(parameter.shape)
+    LearnedOptimizer(parameters, rule, fused=fused).step()
+    for parameter in parameters:
+        torch.testing.assert_close(parameter.detach(), (1 + 0.01 * rule.w[0].abs().detach()).expand(parameter.shape))

@@ -14,7 +14,7 @@ from learned_optim import LearnedOptimizer
 from learned_optim.meta_train.inner.unroll import start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks.mlp import MLPTask
-from learned_optim.rules import ScheduleFreeLSTM, UpdateRule, schedule_free_lstm
+from learned_optim.rules import NO_CONDITIONS, ScheduleFreeLSTM, UpdateRule
 
 
 def steered() -> UpdateRule:
@@ -257,7 +257,7 @@ def test_compiled_step_matches_eager_beyond_total_steps() -> None:
 
 def test_forward_without_conditions_uses_neutral_ones() -> None:
     rule = ScheduleFreeLSTM()
-    conditions = schedule_free_lstm.ALONE
+    conditions = NO_CONDITIONS
     assert (conditions.lr, conditions.progress, conditions.averaging, conditions.parameter) == (1, 0, 1, 0)
     grad, state = torch.ones(3), rule.init_state((3,))
     alone, _ = rule(grad, state, torch.tensor(1.0))

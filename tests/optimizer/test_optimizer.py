@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from helpers.optimizers import NOWHERE, RANDOM_RULES, Net, mean_square, parameter, same, train
 from helpers.rules import Build, as_reference, each, randomised
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
-from learned_optim.execution import Settings, Slot
+from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.rules import ScaleFreeLSTM, ScheduleFreeLSTM
 
 ALL_RULES: dict[str, Build] = RANDOM_RULES | {"shipped-default": lambda: load_rule("default")}
@@ -281,13 +281,13 @@ def test_grad_scaler_tensors_move_to_each_device(monkeypatch: pytest.MonkeyPatch
     """With several GPUs, the scaler's tensors are on one of them. Here "meta" stands for the other."""
     seen: list[tuple[str, ...]] = []
 
-    def look(_: UpdateRule, slots: Sequence[Slot], settings: Settings) -> None:
+    def look(_: UpdateRule, slots: Sequence[Slot], settings: StepSettings) -> None:
         assert settings.found_inf is not None
         assert settings.grad_scale is not None
         tensors = slots[0].parameter, settings.found_inf, settings.grad_scale
         seen.append(tuple(tensor.device.type for tensor in tensors))
 
-    monkeypatch.setattr("learned_optim.optimizer.apply_in_blocks", look)
+    monkeypatch.setattr("learned_optim.step.dispatch.apply_in_blocks", look)
     params = [nn.Parameter(torch.ones(2, device=device)) for device in ("cpu", "meta")]
     optimizer: Any = LearnedOptimizer(params, capturable=True, fused=False)
     for values in params:

@@ -79,7 +79,7 @@ def import_violations(source: str, module: str, *, is_package: bool = False) -> 
     for imported in imports(source, package):
         target = layer(imported.name)
         # The one way up: sub-commands of the command line import the meta-training that they start.
-        sub_command = module.startswith("learned_optim.cli") and imported.in_function
+        sub_command = is_within(module, "learned_optim.cli") and imported.in_function
         if target is not None and target > height and not (sub_command and imported.is_of("learned_optim.meta_train")):
             found.append(f"{module}:{imported.line} imports {imported.name} from a layer above")
         if imported.is_of("kernels", "meta_train"):
@@ -291,7 +291,7 @@ class TestChecksCanFail:
             ("learned_optim.meta_train.inner.unroll", "from learned_optim.rules import base\nimport torch"),
         ],
     )
-    def test_import_from_an_earlier_room_is_not(self, module: str, source: str) -> None:
+    def test_import_from_an_earlier_room_passes(self, module: str, source: str) -> None:
         assert room_violations(source, module) == []
 
     def test_module_in_no_room_is_found(self) -> None:
@@ -346,7 +346,7 @@ def test_kernels_know_no_rule() -> None:
     from learned_optim.rules import ARCHITECTURES
 
     words = {name.replace("-", mark) for name in ARCHITECTURES for mark in ("-", "_", "")} - {"mlp"}
-    for file in sorted((ROOT / "kernels").iterdir()):
+    for file in sorted((ROOT / "kernels").rglob("*")):
         if file.suffix in (".py", ".c", ".h"):
             text = file.read_text().lower()
             assert not [word for word in words if word in text], file

@@ -139,13 +139,13 @@ def test_installed_wheel_trains_beside_other_packages(wheel: Path, tmp_path: Pat
 
 WITHOUT_LINKS = """
 import learned_optim.meta_train.config.load, torch
-from learned_optim.kernels import cpu
+from learned_optim.kernels.cpu import kernel as cpu_kernel
 
 parameter = torch.nn.Parameter(torch.ones(10))
 parameter.grad = torch.ones(10)
 learned_optim.LearnedOptimizer([parameter]).step()
 print(float(parameter.detach().max()) < 1)
-print(cpu.__file__)
+print(cpu_kernel.__file__)
 print(learned_optim.meta_train.config.load.__file__)
 """
 
@@ -165,5 +165,5 @@ def test_editable_install_of_a_clone_without_links_works(checkout: Path, tmp_pat
     run(sys.executable, "-m", "pip", "--python", python, "install", *options, "--editable", clone, cwd=tmp_path)
     moved, *places = run(python, "-I", "-c", WITHOUT_LINKS, cwd=tmp_path).splitlines()
     assert moved == "True"
-    assert places == [str(clone / "kernels" / "cpu.py"), str(clone / "meta_train" / "config.py")]
+    assert places == [str(clone / "kernels/cpu/kernel.py"), str(clone / "meta_train/config/load.py")]
     assert "default" in run(python, "-I", "-m", "learned_optim.cli", "rules", "list", cwd=tmp_path)

@@ -42,7 +42,7 @@ def test_oldest_versions_agree_everywhere() -> None:
     assert f"Python {python} or newer is needed" in (ROOT / "Makefile").read_text()
 
 
-def test_page_on_using_does_not_miss_an_extra() -> None:
+def test_page_on_using_names_every_extra() -> None:
     rows = re.findall(r"^\| (`[\w`(), -]+) \|", (ROOT / "docs" / "using.md").read_text(), flags=re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} >= set(EXTRAS)
 

@@ -239,7 +239,7 @@ def test_log_rate_stops_at_its_bound() -> None:
 
 def test_derivative_is_zero_beyond_a_clip() -> None:
     rule = randomised(ScheduleFreeLSTM(2, rate=1.0))
-    bound, highest = schedule_free_lstm.BOUND, schedule_free_lstm.HIGHEST
+    bound, highest = schedule_free_lstm.FACTOR_BOUND, schedule_free_lstm.HIGHEST
     grad = torch.tensor([5.0, 5.0, 0.5, -5.0], dtype=torch.float64)  # against a root mean square of .3 before
     state = random_state(rule, 4)
     state["second_moment"] = torch.full_like(state["second_moment"], 0.1)

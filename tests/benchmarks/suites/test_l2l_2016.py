@@ -6,7 +6,7 @@ from benchmarks.results import read_suite
 from benchmarks.suites.l2l_2016 import EXPERIMENTS, RESULTS, figure
 
 
-def test_panels_stand_in_the_order_of_the_paper_and_show_the_rows() -> None:
+def test_figure_panels_follow_the_paper_and_show_the_rows() -> None:
     curves = read_suite(RESULTS).curves
     panels = [panel for panel in figure(curves).axes if panel.get_visible()]
     shown = [problem for problem in EXPERIMENTS if problem in curves]

@@ -34,7 +34,7 @@ def write(folder: Path, names: list[str], suite: str = "small", seeds: int = 2) 
     return folder
 
 
-def test_parts_make_the_whole(tmp_path: Path) -> None:
+def test_merged_parts_equal_one_run(tmp_path: Path) -> None:
     part, target, whole = write(tmp_path / "part", ["mnist"]), tmp_path / "target", tmp_path / "whole"
     write(target, ["quadratic", "cifar-10"])
     write(whole, ORDER)
@@ -49,7 +49,7 @@ def test_parts_make_the_whole(tmp_path: Path) -> None:
     assert {"date", "commit", "processor"} <= set(provenance["merged"]["mnist"])
 
 
-def test_rows_of_a_problem_that_both_have_are_replaced(tmp_path: Path) -> None:
+def test_merge_replaces_rows_of_problems_in_both(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"], seeds=3), write(tmp_path / "target", ORDER)
     merge(part, target, ORDER)
     seeds = {row["problem"]: row["seeds"] for row in read_summary(target)}
@@ -63,7 +63,7 @@ def test_first_results_of_a_suite_make_its_folder(tmp_path: Path) -> None:
     assert (target / "provenance.json").read_text() == (part / "provenance.json").read_text()
 
 
-def test_results_without_a_column_of_the_others_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_results_that_lack_a_column_are_refused(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"]), write(tmp_path / "target", ["quadratic"])
     table = part / "summary.csv"
     table.write_text(table.read_text().replace("speedup", "speed"))
@@ -73,7 +73,7 @@ def test_results_without_a_column_of_the_others_are_refused_and_nothing_is_writt
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_results_of_another_suite_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_merge_refuses_results_of_another_suite(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"], suite="other"), write(tmp_path / "target", ["quadratic"])
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     with pytest.raises(ValueError, match="is of suite 'other'"):
@@ -81,9 +81,7 @@ def test_results_of_another_suite_are_refused_and_nothing_is_written(tmp_path: P
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_experiments_of_2016_that_are_run_by_themselves_leave_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rerun_of_one_2016_experiment_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = write(tmp_path / "target", ["quadratic", "mnist"], suite="l2l-2016")
 
     def benchmark(arguments: list[str]) -> int:

@@ -33,7 +33,7 @@ def row(program: str, optimizer: str, seed: int = 0, **values: float) -> Row:
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_each_program_gets_a_row_from_each_optimizer_and_the_summary_names_it(
+def test_every_program_and_optimizer_has_a_row_and_a_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = ["--output", str(tmp_path), "--programs", ",".join(SMALL)]
@@ -56,7 +56,7 @@ def test_each_program_gets_a_row_from_each_optimizer_and_the_summary_names_it(
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_run_that_has_a_row_is_not_repeated_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_run_is_repeated_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = itertools.count(1)
     monkeypatch.setattr(programs, "trained", lambda *_: Outcome(next(count)))
     command = ["learned", "--programs", "friedman", "--output", str(tmp_path)]
@@ -77,7 +77,7 @@ def test_same_seed_gives_the_same_run() -> None:
     assert first != other
 
 
-def test_only_settings_that_are_asked_for_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_given_settings_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, object]] = []
     monkeypatch.setattr(programs, "LearnedOptimizer", lambda parameters, rule, **settings: given.append(settings))
     programs.learned("default", {}, total_steps=False)([], 7)
@@ -146,7 +146,7 @@ def test_diverged_training_counts_as_the_worst() -> None:
     assert evaluate(module, (torch.ones(3, 1), torch.ones(3, 1)), nn.functional.mse_loss)[0] == math.inf
 
 
-def test_evaluation_leaves_the_random_numbers_of_the_training_alone() -> None:
+def test_evaluation_preserves_the_random_state_of_training() -> None:
 
     class Sampled(nn.Linear):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:

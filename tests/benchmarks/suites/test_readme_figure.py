@@ -15,7 +15,7 @@ def test_the_committed_picture_is_of_the_committed_rows() -> None:
         assert 900 <= picture.width <= 1_800  # sharp where it is shown 900 pixels wide
 
 
-def test_a_changed_row_is_seen() -> None:
+def test_changed_row_is_found() -> None:
     other = {problem: {name: points.copy() for name, points in own.items()} for problem, own in CURVES.items()}
     before = digest(other)
     other[next(iter(PANELS))]["default"][-1, 1] *= 1.001

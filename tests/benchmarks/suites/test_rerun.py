@@ -53,7 +53,7 @@ def tables(folder: Path) -> dict[str, list[Any]]:
     return {name: list(read(folder / f"{name}.csv")) for name in ("summary", "curves")}
 
 
-def test_the_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]]) -> None:
+def test_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]]) -> None:
     folder, _ = committed
     before = tables(folder)
     rerun(folder, str(folder / "suite.toml"), "default", [], Cache(None))
@@ -61,7 +61,7 @@ def test_the_same_rule_gives_the_same_rows(committed: tuple[Path, list[Result]])
     assert "default" in (folder / "provenance.json").read_text(encoding="utf-8")
 
 
-def test_speedups_that_are_drawn_are_those_of_the_rows(
+def test_drawn_speedups_are_those_of_the_rows(
     committed: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = committed
@@ -82,7 +82,7 @@ def test_speedups_that_are_drawn_are_those_of_the_rows(
     assert not (folder / "profile.png").exists()
 
 
-def test_a_speed_up_lies_within_its_bar(committed: tuple[Path, list[Result]]) -> None:
+def test_speedup_lies_within_its_bar(committed: tuple[Path, list[Result]]) -> None:
     folder, _ = committed
     results = read_suite(folder)
     for group in figures.drawn(results, load_suite(folder / "suite.toml")).values():
@@ -91,7 +91,7 @@ def test_a_speed_up_lies_within_its_bar(committed: tuple[Path, list[Result]]) ->
             assert speed.low <= speed.factor <= speed.high
 
 
-def test_other_rules_and_problems_stay(committed: tuple[Path, list[Result]]) -> None:
+def test_rows_of_other_rules_and_problems_are_kept(committed: tuple[Path, list[Result]]) -> None:
     folder, rules = committed
     before = read_suite(folder)
     changed = next(result for result in rules if result.optimizer == "default" and result.problem.name == "small")
@@ -105,7 +105,7 @@ def test_other_rules_and_problems_stay(committed: tuple[Path, list[Result]]) -> 
             assert same == ((problem, optimizer) != ("small", "default"))
 
 
-def test_a_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> None:
+def test_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> None:
     folder, rules = committed
     results = read_suite(folder)
     others = [row for row in results.summary if row["optimizer"] != "default"]

@@ -178,9 +178,7 @@ def test_run_prints_its_table_and_writes_its_rows(
     assert isinstance(SimpleNamespace(**rows[-1]).final, str)
 
 
-def test_saved_rows_take_the_place_of_those_of_the_same_optimizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saved_rows_replace_those_of_the_same_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "load_suite", lambda name: tiny())
     monkeypatch.setattr(wide, "RESULTS", tmp_path)
     for half, rules in (("first", "default"), ("second", "default"), ("first", "default@0,default")):

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.paths import ROOT
 from helpers.small_configs import SMALLEST, refusal, write
+from learned_optim.meta_train.common.strict import ConfigError
 from learned_optim.meta_train.config.load import Config, TaskConfig, config_from_tables, load_config, shipped_configs
 from learned_optim.meta_train.config.settings import (
     CurriculumConfig,

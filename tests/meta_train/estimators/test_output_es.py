@@ -110,7 +110,7 @@ class TestOutputGradient:
         assert (found[:phases] - exact).norm() < 0.3 * exact.norm()
         assert (exact.abs().amax(1) > 0.1).all()
 
-    def test_that_of_an_anchor_is_zero(self) -> None:
+    def test_output_gradient_of_an_anchor_is_zero(self) -> None:
         rule, task = steered(), quadratics(anchor=True)
         estimator = OutputES(pairs=2)
         state = estimator.start(rule, task, start(rule, task, generator()), generator())
@@ -177,7 +177,7 @@ class TestExperience:
 
 
 class TestReplay:
-    def test_constant_outputs_are_worth_their_output_gradient_less_caution(self) -> None:
+    def test_replay_of_constant_outputs_matches_its_formula(self) -> None:
         rule = ScheduleFreeLSTM(hidden_size=2)  # the output layer is zero, but for the bias
         bias = torch.tensor([0.1, -0.2, 0.3])
         with torch.no_grad():
@@ -248,7 +248,7 @@ def output_es_config(**changes: Any) -> Config:
 
 
 @pytest.mark.slow
-def test_interrupted_run_takes_the_same_course(tmp_path: Path) -> None:
+def test_output_es_resume_is_bit_exact(tmp_path: Path) -> None:
     before = weights(Trainer(output_es_config()).module)
     whole = Trainer(output_es_config(), tmp_path / "whole")
     run(whole)
@@ -279,7 +279,7 @@ def test_experience_of_an_earlier_version_is_read_under_its_former_name(tmp_path
 
 
 class TestRefused:
-    def test_what_does_not_fit_together(self) -> None:
+    def test_conflicting_options_are_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"output-es needs a rule that is steered by outputs.*scale-free-lstm"):
             output_es_config(rule={"architecture": "scale-free-lstm", "settings": {"hidden_size": 2}})
         with pytest.raises(ConfigError, match=r"estimator\.meta_loss: Input should be 'speedup', got 'log'"):
@@ -294,7 +294,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="must be positive"):
             OutputES(**options)
 
-    def test_windows_that_are_not_whole_trainings(self) -> None:
+    def test_windows_shorter_than_a_training_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r'whole inner trainings: set unroll\.truncation = "whole"'):
             run(Trainer(output_es_config(unroll={"truncation": 5, "horizon": [10, 30]})))
 
@@ -304,6 +304,6 @@ class TestRefused:
         with pytest.raises(ValueError, match="output-es runs in one process, got 2"):
             Trainer(output_es_config(), world=world)
 
-    def test_a_memory_of_another_kind(self) -> None:
+    def test_foreign_experience_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"not an experience of output-es: .*0\.signal"):
             OutputES().check_learned({"0.signal": torch.zeros(1)})

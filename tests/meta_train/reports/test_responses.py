@@ -18,8 +18,7 @@ from learned_optim.meta_train.reports.responses import (
     portrait,
     updates_of,
 )
-from learned_optim.rules import RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
-from learned_optim.rules.base import Settings
+from learned_optim.rules import RuleSettings, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
 
 class Descent(UpdateRule):
@@ -28,7 +27,7 @@ class Descent(UpdateRule):
     name = "descent"
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RuleSettings:
         return {}
 
     @property

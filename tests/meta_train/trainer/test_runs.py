@@ -239,7 +239,7 @@ def test_options_that_an_earlier_version_recorded_for_every_estimator_are_no_set
     assert read_run(tmp_path).settings() == read_run(folder / "b").settings()
 
 
-def test_names_are_drawn_letter_by_letter(folder: Path, tmp_path: Path) -> None:
+def test_special_characters_in_run_names_are_drawn(folder: Path, tmp_path: Path) -> None:
     for name in ("_hidden", "a$b_{", "\x1b[2J"):  # left out of legends, no formula, a control character
         shutil.copytree(folder / "b", tmp_path / name)
     plot_comparison_of_runs(find_runs([tmp_path]), tmp_path / "figure.png")  # no warning, no error

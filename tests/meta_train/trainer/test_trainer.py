@@ -44,7 +44,7 @@ class TestStep:
         assert 3 <= sum(skipped) <= 17  # half the windows of two batches hold an infinite one
 
     @pytest.mark.parametrize("place", ["meta-loss", "meta-gradient", None])
-    def test_meta_loss_or_gradient_that_is_not_finite_counts(
+    def test_is_finite_checks_meta_loss_and_meta_gradient(
         self, place: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(*arguments: Any) -> Part:

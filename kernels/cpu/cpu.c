@@ -1,0 +1,116 @@
+/* The steps of a rule on a CPU: every coordinate goes through memory once, a vector of them at a time.
+
+   In front of this stand vector.h and the functions that sources/c.py makes of the rule: share and update. */
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef struct {
+    int64_t size;                /* coordinates */
+    int64_t stride;              /* from one feature of the state to the next */
+    const float *scale;          /* factor on the update */
+    const float *sees_parameter; /* 1: the rule gets the parameter, 0: it gets zero; for all coordinates, or for each */
+    int64_t sees_stride;         /* from the entry of one coordinate to that of the next: 0 or 1 */
+    const real *weights;         /* the rule's weights, in the order in which it reads them */
+    const float *step;           /* count of this step */
+    char *parameter;
+    const char *grad;
+    char *state[ENTRIES];
+} Tensor;
+
+typedef struct {
+    SharedInputs inputs;
+    double factor, decay, grad_scale; /* on the update, on the parameter, on the gradient */
+    int32_t maximize, skip_nonfinite;
+} Arguments;
+
+INLINE vec *load_features(
+    vec *next, const Tensor *tensor, int entry, int64_t place, int dtype, int count, int features
+) {
+    const char *address = tensor->state[entry];
+    for (int k = 0; k < features; k++) *next++ = load(address, place + k * tensor->stride, dtype, count);
+    return next;
+}
+
+INLINE vec *store_features(
+    vec *next, const Tensor *tensor, int entry, int64_t place, int dtype, int count, int features
+) {
+    char *address = tensor->state[entry];
+    for (int k = 0; k < features; k++) store(address, place + k * tensor->stride, dtype, count, *next++);
+    return next;
+}
+
+/* The coordinates place ... place + count - 1, at most a vector of them. */
+INLINE void step_lanes(
+    const Tensor *tensor, int64_t place, int count, const Shared *shared, const Arguments *settings
+) {
+    vec grad = load(tensor->grad, place, GRAD_DTYPE, count) / (real)settings->grad_scale;
+    if (settings->maximize) grad = -grad;
+    ivec written = (ivec){0} == 0;
+    integer all_written = -1;
+    if (settings->skip_nonfinite) {
+        written = magnitude(grad) < INFINITY;
+        EACH_LANE all_written &= written[lane];
+        grad = (vec)(written & (ivec)grad);
+    }
+    vec state[FEATURES], *next = state;
+    LOAD_STATE
+    vec kept[FEATURES];
+    if (!all_written) memcpy(kept, state, sizeof(state));
+    vec parameter = load(tensor->parameter, place, PARAMETER_DTYPE, count), seen = parameter;
+    if (READS_PARAMETER) {
+        const float *sees = tensor->sees_parameter;
+        vec shown = tensor->sees_stride ? load((const char *)sees, place, FLOAT32, count) : all(*sees);
+        seen = where(shown != 0, parameter / *tensor->scale, all(0));
+    }
+    vec change = (real)settings->factor * *tensor->scale * update(state, grad, seen, shared, tensor->weights);
+    if (!all_written)
+        for (int k = 0; k < FEATURES; k++) state[k] = where(written, state[k], kept[k]);
+    next = state;
+    STORE_STATE
+    (void)next;
+    if (settings->decay != 0) change -= (real)settings->decay * parameter;
+    vec moved = parameter + change;
+    store(tensor->parameter, place, PARAMETER_DTYPE, count, all_written ? moved : where(written, moved, parameter));
+}
+
+/* Step those tiles of all tensors whose number lies in first ... last - 1. */
+static void step_tiles(
+    const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Arguments *settings
+) {
+    Shared shared;
+    SharedInputs inputs = settings->inputs;
+    const Tensor *shares = 0; /* the tensor that they are of */
+    for (const Tensor *tensor = tensors; tensor < tensors + n_tensors && last > 0; tensor++) {
+        int64_t tiles = (tensor->size + TILE - 1) / TILE;
+        if (first < tiles) {
+            if (!shares || shares->weights != tensor->weights || *shares->step != *tensor->step) {
+                inputs.step = *tensor->step;
+                share(&shared, tensor->weights, &inputs);
+                shares = tensor;
+            }
+            int64_t place = (first > 0 ? first : 0) * TILE, end = last < tiles ? last * TILE : tensor->size;
+            for (; place + LANES <= end; place += LANES) step_lanes(tensor, place, LANES, &shared, settings);
+            if (place < end) step_lanes(tensor, place, (int)(end - place), &shared, settings);
+        }
+        first -= tiles;
+        last -= tiles;
+    }
+}
+
+/* Step all tensors, which have so many tiles together. */
+void step(const Tensor *tensors, int64_t n_tensors, int64_t tiles, int64_t threads, const Arguments *settings) {
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads((int)threads)
+        {
+            int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
+            step_tiles(tensors, n_tensors, tiles * thread / count, tiles * (thread + 1) / count, settings);
+        }
+        return;
+    }
+#endif
+    (void)threads;
+    step_tiles(tensors, n_tensors, 0, tiles, settings);
+}

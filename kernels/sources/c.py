@@ -1,0 +1,279 @@
+"""The source of a program in C: one function for a vector of sixteen coordinates, and one for what they share.
+
+The rest of the source, ``cpu.c``, runs it over tensors. The shared part is computed first, in float64.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+import torch
+
+from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_orphan_comments
+from learned_optim.kernels.tracing.program import (
+    PARAMETER_INPUT,
+    Constant,
+    Elementwise,
+    Input,
+    Product,
+    Program,
+    Result,
+    Scalar,
+    Weight,
+)
+
+DTYPE_MACROS = {
+    torch.float32: "FLOAT32",
+    torch.bfloat16: "BFLOAT16",
+    torch.float16: "FLOAT16",
+    torch.float64: "FLOAT64",
+}
+C_FUNCTIONS = {
+    "abs": "magnitude",
+    "cos": "cosine",
+    "erf": "error_function",
+    "exp": "exponential",
+    "exp_within_range": "exponential_within_range",
+    "expm1": "exponential_minus_1",
+    "gated_tanh": "gated_tanh",
+    "log": "logarithm",
+    "lstm_cell": "lstm_cell",
+    "maximum": "larger",
+    "minimum": "smaller",
+    "pow": "power",
+    "relu": "rectified",
+    "rsqrt": "reciprocal_root",
+    "sigmoid": "sigmoid",
+    "sign": "sign",
+    "sin": "sine",
+    "sqrt": "root",
+    "tanh": "hyperbolic_tangent",
+}
+"""Names of functions in ``vector.h``; with ``shared_`` before them, functions of single numbers."""
+
+
+def c_source(program: Program, dtype: torch.dtype, name: str = "a rule") -> Source:
+    """Write the C of a program, without what depends on the dtypes of tensors.
+
+    Args:
+        program: a simplified program.
+        dtype: dtype of the arithmetic, float32 or float64.
+        name: name of the rule, for the first comment.
+    """
+    writer = _CWriter(program, "f" if dtype == torch.float32 else "")
+    return Source(writer.source(name), tuple(writer.weights))
+
+
+def storage_macros(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The macros of C by which state is read and written.
+
+    Args:
+        program: the program that the state belongs to.
+        dtypes: the dtypes of parameters, gradients and each entry of the state.
+    """
+    parameter, grad, *entries = (DTYPE_MACROS[dtype] for dtype in dtypes)
+    lines = [f"#define PARAMETER_DTYPE {parameter}", f"#define GRAD_DTYPE {grad}"]
+    for kind in ("load", "store"):
+        calls = [
+            f"next = {kind}_features(next, tensor, {entry}, place, {dtype}, count, {features});"
+            for entry, (dtype, features) in enumerate(zip(entries, program.features.values(), strict=True))
+        ]
+        lines.append(" \\\n    ".join([f"#define {kind.upper()}_STATE", *calls]))
+    return "\n".join(lines) + "\n"
+
+
+class _CWriter(Writer):
+    """Writes the two functions of a program: ``share`` of a step, ``update`` of a vector of coordinates."""
+
+    def __init__(self, program: Program, suffix: str) -> None:
+        super().__init__(program)
+        self.suffix = suffix
+        self.share: list[str] = []
+        self.update: list[str] = []
+        self.places_of_shared: dict[Result, int] = {}  # what coordinates read of what they share -> its place in Shared
+        self.firsts: dict[str, int] = {}
+        for entry in program.features:
+            self.firsts[entry] = sum(program.features[before] for before in self.firsts)
+
+    def source(self, name: str) -> str:
+        """The source of both functions."""
+        self.write()
+        self.write_results()
+        results = self.results()
+        features = sum(self.program.features.values())
+        counts = {
+            "FEATURES": max(features, 1),
+            "ENTRIES": max(len(self.program.features), 1),
+            "SHARED": len(self.places_of_shared),
+            "READS_PARAMETER": int(self.program.reads_parameter),
+        }
+        return f"""/* The step of {name}, made from its forward. */
+
+enum {{ {", ".join(f"{key} = {value}" for key, value in counts.items())} }};
+
+typedef struct {{
+    real values[SHARED + 1];
+}} Shared;
+
+/* What all coordinates share. */
+static void share(Shared *shared, const real *weights, const SharedInputs *inputs) {{
+{_indented(without_orphan_comments(self.share, "/*"))}
+}}
+
+/* The update of a vector of coordinates, and their new state in the place of the old one. */
+static __attribute__((noinline)) vec update(
+    vec *state, vec grad, vec parameter, const Shared *shared, const real *weights
+) {{
+{_indented(without_orphan_comments([*self.update, *results], "/*"))}
+}}
+"""
+
+    def results(self) -> list[str]:
+        """The lines that write the state, and return the update."""
+        change = self.vector(self.program.outputs["update"][0])
+        copies, stores = ([f"const vec change = {change};"], []) if change.startswith("state") else ([], [])
+        change = "change" if copies else change
+        for entry, scalars in self.program.outputs.items():
+            for feature, scalar in enumerate(scalars):
+                if entry == "update" or scalar == Input(entry, feature):
+                    continue
+                place, value = self.firsts[entry] + feature, self.vector(scalar)
+                if value.startswith("state"):  # moves to another place
+                    copies.append(f"const vec moved{place} = {value};")
+                    value = f"moved{place}"
+                stores.append(f"state[{place}] = {value};")
+        return ["/* The new state */", *copies, *stores, f"return {change};"]
+
+    def write_note(self, line: str, shared: bool) -> None:
+        (self.share if shared else self.update).append(f"/* {line.replace('*/', '* /')} */")
+
+    # What all coordinates share
+
+    def write_shared(self, place: int, operation: Elementwise) -> None:
+        operands = list(map(self.number, operation.operands))
+        expression = _expression(operation.name, operands, "shared_", _where)
+        if not self.put_inline(place, expression):
+            self.share.append(f"const double s{place} = {expression};")
+            self.keep(place, 1)
+
+    def write_shared_product(self, place: int, product: Product) -> None:
+        operands = ", ".join(map(self.number, product.operands))
+        first = self.matrix(product, range(product.outputs), interleaved=False)
+        self.share += _wrapped(f"const double x{place}[] = {{{operands}}};")
+        self.share.append(f"double s{place}[{product.outputs}];")
+        self.share.append(
+            f"shared_product(s{place}, {product.outputs}, weights + {first}, x{place}, {len(product.operands)});"
+        )
+        self.keep(place, product.outputs)
+
+    def keep(self, place: int, outputs: int) -> None:
+        """Write the results that coordinates read into ``Shared``."""
+        for output in range(outputs):
+            result = Result(place, output)
+            readers = [user for user in self.users[place] if result in self.program.operations[user].operands]
+            is_output = any(result in scalars for scalars in self.program.outputs.values())
+            if is_output or not all(self.program.shared[reader] for reader in readers):
+                self.places_of_shared[result] = len(self.places_of_shared)
+                self.share.append(f"shared->values[{self.places_of_shared[result]}] = (real){self.number(result)};")
+
+    def number(self, scalar: Scalar) -> str:
+        """The expression of a scalar in ``share``."""
+        if isinstance(scalar, Constant):
+            return _literal(scalar.value, "")
+        if isinstance(scalar, Weight):
+            return f"weights[{self.weight(scalar)}]"
+        if isinstance(scalar, Input):
+            return f"inputs->{scalar.entry}"
+        if scalar.operation in self.inline:
+            return self.inline[scalar.operation]
+        whole = isinstance(self.program.operations[scalar.operation], Elementwise)
+        return f"s{scalar.operation}" if whole else f"s{scalar.operation}[{scalar.output}]"
+
+    # What is different for each coordinate
+
+    def write_inputs(self, place: int, product: Product) -> None:
+        inputs = ", ".join(self.vector(operand) for operand in product.operands)
+        self.update += _wrapped(f"const vec inputs{place}[] = {{{inputs}}};")
+
+    def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
+        name = f"rows{place}_{rows[0]}"
+        starts = ", ".join(self.vector(self.rows.offset(place, row)) for row in rows)
+        first = self.matrix(product, rows, interleaved=True)
+        self.update += _wrapped(f"vec {name}[] = {{{starts}}};")
+        inputs = f"inputs{place}, {len(product.operands)}"
+        self.update.append(f"add_products({name}, {len(rows)}, weights + {first}, {inputs});")
+        for place_of_row, row in enumerate(rows):
+            self.names_of_rows[place, row] = f"{name}[{place_of_row}]"
+
+    def write_elementwise(self, place: int, operation: Elementwise) -> None:
+        kind = "const ivec" if place in self.masks else "const vec"
+        if operation.name in INFIX or operation.name in COMPARISONS or operation.name == "reciprocal":
+            operands = [self.operand(operand) for operand in operation.operands]
+        elif operation.name == "where":
+            operands = [self.mask(operation.operands[0]), *map(self.vector, operation.operands[1:])]
+        else:
+            operands = [self.vector(operand) for operand in operation.operands]
+        one = _literal(1.0, self.suffix)
+        expression = _expression(self.name_of(operation), operands, "", lambda *of: f"where({', '.join(of)})", one)
+        if place in self.masks or not self.put_inline(place, expression):
+            self.update += _wrapped(f"{kind} t{place} = {expression};")
+
+    def operand(self, scalar: Scalar) -> str:
+        """The expression of a scalar in ``update``: a vector, or one number for all."""
+        if isinstance(scalar, Constant):
+            return _literal(scalar.value, self.suffix)
+        if isinstance(scalar, Weight):
+            return f"weights[{self.weight(scalar)}]"
+        if isinstance(scalar, Input):
+            if scalar.entry in ("grad", PARAMETER_INPUT):
+                return scalar.entry
+            return f"state[{self.firsts[scalar.entry] + scalar.feature}]"
+        if self.program.shared[scalar.operation]:
+            return f"shared->values[{self.places_of_shared[scalar]}]"
+        row = self.rows.of(scalar)
+        if row is not None:
+            return self.names_of_rows[row]
+        name = self.inline.get(scalar.operation, f"t{scalar.operation}")
+        return f"where({name}, all(1), all(0))" if scalar.operation in self.masks else name
+
+    def vector(self, scalar: Scalar) -> str:
+        """The expression of a scalar in ``update``, as a vector."""
+        name = self.operand(scalar)
+        single = isinstance(scalar, Constant | Weight) or name.startswith("shared->")
+        return f"all({bare(name)})" if single else name
+
+    def mask(self, scalar: Scalar) -> str:
+        """The expression of a scalar in ``update``, as the mask of a choice."""
+        if isinstance(scalar, Result) and scalar.operation in self.masks and not self.program.shared[scalar.operation]:
+            return f"t{scalar.operation}"
+        return f"({self.vector(scalar)} != 0)"
+
+
+def _where(condition: str, yes: str, no: str) -> str:
+    return f"({condition} ? {yes} : {no})"
+
+
+def _expression(name: str, operands: Sequence[str], prefix: str, where: Callable[..., str], one: str = "1.0") -> str:
+    if name in INFIX or name in COMPARISONS:
+        return f"{operands[0]} {INFIX.get(name) or COMPARISONS[name]} {operands[1]}"
+    if name == "reciprocal":
+        return f"{one} / {operands[0]}"
+    if name == "where":
+        return where(*operands)
+    return f"{prefix}{C_FUNCTIONS[name]}({', '.join(map(bare, operands))})"
+
+
+def _literal(value: float, suffix: str) -> str:
+    if value != value:
+        return "NAN"
+    if value in (float("inf"), float("-inf")):
+        return "INFINITY" if value > 0 else "(-INFINITY)"
+    text = f"{value!r}{suffix}"
+    return f"({text})" if value < 0 else text
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, 112, subsequent_indent="    ", break_long_words=False)
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)

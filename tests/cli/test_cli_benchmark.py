@@ -1,0 +1,68 @@
+"""The command ``benchmark``: its list, its options, and an interruption."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.commands import run
+from learned_optim import save_rule
+from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
+from learned_optim.rules import ScaleFreeLSTM
+
+
+def test_benchmark_list_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("benchmark", "--list", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run("benchmark", "--list") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [name for suite, problems in found.items() for name in (suite, *problems)]
+    suites = [load_suite(name) for name in shipped_suites()]
+    assert names == [name for suite in suites for name in (suite.name, *(problem.name for problem in suite.problems))]
+
+
+TINY = """
+steps = 4
+seeds = 2
+tuning_seeds = 2
+rates = [0.1, 0.01]
+baselines = ["Adam"]
+[[problems]]
+name = "first"
+family = "quadratic"
+[[problems]]
+name = "second"
+family = "quadratic"
+noise = 0.1
+"""
+
+
+def test_benchmark_options_reach_the_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("tiny.toml").write_text(TINY)
+    save_rule(ScaleFreeLSTM(2), tmp_path / "mine.safetensors")
+    chosen = ["--problems", "second", "--seeds", "3", "--rules", "mine.safetensors", "--baselines", "SGD,Adam@0.1"]
+    assert run("benchmark", "tiny.toml", *chosen, "--cache", "stored", "--json") == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    (problem,) = document["problems"].values()
+    assert [row["optimizer"] for row in problem] == ["Adam", "SGD", "Adam@0.1", "mine"]
+    assert (document["suite"], document["seeds"]) == ("tiny", {"second": 3})
+    assert "second, 4 steps: tuning SGD over 2 rates" in captured.err
+    assert Path("benchmark/tiny/summary.csv").is_file()
+    assert list(Path("stored").rglob("*.safetensors"))
+
+
+def test_interrupted_benchmark_says_how_to_resume(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("learned_optim.meta_train.benchmark.evaluation.train", interrupted)
+    Path("tiny.toml").write_text(TINY)
+    assert run("benchmark", "tiny.toml", "--cache", "stored") == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == [
+        "finished runs are stored; the same command continues from there",
+        "learned-optim: interrupted",
+    ]
