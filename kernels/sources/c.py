@@ -11,6 +11,7 @@ import torch
 from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_orphan_comments
 from learned_optim.kernels.tracing.program import (
     PARAMETER_INPUT,
+    SHARED_INPUTS,
     Constant,
     Elementwise,
     Input,
@@ -89,7 +90,7 @@ class _CWriter(Writer):
         self.suffix = suffix
         self.share: list[str] = []
         self.update: list[str] = []
-        self.places_of_shared: dict[Result, int] = {}  # what coordinates read of what they share -> its place in Shared
+        self.places_of_shared: dict[Scalar, int] = {}  # what coordinates read of what they share -> its place in Shared
         self.firsts: dict[str, int] = {}
         for entry in program.features:
             self.firsts[entry] = sum(program.features[before] for before in self.firsts)
@@ -172,8 +173,14 @@ static __attribute__((noinline)) vec update(
             readers = [user for user in self.users[place] if result in self.program.operations[user].operands]
             is_output = any(result in scalars for scalars in self.program.outputs.values())
             if is_output or not all(self.program.shared[reader] for reader in readers):
-                self.places_of_shared[result] = len(self.places_of_shared)
-                self.share.append(f"shared->values[{self.places_of_shared[result]}] = (real){self.number(result)};")
+                self.value_in_shared(result)
+
+    def value_in_shared(self, scalar: Scalar) -> str:
+        """The expression, in ``update``, of a number that all coordinates share; it is put into ``Shared`` once."""
+        if scalar not in self.places_of_shared:
+            self.places_of_shared[scalar] = len(self.places_of_shared)
+            self.share.append(f"shared->values[{self.places_of_shared[scalar]}] = (real){self.number(scalar)};")
+        return f"shared->values[{self.places_of_shared[scalar]}]"
 
     def number(self, scalar: Scalar) -> str:
         """The expression of a scalar in ``share``."""
@@ -226,9 +233,11 @@ static __attribute__((noinline)) vec update(
         if isinstance(scalar, Input):
             if scalar.entry in ("grad", PARAMETER_INPUT):
                 return scalar.entry
+            if scalar.entry in SHARED_INPUTS:
+                return self.value_in_shared(scalar)
             return f"state[{self.firsts[scalar.entry] + scalar.feature}]"
         if self.program.shared[scalar.operation]:
-            return f"shared->values[{self.places_of_shared[scalar]}]"
+            return self.value_in_shared(scalar)
         row = self.rows.of(scalar)
         if row is not None:
             return self.names_of_rows[row]

@@ -18,6 +18,7 @@ from learned_optim.kernels.tracing.program import (
     Result,
     Scalar,
     Weight,
+    is_shared,
 )
 
 TRITON_FUNCTIONS = {
@@ -197,7 +198,7 @@ class _TritonWriter(Writer):
             if target in self.read:
                 self.name(target)
             value = self.name(scalar)
-            if isinstance(scalar, Constant | Weight) or (isinstance(scalar, Result) and self.is_single(scalar)):
+            if is_shared(scalar, self.program.shared):
                 value = f"(tl.full(mask.shape, 0.0, tl.float32) + {value})"
             line = f"store_feature({target.entry}_state, {value}, size, written, {target.feature})"
             self.update.append(line)

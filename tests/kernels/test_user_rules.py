@@ -12,7 +12,7 @@ from helpers.triton import HAS_TRITON
 from learned_optim import LearnedOptimizer
 from learned_optim.kernels.cpu import kernel as cpu_kernel
 from learned_optim.meta_train.inner.training_kernels import FusedRule
-from learned_optim.rules import RuleState, UpdateRule
+from learned_optim.rules import NO_CONDITIONS, Conditions, RuleState, UpdateRule
 from learned_optim.step import programs
 
 pytestmark = [
@@ -233,3 +233,35 @@ def test_rule_without_state_steps_tensors_of_every_layout(
     LearnedOptimizer(parameters, rule, fused=fused).step()
     for parameter in parameters:
         torch.testing.assert_close(parameter.detach(), (1 + 0.01 * rule.w[0].abs().detach()).expand(parameter.shape))
+
+
+class Scheduled(Written):
+    """A rule that multiplies what a coordinate has of its own by each condition, and keeps the step in its state."""
+
+    name = "scheduled"
+    uses_conditions = True
+
+    def forward(
+        self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
+    ) -> tuple[Tensor, RuleState]:
+        moved = (grad * step - 0.1 * conditions.parameter) * (conditions.progress - 2)
+        moved = (moved + state["m"][0]) * conditions.averaging
+        return 0.01 * moved * conditions.lr, {"m": torch.stack([grad * 0 + step, grad])}
+
+
+@pytest.mark.parametrize("interpreted", [False, True], ids=["c", "triton"])
+def test_conditions_and_step_may_be_operands_of_any_operation(
+    interpreted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a number is the same for all coordinates, and no operation of its own makes it."""
+    if interpreted:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    stepped = []
+    for fused in (False, True):
+        parameter = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+        optimizer = LearnedOptimizer([parameter], Scheduled(), lr=0.5, total_steps=8, fused=fused)
+        for _ in range(3):
+            parameter.grad = parameter.detach().clone()
+            optimizer.step()
+        stepped.append(parameter.detach().clone())
+    torch.testing.assert_close(*stepped)
