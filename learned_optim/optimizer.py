@@ -83,7 +83,7 @@ class LearnedOptimizer(Optimizer):
         ValueError: no parameters, ``lr`` or ``weight_decay`` negative or not a number, unknown rule name, a file that
             holds no rule, ``nonfinite`` not one of the three, ``state_dtype`` not a floating dtype of at most 32 bits,
             ``total_steps`` less than 1; ``total_steps`` or ``averaging=False`` with a rule that has no use for it.
-        TypeError: ``params``, ``rule`` or ``total_steps`` is of a wrong type, or a parameter is complex.
+        TypeError: an argument is of a wrong type, or a parameter is complex.
         RuntimeError: ``fused=True`` where no fused kernel can run or be compiled, or with ``differentiable=True``; in
             :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and a nonfinite
             gradient with ``nonfinite="error"``.

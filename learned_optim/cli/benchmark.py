@@ -4,7 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from learned_optim.cli.common import Commands, add_command, check_device, import_from_here, print_json, require
+from learned_optim.cli.common import (
+    Commands,
+    add_command,
+    check_device,
+    check_folder,
+    import_from_here,
+    print_json,
+    require,
+)
 from learned_optim.terminal import say
 
 
@@ -61,6 +69,8 @@ def run(options: argparse.Namespace) -> None:
         return
     import_from_here()
     check_device(options.device)
+    if options.out is not None:
+        check_folder("--out", options.out)
     suite = chosen_suite(
         options.suite, options.model, problems=options.problems or (), seeds=options.seeds, steps=options.steps
     )

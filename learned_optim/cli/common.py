@@ -109,6 +109,13 @@ def import_from_here() -> None:
         sys.path.insert(0, here)
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """Raise a CommandError, before anything is done, if results cannot go into ``folder`` as a file lies there."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise CommandError(f"{option} {folder}: {path} is a file; name a folder")
+
+
 def check_device(device: str) -> None:
     """Raise a CommandError if ``--device`` cannot be used, before anything is done."""
     import torch

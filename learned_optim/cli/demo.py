@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from learned_optim.cli.common import Commands, add_command, require
+from learned_optim.cli.common import Commands, add_command, check_folder, require
 
 
 def add_to(commands: Commands) -> None:
@@ -31,4 +31,5 @@ def run(options: argparse.Namespace) -> None:
     require("demo", "pydantic", "tqdm", "tensorboard", "sklearn", "matplotlib")
     from learned_optim.meta_train.demo import run_demo
 
+    check_folder("--output", options.output)
     run_demo(options.output)

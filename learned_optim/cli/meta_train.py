@@ -10,6 +10,7 @@ from learned_optim.cli.common import (
     Commands,
     add_command,
     check_device,
+    check_folder,
     import_from_here,
     print_table,
     require,
@@ -114,6 +115,7 @@ def _trainer(world: Any, options: argparse.Namespace) -> tuple[Path, Any]:
         if options.config is None:
             raise CommandError("name a configuration, or a run to resume: --resume RUN")
         folder = options.output or Path("runs") / Path(options.config).stem
+        check_folder("--output", folder)
         exists = (folder / "checkpoint.safetensors").exists()
         if exists and not world.restarted:
             raise CommandError(f"{folder} holds a run already; continue it with --resume {folder}, or choose --output")

@@ -63,17 +63,24 @@ def add_to(commands: Commands) -> None:
 def _list(options: argparse.Namespace) -> None:
     require("train", "pydantic")
     from learned_optim.meta_train.kinds import KINDS
-    from learned_optim.meta_train.reports.runs import find_runs
+    from learned_optim.meta_train.reports.runs import find_run_folders, read_run
 
     none_yet = options.folder == [DEFAULT] and not any(DEFAULT.glob("*/checkpoint.safetensors"))
-    summaries = [] if none_yet else [run.summary() for run in find_runs(options.folder, KINDS)]
     if none_yet and not options.json:
         say(f"no runs yet in {DEFAULT}; learned-optim meta-train CONFIG begins one")
         return
+    summaries, damaged = [], []
+    for folder in [] if none_yet else find_run_folders(options.folder):
+        try:
+            summaries.append(read_run(folder, KINDS).summary())
+        except ValueError as error:
+            damaged.append(error)  # the other runs can be listed all the same
     if options.json:
         print_json(summaries)
-        return
-    print_table([COLUMNS, *map(_row, summaries)])
+    elif summaries:
+        print_table([COLUMNS, *map(_row, summaries)])
+    if damaged:
+        raise CommandError("; ".join(map(str, damaged)))
 
 
 def _row(summary: Mapping[str, Any]) -> list[str]:

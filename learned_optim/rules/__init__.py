@@ -1,4 +1,8 @@
-"""Update rules: the learned functions, one file each."""
+"""Update rules: the learned functions, one file each, with the mathematics in ``forward``.
+
+``base`` defines the interface; ``lstm`` and ``moments`` are parts that rules share. Of the shipped rules, whose weights
+are in ``learned_optim/weights/``, ``default`` is a ``schedule_free_lstm``, and the others are ``lstm_l2l``.
+"""
 
 from learned_optim.rules.base import NO_CONDITIONS, Conditions, RuleSettings, RuleState, UpdateRule
 from learned_optim.rules.lstm_l2l import LSTML2L

@@ -1,5 +1,6 @@
 """The settings of a step: what a parameter group may hold, and what follows from it for one step."""
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from learned_optim.step.counts import training_progress
 from learned_optim.step.modes import is_known_to_host
 from learned_optim.step.programs import unsupported_reason
 
+SWITCHES = ("averaging", "maximize", "capturable", "differentiable")
 NONFINITE = ("skip", "propagate", "error")
 DECAY_RATE = 1e-3
 """AdamW's default rate, which its weight decay is multiplied by; ``lr`` here is relative to the rule's own rate."""
@@ -18,6 +20,7 @@ DECAY_RATE = 1e-3
 
 def check_group(group: dict[str, Any], rule: UpdateRule) -> None:
     """Raise a TypeError, ValueError or RuntimeError if the rule cannot step such a group."""
+    check_types(group)
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
@@ -38,6 +41,28 @@ def check_group(group: dict[str, Any], rule: UpdateRule) -> None:
         reason = unsupported_reason(rule, parameter.device, parameter.dtype) if group["fused"] else None
         if reason is not None:
             raise RuntimeError(f"fused=True cannot be had: {reason}; use fused=None")
+
+
+def check_types(group: dict[str, Any]) -> None:
+    """Raise a TypeError if a number is none, or a switch is neither True nor False.
+
+    Python takes ``"no"`` for true and a text for no number: without this check a switch would be on that was meant to
+    be off, and a number would be refused in words that do not name it.
+    """
+    if not isinstance(group["lr"], Tensor | Real):
+        raise TypeError(
+            f"lr must be a number or a tensor of one element, got {group['lr']!r}; 1.0 is the rule as trained"
+        )
+    decay = group["weight_decay"]
+    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, Tensor | Real)):
+        raise TypeError(
+            f"weight_decay must be a number or None, got {decay!r}; None leaves it to the rule, 0 turns it off"
+        )
+    for name in SWITCHES:
+        if not isinstance(group[name], bool):
+            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+    if group["fused"] is not None and not isinstance(group["fused"], bool):
+        raise TypeError(f"fused must be True, False or None, got {group['fused']!r}")
 
 
 def check_total_steps(total_steps: Any, rule: UpdateRule) -> None:

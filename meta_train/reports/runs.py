@@ -108,13 +108,18 @@ def find_runs(folders: Iterable[Path], kinds: Sequence[RunKind] = (RULE,)) -> li
         FileNotFoundError: a folder does not exist, or holds no run.
         ValueError: a file is damaged.
     """
+    return [read_run(folder, kinds) for folder in find_run_folders(folders)]
+
+
+def find_run_folders(folders: Iterable[Path]) -> list[Path]:
+    """The folders of the runs that :func:`find_runs` reads, each once; ``FileNotFoundError`` as there."""
     found = []
     for folder in folders:
         own = [folder] if (folder / FILE).is_file() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
         if not own:
             raise FileNotFoundError(f"no runs in {folder}" if folder.is_dir() else f"no folder {folder}")
         found += own
-    return [read_run(folder, kinds) for folder in dict.fromkeys(found)]
+    return list(dict.fromkeys(found))
 
 
 def different_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:

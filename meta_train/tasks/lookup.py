@@ -33,6 +33,8 @@ def build_family(name: str, options: Mapping[str, Any], source: str) -> TaskFami
     if name in FAMILIES:
         return checked(FAMILIES[name], options, source)
     module, colon, attribute = name.partition(":")
+    if not colon and name.endswith(".py"):
+        raise ConfigError(f"{source}: which class of {name}? write FILE.py:CLASS")
     if not colon:
         raise ConfigError(f"{source}: {unknown(name, FAMILIES)}; your own is written package.module:Class")
     if module.endswith(".py"):

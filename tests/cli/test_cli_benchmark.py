@@ -66,3 +66,23 @@ def test_interrupted_benchmark_says_how_to_resume(
         "finished runs are stored; the same command continues from there",
         "learned-optim: interrupted",
     ]
+
+
+def test_file_in_place_of_a_folder_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.txt").write_text("mine")
+    for arguments in (
+        ["benchmark", "quick", "--out", "notes.txt"],
+        ["meta-train", "demo", "--output", "notes.txt"],
+        ["demo", "--output", "notes.txt/deeper"],
+    ):
+        assert run(*arguments) == 1
+        folder = arguments[-1]
+        message = f"learned-optim: error: {arguments[-2]} {folder}: notes.txt is a file; name a folder\n"
+        assert capsys.readouterr().err == message
+    assert Path("notes.txt").read_text() == "mine"
+
+
+def test_model_without_its_class_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text("")
+    assert run("benchmark", "--model", "mine.py") == 1
+    assert "mine.py? write FILE.py:CLASS" in capsys.readouterr().err

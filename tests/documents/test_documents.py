@@ -132,3 +132,13 @@ def test_few_shot_page_adapts_a_learner(tmp_path: Path, monkeypatch: pytest.Monk
     for code in blocks(FEW_SHOT, "python"):
         exec(compile(code, "docs/few-shot.md", "exec"), names)
     assert names["logits"].shape == (3, 5)
+
+
+def test_places_named_by_the_contributing_page_exist() -> None:
+    _, _, rest = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where to find it\n")
+    section, _, _ = rest.partition("\n## ")
+    places = re.findall(r"`([\w./]+/[\w./]*)(?:::(\w+))?`", section)
+    assert sum(bool(name) for _, name in places) > 5
+    for path, name in places:
+        assert (ROOT / path).exists(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), f"no {name} in {path}"

@@ -202,7 +202,7 @@ def test_scheduler_multiplies_the_annealed_rate() -> None:
 
 
 @paths
-def test_averaged_parameters_lag_behind_unaveraged_ones(fused: bool | None) -> None:
+def test_averaging_false_leaves_out_the_average(fused: bool | None) -> None:
     values = [nn.Parameter(torch.ones(6)) for _ in range(2)]
     averaged, latest = (
         LearnedOptimizer([value], ScheduleFreeLSTM(), averaging=on, fused=fused)

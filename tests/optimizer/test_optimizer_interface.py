@@ -41,6 +41,23 @@ COMPLEX, INTEGER = torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=tor
     ("call", "error", "message"),
     [
         pytest.param(construct(VALUES, lr=-0.1), ValueError, "Invalid learning rate: -0.1", id="lr"),
+        pytest.param(construct(VALUES, lr="1"), TypeError, "lr must be a number .* got '1'", id="lr-text"),
+        pytest.param(construct(VALUES, lr=None), TypeError, "lr must be a number .* got None", id="lr-none"),
+        pytest.param(
+            construct(VALUES, weight_decay="0.1"), TypeError, "weight_decay must be a number", id="decay-text"
+        ),
+        pytest.param(construct(VALUES, weight_decay=True), TypeError, "weight_decay must be a number", id="decay-bool"),
+        pytest.param(
+            construct(VALUES, averaging="no"), TypeError, "averaging must be True or False", id="averaging-text"
+        ),
+        pytest.param(
+            construct(VALUES, averaging=None), TypeError, "averaging must be True or False", id="averaging-none"
+        ),
+        pytest.param(construct(VALUES, maximize="x"), TypeError, "maximize must be True or False", id="maximize-text"),
+        pytest.param(
+            construct(VALUES, capturable=1), TypeError, "capturable must be True or False", id="capturable-int"
+        ),
+        pytest.param(construct(VALUES, fused="yes"), TypeError, "fused must be True, False or None", id="fused-text"),
         pytest.param(construct(VALUES, lr=math.nan), ValueError, "Invalid learning rate: nan", id="lr-nan"),
         pytest.param(construct(VALUES, lr=torch.tensor(-1.0)), ValueError, "Invalid learning rate", id="lr-tensor"),
         pytest.param(construct(VALUES, lr=torch.ones(2)), ValueError, "Tensor lr must be 1-element", id="lr-elements"),

@@ -392,3 +392,9 @@ def test_non_finite_or_integer_weights_are_refused(
     rewrite(rule_file, {}, tensors | {"output_bias": change(tensors["output_bias"])})
     with pytest.raises(ValueError, match=message):
         load_rule(rule_file)
+
+
+def test_saving_into_the_name_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        save_rule(load_rule("default"), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -145,6 +145,18 @@ def read_run_of(folder: Path, **changes: Any) -> Any:
     return read_run(folder)
 
 
+def test_list_shows_the_runs_beside_a_damaged_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "b", tmp_path / "whole")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "checkpoint.safetensors").write_bytes(b"junk")
+    assert cli.main(["runs", "list", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert str(tmp_path / "whole") in output.out
+    assert f"{tmp_path / 'broken' / 'checkpoint.safetensors'} is damaged" in output.err
+
+
 @pytest.mark.parametrize("file", ["metrics.csv", "run.json"])
 @pytest.mark.parametrize(
     "content", [b"", b"a,b\n\xff\xfe\n", b"[1]", b'{"sessions": [3]}', b"meta_step,x\n1,two\n"], ids=repr
