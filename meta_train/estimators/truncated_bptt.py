@@ -28,7 +28,7 @@ from learned_optim.meta_train.inner.training_kernels import fused_equivalent
 from learned_optim.meta_train.inner.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, UpdateRule
-from learned_optim.rules.base import conditions_of
+from learned_optim.rules.base import condition_arguments
 
 ALONE = World()
 
@@ -178,7 +178,7 @@ def _by_replay(
     with torch.enable_grad():
         rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
-            given = conditions_of(rule, Conditions(values * decays))
+            given = condition_arguments(rule, Conditions(values * decays))
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *given)
             if given:  # later updates depend on the values that this one leads to
                 values = values + update

@@ -78,12 +78,12 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
     return FusedRule(architecture, meta_parameters)
 
 
-StepInPlace = Callable[[Tensor, Tensor, RuleState, Tensor, Conditions], None]
+InPlaceStep = Callable[[Tensor, Tensor, RuleState, Tensor, Conditions], None]
 """``(parameters, grad, state, step, conditions)``: the first and the third are overwritten. In the conditions, 1 in
 place of the parameter says that the rule is told it, 0 that it is not."""
 
 
-def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
+def in_place_step(rule: object, like: Tensor) -> InPlaceStep | None:
     """The rule's step without a graph by its kernel for CPUs, or None where there is none.
 
     Args:

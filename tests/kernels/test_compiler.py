@@ -104,9 +104,7 @@ def test_kernel_failure_is_retried_once_without_native_instructions(
         ("native", ""),
     ],
 )
-def test_instructions_of_the_processor_are_used_where_supported(
-    unknown: str, expected: str, tmp_path: Path
-) -> None:
+def test_instructions_of_the_processor_are_used_where_supported(unknown: str, expected: str, tmp_path: Path) -> None:
     script = Script(tmp_path, f'case "$*" in *{unknown}*) exit 1;; esac; {WRITES}')
     assert script.compiler.shared_library(SOURCE, ("-fopenmp",), tmp_path) == b"made\n"
     *_, compiling, linking = script.calls
