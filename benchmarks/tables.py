@@ -51,7 +51,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "few-shot-cost": lambda: few_shot.cost_table(read(FEW_SHOT / "cost.csv")),
     "scale": scale.table,
 }
-"""What builds a table, by the name that stands in its marker."""
+"""Name in a table's marker -> the function that builds the table."""
 
 
 def documents(root: Path = ROOT) -> list[Path]:

@@ -65,7 +65,7 @@ def drawn(results: SuiteResults, suite: Suite) -> dict[str, list[Any]]:
 
 
 def of_row(results: SuiteResults, problem: SuiteProblem, row: Row) -> Any:
-    """What is drawn of a :class:`~learned_optim.meta_train.benchmark.scores.Result`."""
+    """The numbers that are drawn of a :class:`~learned_optim.meta_train.benchmark.scores.Result`."""
     optimizer, rate = row["optimizer"], row["rate"]
     return SimpleNamespace(
         problem=problem,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.suites.program_loop import Make, Outcome, batches, end_of, perceptron
+from benchmarks.suites.program_loop import Make, TrainingOutcome, batches, end_of, perceptron
 from learned_optim.meta_train.data import datasets as data
 
 LATENT = 32
@@ -17,7 +17,7 @@ SAMPLES = 4_000  # for a Frechet distance on 32 features: 125 a feature
 JUDGE_STEPS = 1_500  # of batches of 64; the judge then knows 96 digits of 100
 
 
-def adversarial(make: Make, steps: int) -> Outcome:
+def adversarial(make: Make, steps: int) -> TrainingOutcome:
     """Digits by a generator 32-128-784 against 784-128-1 (Goodfellow et al. 2014), without saturation.
 
     The score is the Frechet distance of the judge's features (Heusel et al. 2017, with a small classifier of digits
@@ -40,7 +40,7 @@ def adversarial(make: Make, steps: int) -> Outcome:
         losses.append(loss.item())
     with torch.no_grad():
         distance, entropy = judged(generator(torch.randn(SAMPLES, LATENT)))
-    return Outcome(end_of(losses), score=distance, entropy=entropy)
+    return TrainingOutcome(end_of(losses), score=distance, entropy=entropy)
 
 
 class Judge(NamedTuple):
@@ -96,7 +96,7 @@ EPISODES, LONGEST = 16, 500  # at once, and steps of one, as many as CartPole-v1
 DISCOUNT = 0.99
 
 
-def policy_gradient(make: Make, steps: int) -> Outcome:
+def policy_gradient(make: Make, steps: int) -> TrainingOutcome:
     """Balance a pole on a cart (Barto et al. 1983) by REINFORCE (Williams 1992); the score is the return."""
     policy = perceptron(4, 64, 2, activation=nn.Tanh)
     optimizer = make(policy.parameters())
@@ -115,7 +115,7 @@ def policy_gradient(make: Make, steps: int) -> Outcome:
         optimizer.step()
         losses.append(loss.item())
         returns.append(float(alive.sum(0).mean()))
-    return Outcome(end_of(losses), score=end_of(returns))
+    return TrainingOutcome(end_of(losses), score=end_of(returns))
 
 
 @torch.no_grad()
@@ -128,12 +128,12 @@ def played(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         states.append(state)
         actions.append(action)
         living.append(alive)
-        state = moved(state, action)
+        state = moved_cart(state, action)
         alive = alive * ((state[:, 0].abs() < 2.4) & (state[:, 2].abs() < math.radians(12)))
     return torch.stack(states), torch.stack(actions), torch.stack(living)
 
 
-def moved(state: Tensor, action: Tensor) -> Tensor:
+def moved_cart(state: Tensor, action: Tensor) -> Tensor:
     """The cart 0.02 seconds later, pushed to the left (0) or right (1) with 10 N, with the constants of Gym's CartPole.
 
     ``state`` is place, speed, angle and angular speed, ``(episodes, 4)``; the cart weighs 1 kg, the pole 0.1 kg and is

@@ -42,7 +42,7 @@ RECORDED = 1000  # steps of a training that signals are kept of
 COORDINATES = 8  # that they are kept of
 REPLAYED = 32  # tasks that a meta-gradient is the mean of
 ANCHORED = 10.0  # times the caution where a task is an anchor
-LARGEST = 10.0  # signal that is kept; gates are saturated there
+LARGEST_SIGNAL = 10.0  # signal that is kept; gates are saturated there
 CHUNK = 50  # steps whose gradients are held at a time
 
 
@@ -248,7 +248,7 @@ def observed(
             count = torch.tensor(float(step), device=task.device)
             seen, memory = rule.observe(grad.flatten()[index], memory, count)
             signals.append(seen)
-    return torch.stack(signals).clamp(-LARGEST, LARGEST), torch.cat(losses), inner
+    return torch.stack(signals).clamp(-LARGEST_SIGNAL, LARGEST_SIGNAL), torch.cat(losses), inner
 
 
 def some_coordinates(task: VectorizedTask, generator: torch.Generator) -> Tensor:

@@ -66,7 +66,7 @@ def truncated_bptt(
         state: start of the window; no gradient flows into it.
         steps: truncation length.
         generator: source of the batches, and of the choice of coordinates.
-        meta_loss: see :mod:`learned_optim.meta_train.inner.meta_loss`.
+        meta_loss: the meta-loss or its name, from :mod:`learned_optim.meta_train.inner.meta_loss`.
         second_derivatives: differentiate through the inner gradients too (no shortcut then: slower).
         replay_coordinates: take the meta-gradient through this many coordinates at most, drawn from all ``B * N`` by
             :func:`sample_coordinates`; None takes all. Unbiased, but not available with second derivatives.
@@ -218,7 +218,7 @@ def sample_coordinates(
     output layer, contribute most of it; drawn uniformly, they would be missed most of the time.
 
     Args:
-        grads_to_go: of the coordinates.
+        grads_to_go: the coordinates' gradients-to-go, ``(steps, coordinates)`` or one row a step.
         count: draws.
         generator: source of the draws.
         same: processes that have further rows of the same coordinates.

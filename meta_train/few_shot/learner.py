@@ -21,7 +21,7 @@ class Learner(VectorizedTask):
     Args:
         task: gives module and loss.
         seed: determines :attr:`fresh_parameters`.
-        device: where episodes are adapted to.
+        device: device on which learners are adapted to episodes.
 
     Raises:
         ValueError: the module has batch norm with running statistics.
@@ -70,7 +70,7 @@ class Learner(VectorizedTask):
         """Predictions ``(B, n, outputs)`` for ``inputs`` ``(B, n, ...)``.
 
         Args:
-            parameters: of each learner, ``(B, N)``, or shared by all, ``(N,)``.
+            parameters: those of each learner, ``(B, N)``, or of all, ``(N,)``.
             inputs: examples.
             beside: None: batch norm takes its statistics from all of ``inputs`` together, which is *transductive*: a
                 prediction knows of the other examples to be predicted. Else support inputs ``(B, m, ...)``: each

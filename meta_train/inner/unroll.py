@@ -116,7 +116,7 @@ def unroll(
     Args:
         rule: applied to all coordinates of all instances at once.
         task: B instances.
-        state: at the start of the window; for a :class:`ParticleRule` of P particles, theirs.
+        state: state at the start of the window; with the axis of particles for a :class:`ParticleRule`.
         steps: length of the window.
         generator: source of the batches.
         outer_batches: fresh batches after each step that ``counted`` is taken on, from

@@ -103,7 +103,9 @@ class ResidualTask(ClassificationTask):
 
     def module(self) -> nn.Module:
         """A residual perceptron with fresh weights."""
-        blocks = [Block(self.width, self.hidden, self.activation, self.norm, self.place) for _ in range(self.blocks)]
+        blocks = [
+            ResidualBlock(self.width, self.hidden, self.activation, self.norm, self.place) for _ in range(self.blocks)
+        ]
         last = normalization(self.norm, self.width) if self.place == "pre" else nn.Identity()
         network = nn.Sequential(
             nn.Linear(self.data[0].shape[1], self.width), *blocks, last, nn.Linear(self.width, self.classes)
@@ -111,7 +113,7 @@ class ResidualTask(ClassificationTask):
         return scale_parameters(network, self.gain)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """``x + V act(U norm(x))`` or ``norm(x + V act(U x))``."""
 
     def __init__(self, width: int, hidden: int, activation: str, norm: str, place: str) -> None:

@@ -15,7 +15,7 @@ from learned_optim.meta_train.inner.unroll import InnerOptimizer, start, unroll
 from learned_optim.rules import UpdateRule
 
 NO_RANDOMNESS = torch.Generator()
-"""For the unroll, which hands it to the learner, whose batches have been drawn already."""
+"""The generator that the unroll passes on and nothing draws from: the learner's batches have been drawn already."""
 
 
 class Point(NamedTuple):
@@ -24,7 +24,7 @@ class Point(NamedTuple):
     parameters: Tensor
     """``(B, N)``"""
     loss: Tensor
-    """On the batch of the next step, ``(B,)``."""
+    """Loss on the batch of the next step, ``(B,)``."""
     grad: Tensor
     """Gradient of the loss, ``(B, N)``."""
 

@@ -15,7 +15,7 @@ from learned_optim.meta_train.estimators.output_es import (
     ANCHORED,
     CHUNK,
     COORDINATES,
-    LARGEST,
+    LARGEST_SIGNAL,
     PHASES,
     Experience,
     credited,
@@ -156,7 +156,7 @@ class TestExperience:
         estimate = estimator.window(rule, task, state, 700, generator(), learned)
         (experience,) = experiences(learned)
         assert experience.signals.isfinite().all()
-        assert experience.signals[-1].max() == LARGEST
+        assert experience.signals[-1].max() == LARGEST_SIGNAL
         assert all(grad.isfinite().all() for grad in estimate.grads)
 
     def test_coordinates_are_drawn_evenly_from_tensors_and_instances(self) -> None:
