@@ -39,7 +39,7 @@ def adversarial(make: Make, steps: int) -> TrainingOutcome:
         of_generator.step()
         losses.append(loss.item())
     with torch.no_grad():
-        distance, entropy = judged(generator(torch.randn(SAMPLES, LATENT)))
+        distance, entropy = frechet_and_entropy(generator(torch.randn(SAMPLES, LATENT)))
     return TrainingOutcome(end_of(losses), score=distance, entropy=entropy)
 
 
@@ -69,7 +69,7 @@ def judge() -> Judge:
         return Judge(features, output, *moments(features(data.pooled(data.load("mnist", "test").images, 28))))
 
 
-def judged(images: Tensor) -> tuple[float, float]:
+def frechet_and_entropy(images: Tensor) -> tuple[float, float]:
     """Frechet distance from real digits, and entropy in nats of the classes: at most log 10, about 2.3."""
     features, output, mean, covariance = judge()
     found = features(images)
@@ -102,7 +102,7 @@ def policy_gradient(make: Make, steps: int) -> TrainingOutcome:
     optimizer = make(policy.parameters())
     losses, returns = [], []
     for _ in range(steps):
-        states, actions, alive = played(policy)
+        states, actions, alive = cart_pole_episodes(policy)
         gains, gain = torch.zeros_like(alive), torch.zeros(EPISODES)
         for step in reversed(range(len(alive))):
             gain = alive[step] + DISCOUNT * gain
@@ -119,7 +119,7 @@ def policy_gradient(make: Make, steps: int) -> TrainingOutcome:
 
 
 @torch.no_grad()
-def played(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def cart_pole_episodes(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """States ``(steps, episodes, 4)``, actions ``(steps, episodes)``, and 1 where the pole had not fallen before."""
     state, alive = 0.1 * torch.rand(EPISODES, 4) - 0.05, torch.ones(EPISODES)
     states, actions, living = list[Tensor](), list[Tensor](), list[Tensor]()

@@ -131,7 +131,7 @@ def fine_tuning(make: Make, steps: int) -> TrainingOutcome:
     module = conv_net(size=16, classes=5)
     fresh = {key: value for key, value in module.state_dict().items() if key.startswith("9.")}
     module.load_state_dict(pretrained() | fresh)
-    train, held_out = of_classes("train", last=True), of_classes("test", last=True)
+    train, held_out = photographs_of_classes("train", last=True), photographs_of_classes("test", last=True)
     few = tuple(tensor[:250] for tensor in train)
     return fit(module, make, steps, batches(few, 32), held_out)
 
@@ -145,12 +145,12 @@ def pretrained() -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = conv_net(size=16, classes=5)
-        draws = batches(of_classes("train", last=False), 64)
-        fit(module, torch.optim.Adam, PRETRAINING_STEPS, draws, of_classes("test", last=False))
+        draws = batches(photographs_of_classes("train", last=False), 64)
+        fit(module, torch.optim.Adam, PRETRAINING_STEPS, draws, photographs_of_classes("test", last=False))
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def of_classes(split: Split, *, last: bool) -> tuple[Tensor, Tensor]:
+def photographs_of_classes(split: Split, *, last: bool) -> tuple[Tensor, Tensor]:
     """Photographs of 16 pixels a side of the first or the last five classes, which count from 0."""
     images, labels = pictures("cifar10", split, size=16)
     chosen = (labels >= 5) == last

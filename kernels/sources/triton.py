@@ -218,7 +218,7 @@ class _TritonWriter(Writer):
             denominator = operation.operands[-1]
             low, high = self.range(denominator)
             if (low > 1e-30 and high < 1e37) or low >= 1.0:
-                inverse = f"over_positive({operands[-1]})"
+                inverse = f"reciprocal_of_positive({operands[-1]})"
                 return inverse if name == "reciprocal" else f"{numerator} * {inverse}"
             return f"{numerator} / {operands[-1]}"
         if name in INFIX:

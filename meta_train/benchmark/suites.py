@@ -10,7 +10,7 @@ from pydantic import Field
 
 from learned_optim.meta_train.benchmark.evaluation import RATES
 from learned_optim.meta_train.common.module_search import search_in
-from learned_optim.meta_train.common.strict import ConfigError, Strict, checked, read_toml, unknown
+from learned_optim.meta_train.common.strict import ConfigError, Count, Positive, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family, gather_options
 from learned_optim.terminal import printable
@@ -18,8 +18,6 @@ from learned_optim.terminal import printable
 SUITES_FOLDER = Path(__file__).resolve().parent.parent / "suites"
 MODEL_STEPS = 1_000  # of a user's own model, unless asked otherwise
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[int, Field(ge=2)]
 """The number of seeds: at least two, since one alone has no band."""
 

@@ -42,15 +42,15 @@ class Learner(VectorizedTask):
         """Freshly initialised parameters, ``(N,)``."""
         return self.initial_parameters[0]
 
-    def fed(self, parameters: Tensor, batches: Iterator[Batch]) -> "Learner":
+    def with_batches(self, parameters: Tensor, batches: Iterator[Batch]) -> "Learner":
         """This learner at ``parameters`` ``(B, N)``, with the next of ``batches`` for every inner step."""
-        fed = copy.copy(self)
-        fed.batches, fed.initial_parameters = batches, parameters
-        fed.instances = fed.siblings = len(parameters)
-        fed.buffers = {
+        copied = copy.copy(self)
+        copied.batches, copied.initial_parameters = batches, parameters
+        copied.instances = copied.siblings = len(parameters)
+        copied.buffers = {
             name: tensor[:1].expand(len(parameters), *tensor.shape[1:]) for name, tensor in self.buffers.items()
         }
-        return fed
+        return copied
 
     def batch(self, generator: torch.Generator) -> Batch:
         """The next batch; ``generator`` has no influence."""

@@ -256,7 +256,7 @@ def encode(text: bytes) -> np.ndarray:
     return codes
 
 
-def prose(source: bytes) -> bytes:
+def docstring_text(source: bytes) -> bytes:
     """The text between triple double quotation marks, each piece on lines of its own."""
     return b"\n".join(re.findall(rb'"""(.*?)"""', source, flags=re.DOTALL))
 
@@ -270,7 +270,7 @@ def corpus(split: Split, kind: Text = "code") -> Tensor:
     """
     folder = Path(sysconfig.get_path("stdlib"))
     files = [path.read_bytes() for name, path in source_files(folder).items() if split_of(name) == split]
-    text = b"".join(files if kind == "code" else map(prose, files))
+    text = b"".join(files if kind == "code" else map(docstring_text, files))
     if len(text) < 100_000:  # a thirtieth of what a release brings: a stripped or zipped installation
         raise DataNotFoundError(
             f"language models are trained on the source text of Python's standard library, and {folder} has none; "

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
+from learned_optim.meta_train.tasks.conv_net import NORMS
 from learned_optim.meta_train.tasks.mlp import ACTIVATIONS, Activation, image_rows, restriction, scale_parameters
 from learned_optim.meta_train.tasks.sampling import (
     check_choices,
@@ -17,7 +18,6 @@ from learned_optim.meta_train.tasks.sampling import (
     log_uniform_integer,
 )
 
-NORMS = ("none", "layer", "batch")
 PLACES = ("pre", "post")
 
 

@@ -85,11 +85,11 @@ class GradientAlgorithm(Algorithm):
             steps: inner steps.
             second_derivatives: let gradients flow through the inner gradients as well.
         """
-        fed, inner = learner.fed(self.starting_points(learner, count), batches), self._inner_for(learner)
-        state = start(inner, fed, NO_RANDOMNESS, second_derivatives=second_derivatives)
+        adapted, inner = learner.with_batches(self.starting_points(learner, count), batches), self._inner_for(learner)
+        state = start(inner, adapted, NO_RANDOMNESS, second_derivatives=second_derivatives)
         yield Point(state.parameters, state.initial_loss, state.grad)
         for _ in range(steps):
-            window = unroll(inner, fed, state, 1, NO_RANDOMNESS, second_derivatives=second_derivatives)
+            window = unroll(inner, adapted, state, 1, NO_RANDOMNESS, second_derivatives=second_derivatives)
             state = window.state
             yield Point(state.parameters, window.losses[0], state.grad)
 

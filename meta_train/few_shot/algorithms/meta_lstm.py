@@ -86,9 +86,9 @@ class MetaLSTM(QueryTrained):
         parameters = self.initial.expand(count, -1)
         hidden = parameters.new_zeros(self.lstm.hidden, *parameters.shape)
         cell, kept, rate = hidden, torch.zeros_like(parameters), torch.zeros_like(parameters)
-        fed = learner.fed(parameters, batches)
+        adapted = learner.with_batches(parameters, batches)
         for step in range(steps + 1):
-            loss, grad = (value.detach() for value in fed.losses_and_grads(parameters, next(batches)))
+            loss, grad = (value.detach() for value in adapted.losses_and_grads(parameters, next(batches)))
             yield Point(parameters, loss, grad)
             if step == steps:
                 return

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.results import Row
 from benchmarks.suites import programs
-from benchmarks.suites.program_games import LONGEST, frechet, moments, moved_cart, played
+from benchmarks.suites.program_games import LONGEST, cart_pole_episodes, frechet, moments, moved_cart
 from benchmarks.suites.program_list import PROGRAMS
 from benchmarks.suites.program_loop import TrainingOutcome, batches, end_of, evaluate, fit
 from benchmarks.suites.programs import COLUMNS, UNTUNED, main, read, summary
@@ -210,7 +210,7 @@ def test_episode_ends_where_the_pole_falls() -> None:
     with torch.no_grad():
         always_right.weight.zero_()
         always_right.bias.copy_(torch.tensor([-100.0, 100.0]))
-    states, actions, alive = played(always_right)
+    states, actions, alive = cart_pole_episodes(always_right)
     assert bool((actions == 1).all())
     lengths = alive.sum(0)
     assert 7 <= lengths.min() <= lengths.max() <= 12 < LONGEST  # Gym's: 8 to 10 from the usual starts
