@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 
 from learned_optim.files import csv_text, write_atomically
-from learned_optim.meta_train.benchmark import provenance as provenance
-from learned_optim.meta_train.benchmark import save_rows as save_rows
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.evaluation import BASELINES
 from learned_optim.meta_train.benchmark.scores import Result
+from learned_optim.meta_train.common.provenance import provenance
 from learned_optim.meta_train.inner.speedups import speedup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +69,19 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write_atomically(path, csv_text([columns, *([row.get(column, "") for column in columns] for row in rows)]))
 
 
+def save_rows(folder: Path, name: str, rows: Iterable[Sequence[object]], details: Mapping[str, Any]) -> None:
+    """Write an experiment that runs as a whole: ``name.csv``, and provenance with ``details`` as ``name.json``.
+
+    Args:
+        folder: folder of both files; it is made if need be.
+        name: without suffix.
+        rows: lines of the CSV file, the first of them its header.
+        details: everything else that determines the rows, as JSON can hold it.
+    """
+    write_atomically(folder / f"{name}.csv", csv_text(rows))
+    write_atomically(folder / f"{name}.json", json.dumps({**provenance(), **details}, indent=2) + "\n")
+
+
 def replaced(rows: Sequence[Row], fresh: Sequence[Row], keys: Sequence[str]) -> list[Row]:
     """The rows with ``fresh`` in the place of those that agree with one of them in ``keys``, or at the end."""
     taken = {tuple(row[key] for key in keys) for row in fresh}
@@ -88,7 +100,7 @@ def save_part(
         path: the CSV file; the JSON file beside it has the same name.
         keys: columns that tell the part's rows from those of others.
         rows: lines, the first of them the header.
-        details: what else determines the rows, as JSON can hold it.
+        details: everything else that determines the rows, as JSON can hold it.
         part: name of the part in the JSON file; by default made of its keys.
     """
     header, *lines = rows
@@ -163,7 +175,7 @@ def _text(value: object) -> str:
 
 @dataclass
 class SuiteResults:
-    """What a suite's folder holds."""
+    """The contents of a suite's folder."""
 
     summary: list[Row] = field(default_factory=list)
     tuning: list[Row] = field(default_factory=list)

@@ -26,7 +26,7 @@ FEW_SHOT = RESULTS / "few_shot"
 SPEEDUP_TABLES = ("generalization", "width", "horizon", "larger")
 
 
-def of_suites(build: Callable[[Results], str]) -> str:
+def table_of_suites(build: Callable[[Results], str]) -> str:
     """A table that is made of the summaries of suites."""
     return build(read_results())
 
@@ -35,10 +35,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "claim": wide_tables.claim,
     "readme": wide_tables.readme_table,
     "wide": wide_tables.table,
-    **{name: partial(of_suites, partial(speedup_table, folder=name)) for name in SPEEDUP_TABLES},
-    "held-out": partial(of_suites, summary_tables.held_out_table),
-    "paper": partial(of_suites, summary_tables.paper_table),
-    "reproduction": partial(of_suites, summary_tables.reproduction_table),
+    **{name: partial(table_of_suites, partial(speedup_table, folder=name)) for name in SPEEDUP_TABLES},
+    "held-out": partial(table_of_suites, summary_tables.held_out_table),
+    "paper": partial(table_of_suites, summary_tables.paper_table),
+    "reproduction": partial(table_of_suites, summary_tables.reproduction_table),
     "metz-2019": metz_2019.table,
     "programs": cookbook_tables.table,
     "waveforms": cookbook_tables.waveforms_table,
@@ -51,7 +51,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "few-shot-cost": lambda: few_shot.cost_table(read(FEW_SHOT / "cost.csv")),
     "scale": scale.table,
 }
-"""What builds a table, by the name that stands in its marker."""
+"""Name in a table's marker -> the function that builds the table."""
 
 
 def documents(root: Path = ROOT) -> list[Path]:

@@ -19,7 +19,7 @@ SYMBOLS = "0123456789+="
 
 
 def sums() -> list[dict[str, torch.Tensor]]:
-    """All of 00+00=000 ... 99+99=198."""
+    """All sums of two numbers of two digits, 00+00=000 to 99+99=198."""
     texts = [f"{a:02}+{b:02}={a + b:03}" for a in range(100) for b in range(100)]
     numbers = [torch.tensor([SYMBOLS.index(symbol) for symbol in text]) for text in texts]
     # Only the result is to be learned: -100 takes the two numbers out of the loss.

@@ -16,7 +16,7 @@ from typing import TypeVar
 ROOM = 1 << 20
 """Bytes that a folder must have room for before a library is made in it: ten times what is written."""
 Used = TypeVar("Used")
-NOWHERE = "there is neither a home nor a temporary folder that can be written to"
+NO_WRITABLE_FOLDER = "there is neither a home nor a temporary folder that can be written to"
 
 
 class CompilationError(RuntimeError):
@@ -76,7 +76,7 @@ def _in_first_folder(name: str, use: Callable[[Path], Used]) -> Used:
             return use(folder / name)
         except OSError as error:  # the cause alone: it is the same for the next file
             objections.append(f"{folder}: {error.strerror or str(error).removeprefix(f'{folder / name}: ')}")
-    raise OSError("; ".join(objections) or NOWHERE)
+    raise OSError("; ".join(objections) or NO_WRITABLE_FOLDER)
 
 
 @contextlib.contextmanager

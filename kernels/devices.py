@@ -1,4 +1,4 @@
-"""Which kind of kernel serves a device: compiled C, Triton, or Triton in its interpreter."""
+"""The kind of kernel that serves a device: compiled C, Triton, or Triton in its interpreter."""
 
 import os
 

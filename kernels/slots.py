@@ -18,7 +18,7 @@ class StepSettings(NamedTuple):
     grad_scale: Tensor | None = None
     """Gradients are this factor too large."""
     found_inf: Tensor | None = None
-    """Not zero: leave everything as it is."""
+    """A flag of gradient scalers, not zero if a gradient is infinite: the step then leaves everything as it is."""
     progress: float | Tensor = 0.0
     """Fraction of the training that is done, a number or a 0-d tensor; 0 if its length is not known."""
     averaging: bool = True
@@ -51,7 +51,7 @@ class Columns(NamedTuple):
     parameters: list[Tensor]
     grads: list[Tensor]
     states: dict[str, list[Tensor]]
-    """For each entry of the state, the tensors of all parameters."""
+    """Entry of the state -> the tensors of all parameters."""
     steps: list[Tensor]
     scales: list[Tensor | None]
     sees_parameter: list[bool]

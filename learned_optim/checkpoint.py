@@ -15,8 +15,8 @@ from learned_optim import hub
 from learned_optim.files import json_object, write_atomically
 from learned_optim.rules import ARCHITECTURES, UpdateRule
 
-FORMAT = "learned-optim-rule"
-VERSION = 1
+RULE_FORMAT = "learned-optim-rule"
+RULE_FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 LARGEST_FILE = 64 << 20
 """Bytes of the largest file that is read; rules have thousands of weights, so that a larger file holds no rule."""
@@ -24,12 +24,12 @@ LARGEST_SIZE = 4096
 """The largest whole number among a rule's settings, such as units or layers: a few digits in a file must not demand all
 memory."""
 FLOATS = {"F64", "F32", "F16", "BF16"}
-SHIPPED = Path(__file__).parent / "weights"
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 
 def available_rules() -> list[str]:
     """Names of the meta-trained rules that come with the package, for ``LearnedOptimizer(rule=name)``."""
-    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+    return sorted(path.stem for path in WEIGHTS_FOLDER.glob(f"*{SUFFIX}"))
 
 
 def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
@@ -47,8 +47,8 @@ def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] 
         OSError: the file cannot be written.
     """
     metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
+        "format": RULE_FORMAT,
+        "version": str(RULE_FORMAT_VERSION),
         "architecture": rule.name,
         "settings": json.dumps(dict(rule.settings)),
         "provenance": json.dumps(dict(provenance or {}), allow_nan=False),
@@ -110,12 +110,12 @@ def locate(source: str | Path) -> Path:
     if hub.is_address(source):
         return hub.download(source)
     if isinstance(source, str) and source in available_rules():
-        return SHIPPED / f"{source}{SUFFIX}"
+        return WEIGHTS_FOLDER / f"{source}{SUFFIX}"
     path = Path(source)
     if path.is_file():
         return path
     if source in ARCHITECTURES:
-        trained = [name for name in available_rules() if _architecture_of(SHIPPED / f"{name}{SUFFIX}") == source]
+        trained = [name for name in available_rules() if _architecture_of(WEIGHTS_FOLDER / f"{name}{SUFFIX}") == source]
         raise ValueError(
             f"{source!r} is an architecture, not a rule with weights; rules of it that come with the package: "
             f"{', '.join(trained) or 'none'}; an untrained one is {ARCHITECTURES[str(source)].__name__}()"
@@ -164,11 +164,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
         with safe_open(path, framework="pt") as file:  # maps the file, and holds the header to its size
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") != RULE_FORMAT:
                 raise ValueError(f"{path} holds no learned-optim rule (no such entry in its metadata)")
-            if metadata.get("version") != str(VERSION):
+            if metadata.get("version") != str(RULE_FORMAT_VERSION):
                 found = metadata.get("version")
-                raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
+                raise ValueError(
+                    f"{path} has format version {found}, this learned-optim reads {RULE_FORMAT_VERSION}: upgrade it"
+                )
             yield file, metadata
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole .safetensors file (truncated or of another kind): {error}") from error

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def finite_or_none(value: float) -> float | None:
+    """``value`` for JSON, which knows neither infinity nor NaN: these become null."""
+    return value if math.isfinite(value) else None
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -211,7 +211,7 @@ def es_samples(rule: UpdateRule, task: VectorizedTask, inner: InnerState, seed: 
 def loss_samples(
     estimator: PerturbationEstimator, rule: UpdateRule, task: VectorizedTask, inner: InnerState, length: int, seed: int
 ) -> Tensor:
-    """What each pair of ES, PES or ES-Single contributes to the mean over windows, ``(pairs, M)``."""
+    """The contribution of each pair of ES, PES or ES-Single to the mean over windows, ``(pairs, M)``."""
     random = generator(seed)
     seen: dict[str, Tensor] = {}
     slopes, perturbations = estimator.slopes, estimator.perturbations

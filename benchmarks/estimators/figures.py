@@ -20,7 +20,7 @@ def columns(rows: Sequence[Mapping[str, str]], key: str, value: str, *names: str
 
 
 def draw() -> None:
-    """All of them."""
+    """Draw all figures of the estimators."""
     with mpl.rc_context(STYLE):
         draw_influence()
         draw_toy()

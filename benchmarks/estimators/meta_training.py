@@ -36,7 +36,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "combined": {"estimator": {"replay_coordinates": 2048}, "meta_optimizer": {"clip_norm": 0.01}},
     "pes": {},
 }
-"""What differs: backpropagated meta-gradients are clipped, since single windows explode."""
+"""The options in which the three runs differ: backpropagated meta-gradients are clipped, since windows explode."""
 META_RATES = {"truncated-bptt": 1e-2, "combined": 3e-3, "pes": 1e-3}
 """The best of ``PILOT_RATES`` after three minutes."""
 PILOT_RATES = {
@@ -53,7 +53,7 @@ Row = tuple[object, ...]
 
 
 def configuration(estimator: str, meta_rate: float, seed: int) -> Config:
-    """What is meta-trained, but for the time."""
+    """The configuration of a meta-training, but for its time."""
     differing = ESTIMATORS[estimator]
     family = {"family": "mlp", "dataset": "mnist", "image_size": 8, "width": [32, 32], "batch_size": [64, 64]}
     return config_from_tables(

@@ -1,4 +1,4 @@
-"""What second derivatives cost: time and memory of a meta-gradient against the number of inner steps."""
+"""The cost of second derivatives: time and memory of a meta-gradient against the number of inner steps."""
 
 import multiprocessing
 import os
@@ -13,22 +13,22 @@ from learned_optim.meta_train.few_shot.algorithms import FOMAML, MAML, Algorithm
 from learned_optim.meta_train.few_shot.episodes import Episodes
 from learned_optim.meta_train.few_shot.inner import SGD
 from learned_optim.meta_train.few_shot.learner import Learner
-from learned_optim.meta_train.few_shot.omniglot import SIZE, Omniglot
+from learned_optim.meta_train.few_shot.omniglot import IMAGE_SIZE, Omniglot
 
 STEPS = (1, 5, 10)
 ROUNDS = 7
 TASKS = 8
-NETWORKS = ("mlp", "conv")
-KINDS = ("maml", "maml, weights formed", "fomaml", "fomaml, weights formed", "reptile")
+LEARNERS = ("mlp", "conv")
+GRADIENT_KINDS = ("maml", "maml, weights formed", "fomaml", "fomaml, weights formed", "reptile")
 
 
 def cost(folder: Path) -> None:
     """Medians of rounds in which all variants take turns; memory of each in a process of its own."""
     load = os.getloadavg()[0]
     rows: list[tuple[str | int | float, ...]] = [("network", "inner_steps", "algorithm", "milliseconds", "megabytes")]
-    for network in NETWORKS:
+    for network in LEARNERS:
         for steps in STEPS:
-            kinds = [kind for kind in KINDS if network == "mlp" or "formed" not in kind]
+            kinds = [kind for kind in GRADIENT_KINDS if network == "mlp" or "formed" not in kind]
             seconds = times(network, steps, kinds)
             for kind in kinds:
                 row = (network, steps, kind, 1e3 * seconds[kind], memory(network, steps, kind))
@@ -50,7 +50,7 @@ def times(network: str, steps: int, kinds: list[str]) -> dict[str, float]:
 
 
 def memory(network: str, steps: int, kind: str) -> float:
-    """By how many megabytes a meta-gradient raises the peak of a fresh process, after one of a single task."""
+    """Megabytes by which a meta-gradient raises the peak of a fresh process, after one of a single task."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_memory, (network, steps, kind))
 
@@ -80,7 +80,7 @@ def problem(network: str) -> tuple[Learner, Episodes]:
     labels = torch.arange(5).expand(TASKS, 5)
 
     def examples() -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.rand(TASKS, 5, 1, SIZE, SIZE, generator=generator), labels
+        return torch.rand(TASKS, 5, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator), labels
 
     learner = Learner(Omniglot(network="mlp" if network == "mlp" else "conv"), 0)
     return learner, Episodes(examples(), examples())

@@ -12,7 +12,7 @@ from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_c
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.trainer.progress import run_with_progress
 
-ADAM = {"name": "adam", "lr": 1e-3, "schedule": "cosine"}
+META_ADAM = {"name": "adam", "lr": 1e-3, "schedule": "cosine"}
 SHOTS = (5, 10, 20)
 RULE = {"architecture": "schedule-free-lstm", "start_from": "default"}
 
@@ -29,7 +29,7 @@ SINUSOID: dict[str, dict[str, Any]] = {
     "leap": {"algorithm": {"name": "leap", "steps": 10, "lr": 0.02}, "steps": 3_000},
     "meta-lstm": {
         "algorithm": {"name": "meta-lstm", "steps": 10},
-        "meta_optimizer": ADAM | {"clip_value": 0.25},
+        "meta_optimizer": META_ADAM | {"clip_value": 0.25},
         "episodes": 5,
         "steps": 3_000,
     },
@@ -54,7 +54,7 @@ def sinusoid_config(name: str, shots: int) -> FewShotConfig:
         "task": {"family": "sinusoid", "shots": shots, "queries": shots},
         "steps": SINUSOID_STEPS,
         "episodes": 25,
-        "meta_optimizer": ADAM,
+        "meta_optimizer": META_ADAM,
         "validation": {"every": 1_000, "episodes": 200},
         **SINUSOID[name],
     }

@@ -1,4 +1,4 @@
-"""What ``gpu_check`` steps: parameters of well-known models, optimizers, and the bytes that a step must move."""
+"""The cases of ``gpu_check``: parameters of well-known models, optimizers, and the bytes that a step must move."""
 
 from collections.abc import Callable, Mapping
 

@@ -36,7 +36,7 @@ from benchmarks.results import ROOT
 from benchmarks.speed.gpu_cases import CASES, OPTIMIZERS, Shape, bytes_that_must_move
 from learned_optim import LearnedOptimizer
 from learned_optim.files import csv_text, write_atomically
-from learned_optim.meta_train.benchmark import provenance
+from learned_optim.meta_train.common.provenance import provenance
 from learned_optim.meta_train.common.seeds import numpy_generator
 from learned_optim.meta_train.estimators import truncated_bptt
 from learned_optim.meta_train.inner import training_kernels
@@ -69,7 +69,7 @@ class Check:
     """Sections, what they found and what went wrong.
 
     Args:
-        device: where everything runs; a CPU only in tests.
+        device: device of all that is measured; a CPU only in tests.
         output: folder of the results.
         seconds: time for all sections.
     """
@@ -258,7 +258,9 @@ class Check:
             together = VectorizedTask(task, count, seed=0, device=self.device)
             state = start(rule, together, generator)
             call = functools.partial(truncated_bptt, rule, together, state, steps, generator)
-            with mock.patch.object(training_kernels, "wanted", lambda _, execution=execution: execution == "fused"):
+            with mock.patch.object(
+                training_kernels, "uses_training_kernels", lambda _, execution=execution: execution == "fused"
+            ):
                 timing = self.timed(call, seconds=3.0, most=10)
             windows = 1e3 / timing.median
             rates = f"{windows:.1f}", f"{windows * count * steps:.0f}"

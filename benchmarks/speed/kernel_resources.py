@@ -16,7 +16,7 @@ import torch
 from benchmarks.results import ROOT
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.kernels.gpu.ahead_of_time import Resources, compile_for, compile_training
-from learned_optim.kernels.gpu.training import BLOCK
+from learned_optim.kernels.gpu.training import TRAINING_BLOCK
 from learned_optim.kernels.sources.registry import registered
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from learned_optim.step.particles import training_step
@@ -51,7 +51,7 @@ def rows(
         step = training_step(CASES[name][0]())
         for capability in capabilities:
             for kernel, resources in compile_training(step, compute_capability=capability).items():
-                yield f"{name}: training, {kernel}", str(capability), version, str(BLOCK), *map(str, resources)
+                yield f"{name}: training, {kernel}", str(capability), version, str(TRAINING_BLOCK), *map(str, resources)
 
 
 def step_resources(name: str, capability: int, block: int | None = None) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def step_resources(name: str, capability: int, block: int | None = None) -> tupl
 
 
 def other_sizes() -> Iterator[tuple[str, ...]]:
-    """Like :func:`rows`, for other numbers of coordinates and warps, on the newest GPU only."""
+    """Rows of the same columns as :func:`rows`, for other numbers of coordinates and warps, on the newest GPU only."""
     version = importlib.metadata.version("triton")
     capability = COMPUTE_CAPABILITIES[-1]
     for name in CASES:

@@ -15,7 +15,7 @@ from learned_optim.rules.lstm_l2l import log_sign
 
 Make = Callable[[list[Tensor]], Optimizer]
 
-ADAM: Mapping[str, Make] = {
+ADAM_KERNELS: Mapping[str, Make] = {
     "Adam(fused)": lambda parameters: torch.optim.Adam(parameters, fused=True),
     "Adam(foreach)": lambda parameters: torch.optim.Adam(parameters, foreach=True),
     "Adam(for-loop)": lambda parameters: torch.optim.Adam(parameters, foreach=False),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.results import RESULTS, save_rows
 from benchmarks.speed.gpu_cases import bytes_that_must_move, resnet50
-from benchmarks.speed.rivals import ADAM, LSTMCellLoop, Make, pylo_optimizers
+from benchmarks.speed.rivals import ADAM_KERNELS, LSTMCellLoop, Make, pylo_optimizers
 from learned_optim import LearnedOptimizer, UpdateRule, load_rule
 from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.step.plain import apply_in_blocks
@@ -59,7 +59,7 @@ Row = tuple[str, ...]
 
 
 class Machine(NamedTuple):
-    """What this machine does at best, all threads together."""
+    """The best speeds of this machine, all threads together."""
 
     multiply_adds: float
     """A second, in a float32 matrix product."""
@@ -137,9 +137,9 @@ def compare_optimizers(largest: int, rounds: int, machine: Machine) -> list[Row]
         count = sum(torch.Size(shape).numel() for shape in shapes)
         if count > largest:
             continue
-        makers = {**ADAM, **OURS, **PLAIN, **RIVALS, **pylo_optimizers("naive")}
+        makers = {**ADAM_KERNELS, **OURS, **PLAIN, **RIVALS, **pylo_optimizers("naive")}
         if count >= LARGE:
-            makers = {**ADAM, "default": OURS["default"]}
+            makers = {**ADAM_KERNELS, "default": OURS["default"]}
         optimizers = {name: make(parameters_with_grads(shapes)) for name, make in makers.items()}
         candidates: dict[str, Callable[[], object]] = {name: optimizer.step for name, optimizer in optimizers.items()}
         candidates[ONE_THREAD] = functools.partial(with_one_thread, optimizers["default"].step)

@@ -1,4 +1,4 @@
-"""What the committed rows of the training programs and of the tutorial's rule say: tables for the documents."""
+"""The documents' tables of the training programs and of the tutorial's rule, made of the committed rows."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results import RESULTS as ALL_RESULTS
-from benchmarks.suites.programs import RESULTS, Comparison, compared, read
+from benchmarks.suites.programs import RESULTS, ProgramComparison, compared, read
 
 TITLES = {
     "conv-net": "convolutional net, CIFAR-10",
@@ -51,39 +51,39 @@ SHOWN = {
 def table(folder: Path = RESULTS) -> str:
     """A row for each program: the default rule beside Adam at 0.001 and at its best rate."""
     rows = read(folder)
-    found, told, without = (
+    found, with_length, without = (
         {one.program: one for one in compared(rows, optimizer)} for optimizer in (RULE, TOLD, NO_AVERAGING)
     )
     lines: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]
     for program, title in TITLES.items():
         if program in found:
-            lines.append([title, *cells(found[program], told.get(program))])
+            lines.append([title, *cells(found[program], with_length.get(program))])
         if program in without:
             lines.append(["the same with `averaging=False`", *cells(without[program], None)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cells(own: Comparison, told: Comparison | None) -> Sequence[str]:
+def cells(plain_rule: ProgramComparison, with_length: ProgramComparison | None) -> Sequence[str]:
     """Losses and scores; bold where the rule's is better than that of Adam at 0.001.
 
     Args:
-        own: the rule with nothing set.
-        told: the rule that knows the number of steps, if that was run.
+        plain_rule: the rule with nothing set.
+        with_length: the rule that knows the number of steps, if that was run.
     """
     lowest, end = "best_held_out_loss", "held_out_loss"
-    score = "accuracy" if "accuracy" in own.learned else "score"
-    form, sign = ".1%" if score == "accuracy" else "#.3g", 1 if own.program == "adversarial" else -1
+    score = "accuracy" if "accuracy" in plain_rule.learned else "score"
+    form, sign = ".1%" if score == "accuracy" else "#.3g", 1 if plain_rule.program == "adversarial" else -1
     return [
-        figure(own, lowest),
-        figure(told, lowest) if told else "",
-        *(plain(source, lowest) for source in (own.untuned, own.best)),
-        *(figure(own, end), plain(own.untuned, end)),
-        figure(own, score, form, sign),
-        *(plain(source, score, form) for source in (own.untuned, own.best)),
+        figure(plain_rule, lowest),
+        figure(with_length, lowest) if with_length else "",
+        *(plain(source, lowest) for source in (plain_rule.untuned, plain_rule.best)),
+        *(figure(plain_rule, end), plain(plain_rule.untuned, end)),
+        figure(plain_rule, score, form, sign),
+        *(plain(source, score, form) for source in (plain_rule.untuned, plain_rule.best)),
     ]
 
 
-def figure(one: Comparison, column: str, form: str = "#.3g", sign: int = 1) -> str:
+def figure(one: ProgramComparison, column: str, form: str = "#.3g", sign: int = 1) -> str:
     """The rule's figure, bold if it is better than untuned Adam's; ``sign`` is 1 where less is better, else -1."""
     text = plain(one.learned, column, form)
     return f"**{text}**" if text and sign * one.learned[column] < sign * one.untuned[column] else text
@@ -113,7 +113,7 @@ def waveforms_table(path: Path = WAVEFORMS) -> str:
 
 
 def waveforms_claim(path: Path = WAVEFORMS) -> str:
-    """What the tutorial's meta-training took and brought."""
+    """A sentence on the time of the tutorial's meta-training and on its gain."""
     rows = waveforms(path)
     took = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["meta_training"]["waveforms"]
     own, default, adam = (rows[name] for name in ("waveforms", "default", "Adam"))

@@ -39,7 +39,7 @@ README = "readme"
 def redraw(folder: Path, suite: Suite) -> None:
     """Draw the figures that are there again; in a new folder loss curves, speed-ups and profile."""
     results = read_suite(folder)
-    shown = drawn(results, suite)
+    shown = drawn_results(results, suite)
     speeds = {group[0].problem.label: [speed(results, each) for each in group] for group in shown.values()}
     figures: dict[str, Callable[[], Figure]] = {
         "comparison": lambda: comparison_figure(shown),
@@ -54,18 +54,18 @@ def redraw(folder: Path, suite: Suite) -> None:
             save_figure(figures[name](), folder / f"{name}.png")
 
 
-def drawn(results: SuiteResults, suite: Suite) -> dict[str, list[Any]]:
+def drawn_results(results: SuiteResults, suite: Suite) -> dict[str, list[Any]]:
     """Problem -> what is drawn of each of its results, in the order of the suite."""
     problems = {problem.name: problem for problem in suite.problems}
     shown: dict[str, list[Any]] = {name: [] for name in problems}
     for row in results.summary:
         if row["problem"] in problems:
-            shown[row["problem"]].append(of_row(results, problems[row["problem"]], row))
+            shown[row["problem"]].append(drawn_result(results, problems[row["problem"]], row))
     return {name: group for name, group in shown.items() if group}
 
 
-def of_row(results: SuiteResults, problem: SuiteProblem, row: Row) -> Any:
-    """What is drawn of a :class:`~learned_optim.meta_train.benchmark.scores.Result`."""
+def drawn_result(results: SuiteResults, problem: SuiteProblem, row: Row) -> Any:
+    """The numbers that are drawn of a :class:`~learned_optim.meta_train.benchmark.scores.Result`."""
     optimizer, rate = row["optimizer"], row["rate"]
     return SimpleNamespace(
         problem=problem,

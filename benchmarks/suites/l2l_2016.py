@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     paper: str
     """Ratio of the final losses of the paper's rule and its best tuned baseline, read off the paper's figures."""
     first_step: int = 0
-    """Where the panel begins: the paper shows the second hundred steps alone."""
+    """The step at which the panel begins: the paper shows the second hundred steps alone."""
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -54,7 +54,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "neural-art": Experiment("neural art 64x64, unseen photographs", "lstm-l2l-neural-art", "below 1"),
     "neural-art-new-style": Experiment("128x128, and an unseen style", "lstm-l2l-neural-art", "below 1"),
 }
-"""In the paper's order. It prints no figures for CIFAR and neural art; its curves end below the baselines'."""
+"""The paper's experiments, in its order.
+
+For CIFAR and neural art it prints no figures, but curves that end below the baselines'.
+"""
 
 
 def run(problems: str) -> int:

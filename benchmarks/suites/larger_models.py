@@ -51,12 +51,12 @@ class ResNetTask(ClassificationTask):
         for stage in range(3):
             for block in range(self.blocks):
                 stride = 2 if stage and not block else 1
-                layers.append(Block(channels, self.width * 2**stage, stride))
+                layers.append(BasicBlock(channels, self.width * 2**stage, stride))
                 channels = self.width * 2**stage
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.classes))
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two convolutions beside a short cut, which is a convolution 1 x 1 where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -74,5 +74,5 @@ class Block(nn.Module):
 
 
 def norm(channels: int) -> nn.Module:
-    """By the statistics of the batch."""
+    """Normalise by the statistics of the batch."""
     return nn.BatchNorm2d(channels, track_running_stats=False)

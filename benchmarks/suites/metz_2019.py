@@ -50,12 +50,12 @@ RECORD = 20  # steps between two records
 SEEDS, TUNING_SEEDS = 8, 4
 ROUNDS = 200  # steps timed of each optimizer
 
-BASELINES: dict[str, Callable[[Iterable[Tensor], float, int], Optimizer]] = {
+METZ_BASELINES: dict[str, Callable[[Iterable[Tensor], float, int], Optimizer]] = {
     "Adam": TORCH_OPTIMIZERS["Adam"],
     "RMSprop": TORCH_OPTIMIZERS["RMSprop"],
     "momentum": TORCH_OPTIMIZERS["Momentum"],
 }
-NAMES = {"momentum": "Momentum"}
+CONTENDER_NAMES = {"momentum": "Momentum"}
 """Name here -> name elsewhere, by which a contender has its colour."""
 MEASURES = ("training", "test")
 TIMES = ("milliseconds_per_step", "of_which_optimizer")
@@ -63,7 +63,7 @@ TIMES = ("milliseconds_per_step", "of_which_optimizer")
 
 def at_rate(name: str, rate: float) -> MakeOptimizer:
     """A baseline with its rate."""
-    return lambda parameters: BASELINES[name](parameters, rate, STEPS)
+    return lambda parameters: METZ_BASELINES[name](parameters, rate, STEPS)
 
 
 def learned(rule: str) -> MakeOptimizer:
@@ -72,7 +72,7 @@ def learned(rule: str) -> MakeOptimizer:
 
 
 class Losses(NamedTuple):
-    """What one optimizer did: records ``(records, seeds)`` at steps 0, RECORD, 2 RECORD ..."""
+    """The losses of one optimizer: records ``(records, seeds)`` at steps 0, RECORD, 2 RECORD ..."""
 
     training: np.ndarray
     """Mean loss on the batches since the last record."""
@@ -86,7 +86,7 @@ class Losses(NamedTuple):
         return np.asarray(last.mean(0))
 
 
-class Problem:
+class ImageProblem:
     """The network of the configurations on images that they have not seen."""
 
     def __init__(self, split: Split, seeds: int, seed: int, steps: int) -> None:
@@ -143,9 +143,9 @@ def meta_train(names: Iterable[str]) -> None:
 
 def tune() -> None:
     """Final losses of every baseline at every rate; what ``tuning.csv`` has already is not run again."""
-    problem = Problem("validation", TUNING_SEEDS, TUNING_SEED, STEPS)
+    problem = ImageProblem("validation", TUNING_SEEDS, TUNING_SEED, STEPS)
     scores = tuning_scores()
-    for name in BASELINES:
+    for name in METZ_BASELINES:
         rates = list(RATES)
         while rates:
             for rate in rates:
@@ -201,9 +201,9 @@ def evaluate(rules: Mapping[str, str]) -> None:
     """Every baseline at its best rate for either measure, and the rules, on the same test problem."""
     tune()
     scores = tuning_scores()
-    problem = Problem("test", SEEDS, COMPARISON_SEED, STEPS)
+    problem = ImageProblem("test", SEEDS, COMPARISON_SEED, STEPS)
     candidates: list[tuple[str, str, str, str, MakeOptimizer]] = []
-    for name in BASELINES:
+    for name in METZ_BASELINES:
         for measure in MEASURES:
             rate, edge = best_rate(scores, name, measure)
             candidates.append((name, measure, f"{rate:g}", EDGE_MARK if edge else "", at_rate(name, rate)))
@@ -237,8 +237,8 @@ def evaluate(rules: Mapping[str, str]) -> None:
 def step_times(rules: Mapping[str, str]) -> None:
     """Median milliseconds of a whole training step and of the optimizer's part, on the real module; one thread."""
     torch.set_num_threads(1)
-    problem = Problem("test", 1, COMPARISON_SEED, 0)
-    makers = {name: at_rate(name, 1e-3) for name in BASELINES}
+    problem = ImageProblem("test", 1, COMPARISON_SEED, 0)
+    makers = {name: at_rate(name, 1e-3) for name in METZ_BASELINES}
     makers |= {name: learned(rule) for name, rule in rules.items()}
     modules = {name: problem.inner.module() for name in makers}
     optimizers = {name: make(modules[name].parameters()) for name, make in makers.items()}
@@ -308,13 +308,13 @@ def draw(panel: Axes, measure: str, milliseconds: Mapping[str, float] | None) ->
             curves.setdefault(row["optimizer"], []).append(row)
     others = iter(LEARNED_COLOURS * len(curves))
     for name, rows in curves.items():
-        own = colour_of(NAMES.get(name, name)) or next(others)
+        own = colour_of(CONTENDER_NAMES.get(name, name)) or next(others)
         steps, mean, low, high = (
             np.array([float(row[column]) for row in rows])
             for column in ("step", f"{measure}_loss", f"{measure}_low", f"{measure}_high")
         )
         position = steps if milliseconds is None else steps * milliseconds[name] / 1e3
-        panel.plot(position, mean, color=own, linewidth=1.2 if name in BASELINES else 2.0, label=name)
+        panel.plot(position, mean, color=own, linewidth=1.2 if name in METZ_BASELINES else 2.0, label=name)
         panel.fill_between(position, low, high, color=own, alpha=0.2, linewidth=0)
     start = max(float(rows[0][f"{measure}_loss"]) for rows in curves.values())
     panel.set_ylim(top=1.1 * start)  # overfitting runs away

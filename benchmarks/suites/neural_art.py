@@ -20,13 +20,13 @@ from benchmarks.results import RESULTS as ALL_RESULTS
 from benchmarks.results import save_rows
 from learned_optim.meta_train.reports.plots import STYLE, save_figure
 from learned_optim.meta_train.style_transfer.command import Painting, paint
-from learned_optim.meta_train.style_transfer.style import find_file
+from learned_optim.meta_train.style_transfer.style import find_neural_art_file
 from learned_optim.meta_train.tasks import NeuralArtFamily
 
 RESULTS = ALL_RESULTS / "neural_art"
 PICTURES = (("chelsea", "starry_night"), ("coffee", "the_scream"), ("chelsea", "water_lilies"))
 """Photographs (both CC0) and paintings (public domain)."""
-SIZE, STEPS = 128, 128
+PICTURE_SIZE, STEPS = 128, 128
 ADAM_RATES = (0.03, 0.1, 0.3, 1.0)
 OPTIMIZERS = {"adam": "Adam", "lbfgs": "L-BFGS", "default": "default rule", "lstm-l2l-neural-art": "lstm-l2l"}
 
@@ -46,10 +46,10 @@ def painted(content: str, style: str, optimizer: str, rate: float | None) -> Pai
         out = Path(folder) / "picture.png"
         loss = paint(
             Painting(
-                find_file(f"content/{content}.jpg"),
-                find_file(f"style/{style}.jpg"),
+                find_neural_art_file(f"content/{content}.jpg"),
+                find_neural_art_file(f"style/{style}.jpg"),
                 out,
-                size=SIZE,
+                size=PICTURE_SIZE,
                 steps=STEPS,
                 optimizer=optimizer,
                 lr=rate,
@@ -62,7 +62,7 @@ def painted(content: str, style: str, optimizer: str, rate: float | None) -> Pai
 
 
 def best(content: str, style: str, optimizer: str) -> Painted:
-    """With the best rate for Adam; L-BFGS searches its own, the learned rules have none."""
+    """The run with the best rate for Adam; L-BFGS searches its own, the learned rules have none."""
     rates = ADAM_RATES if optimizer == "adam" else (None,)
     return min((painted(content, style, optimizer, rate) for rate in rates), key=lambda result: result.loss)
 
@@ -73,7 +73,9 @@ def square(path: Path) -> Image.Image:
         image = opened.convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return image.crop((left, top, left + side, top + side)).resize(
+        (PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS
+    )
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def main() -> None:
             panel.set_axis_off()
         for line, (content, style) in zip(panels, PICTURES, strict=True):
             for panel, name in zip(line, (f"content/{content}", f"style/{style}"), strict=False):
-                panel.imshow(square(find_file(f"{name}.jpg")))
+                panel.imshow(square(find_neural_art_file(f"{name}.jpg")))
                 panel.set_title(name.partition("/")[2].replace("_", " "), fontsize=7.5)
             for panel, (optimizer, title) in zip(line[2:], OPTIMIZERS.items(), strict=True):
                 result = best(content, style, optimizer)
@@ -96,13 +98,13 @@ def main() -> None:
                 panel.imshow(result.picture.crop(middle(result.picture)))
                 panel.set_title(f"{title}: {result.loss:.3f}", fontsize=7.5)
         save_figure(figure, RESULTS / "pictures.png")
-    save_rows(RESULTS, "losses", rows, {"size": SIZE, "adam_rates": ADAM_RATES})
+    save_rows(RESULTS, "losses", rows, {"size": PICTURE_SIZE, "adam_rates": ADAM_RATES})
 
 
 def middle(picture: Image.Image) -> tuple[int, int, int, int]:
     """The square in the middle."""
-    left, top = (picture.width - SIZE) // 2, (picture.height - SIZE) // 2
-    return left, top, left + SIZE, top + SIZE
+    left, top = (picture.width - PICTURE_SIZE) // 2, (picture.height - PICTURE_SIZE) // 2
+    return left, top, left + PICTURE_SIZE, top + PICTURE_SIZE
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.suites.program_loop import Make, Outcome, batches, end_of, perceptron
+from benchmarks.suites.program_loop import Make, TrainingOutcome, batches, end_of, perceptron
 from learned_optim.meta_train.data import datasets as data
 
 LATENT = 32
@@ -17,7 +17,7 @@ SAMPLES = 4_000  # for a Frechet distance on 32 features: 125 a feature
 JUDGE_STEPS = 1_500  # of batches of 64; the judge then knows 96 digits of 100
 
 
-def adversarial(make: Make, steps: int) -> Outcome:
+def adversarial(make: Make, steps: int) -> TrainingOutcome:
     """Digits by a generator 32-128-784 against 784-128-1 (Goodfellow et al. 2014), without saturation.
 
     The score is the Frechet distance of the judge's features (Heusel et al. 2017, with a small classifier of digits
@@ -39,8 +39,8 @@ def adversarial(make: Make, steps: int) -> Outcome:
         of_generator.step()
         losses.append(loss.item())
     with torch.no_grad():
-        distance, entropy = judged(generator(torch.randn(SAMPLES, LATENT)))
-    return Outcome(end_of(losses), score=distance, entropy=entropy)
+        distance, entropy = frechet_and_entropy(generator(torch.randn(SAMPLES, LATENT)))
+    return TrainingOutcome(end_of(losses), score=distance, entropy=entropy)
 
 
 class Judge(NamedTuple):
@@ -69,7 +69,7 @@ def judge() -> Judge:
         return Judge(features, output, *moments(features(data.pooled(data.load("mnist", "test").images, 28))))
 
 
-def judged(images: Tensor) -> tuple[float, float]:
+def frechet_and_entropy(images: Tensor) -> tuple[float, float]:
     """Frechet distance from real digits, and entropy in nats of the classes: at most log 10, about 2.3."""
     features, output, mean, covariance = judge()
     found = features(images)
@@ -96,13 +96,13 @@ EPISODES, LONGEST = 16, 500  # at once, and steps of one, as many as CartPole-v1
 DISCOUNT = 0.99
 
 
-def policy_gradient(make: Make, steps: int) -> Outcome:
+def policy_gradient(make: Make, steps: int) -> TrainingOutcome:
     """Balance a pole on a cart (Barto et al. 1983) by REINFORCE (Williams 1992); the score is the return."""
     policy = perceptron(4, 64, 2, activation=nn.Tanh)
     optimizer = make(policy.parameters())
     losses, returns = [], []
     for _ in range(steps):
-        states, actions, alive = played(policy)
+        states, actions, alive = cart_pole_episodes(policy)
         gains, gain = torch.zeros_like(alive), torch.zeros(EPISODES)
         for step in reversed(range(len(alive))):
             gain = alive[step] + DISCOUNT * gain
@@ -115,11 +115,11 @@ def policy_gradient(make: Make, steps: int) -> Outcome:
         optimizer.step()
         losses.append(loss.item())
         returns.append(float(alive.sum(0).mean()))
-    return Outcome(end_of(losses), score=end_of(returns))
+    return TrainingOutcome(end_of(losses), score=end_of(returns))
 
 
 @torch.no_grad()
-def played(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def cart_pole_episodes(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """States ``(steps, episodes, 4)``, actions ``(steps, episodes)``, and 1 where the pole had not fallen before."""
     state, alive = 0.1 * torch.rand(EPISODES, 4) - 0.05, torch.ones(EPISODES)
     states, actions, living = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -128,12 +128,12 @@ def played(policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         states.append(state)
         actions.append(action)
         living.append(alive)
-        state = moved(state, action)
+        state = moved_cart(state, action)
         alive = alive * ((state[:, 0].abs() < 2.4) & (state[:, 2].abs() < math.radians(12)))
     return torch.stack(states), torch.stack(actions), torch.stack(living)
 
 
-def moved(state: Tensor, action: Tensor) -> Tensor:
+def moved_cart(state: Tensor, action: Tensor) -> Tensor:
     """The cart 0.02 seconds later, pushed to the left (0) or right (1) with 10 N, with the constants of Gym's CartPole.
 
     ``state`` is place, speed, angle and angular speed, ``(episodes, 4)``; the cart weighs 1 kg, the pole 0.1 kg and is

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.suites.program_games import adversarial, judge, policy_gradient
-from benchmarks.suites.program_loop import Loss, Make, Outcome, batches, evaluate, fit, perceptron, pictures
+from benchmarks.suites.program_loop import Loss, Make, TrainingOutcome, batches, evaluate, fit, perceptron, pictures
 from benchmarks.suites.program_models import (
     CharacterLSTM,
+    PatchTransformer,
     VariationalAutoencoder,
-    VisionTransformer,
     character_loss,
     conv_net,
     negative_evidence,
@@ -31,32 +31,32 @@ from learned_optim.meta_train.tasks.implicit_picture import Sine, pixels
 from learned_optim.meta_train.tasks.language_model import corpus
 from learned_optim.meta_train.tasks.table import Table, rows
 
-HELD_OUT = 2_000
+HELD_OUT_EXAMPLES = 2_000
 
 
-class Program(NamedTuple):
+class TrainingProgram(NamedTuple):
     """A training program.
 
     Args:
-        run: what makes the optimizer and the number of steps -> outcome.
+        run: function of the maker of the optimizer and the number of steps that trains and returns the outcome.
         steps: how many it takes.
         prepare: computes what all optimizers share, so that its time is nobody's.
     """
 
-    run: Callable[[Make, int], Outcome]
+    run: Callable[[Make, int], TrainingOutcome]
     steps: int
     prepare: Callable[[], object] = lambda: None
 
 
-def variational_autoencoder(make: Make, steps: int) -> Outcome:
+def variational_autoencoder(make: Make, steps: int) -> TrainingOutcome:
     """Digits, pixels 0..1."""
     train, held_out = (data.pooled(data.load("mnist", split).images, 28).flatten(1) for split in ("train", "test"))
-    held_out = held_out[:HELD_OUT]
+    held_out = held_out[:HELD_OUT_EXAMPLES]
     draws = batches((train, train), 64)
     return fit(VariationalAutoencoder(), make, steps, draws, (held_out, held_out), negative_evidence)
 
 
-def character_lstm(make: Make, steps: int) -> Outcome:
+def character_lstm(make: Make, steps: int) -> TrainingOutcome:
     """Pieces of 32 characters of Python's standard library, 16 in a batch; other files are held out."""
 
     def draws(text: Tensor, count: int) -> Iterator[tuple[Tensor, ...]]:
@@ -72,13 +72,13 @@ def character_lstm(make: Make, steps: int) -> Outcome:
 
 def classified(
     name: str, sizes: tuple[int, ...], batch_size: int, make: Make, steps: int, count: int | None = None
-) -> Outcome:
+) -> TrainingOutcome:
     """A perceptron on the first ``count`` pictures of a data set."""
-    train, held_out = pictures(name, "train", count), pictures(name, "test", HELD_OUT)
+    train, held_out = pictures(name, "train", count), pictures(name, "test", HELD_OUT_EXAMPLES)
     return fit(perceptron(*sizes), make, steps, batches(train, batch_size), held_out)
 
 
-def picture(make: Make, steps: int) -> Outcome:
+def picture(make: Make, steps: int) -> TrainingOutcome:
     """One photograph by a sine network (Sitzmann et al. 2020), trained on half of its pixels.
 
     The score is the PSNR on these, in decibels; the held-out loss is that of the other half.
@@ -92,26 +92,26 @@ def picture(make: Make, steps: int) -> Outcome:
     return outcome._replace(score=10 * math.log10(4 / error))  # colours lie in -1..1
 
 
-def convolutional(make: Make, steps: int) -> Outcome:
+def convolutional(make: Make, steps: int) -> TrainingOutcome:
     """A small convolutional network on 10,000 photographs."""
     parts = pictures("cifar10", "train", 8_000), pictures("cifar10", "validation", 2_000)
     train = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    return fit(conv_net(), make, steps, batches(train, 64), pictures("cifar10", "test", HELD_OUT))
+    return fit(conv_net(), make, steps, batches(train, 64), pictures("cifar10", "test", HELD_OUT_EXAMPLES))
 
 
-def residual(make: Make, steps: int) -> Outcome:
+def residual(make: Make, steps: int) -> TrainingOutcome:
     """A small residual network with batch norm on photographs of 16 pixels a side."""
-    train, held_out = pictures("cifar10", "train", 8_000, 16), pictures("cifar10", "test", HELD_OUT, 16)
+    train, held_out = pictures("cifar10", "train", 8_000, 16), pictures("cifar10", "test", HELD_OUT_EXAMPLES, 16)
     return fit(residual_net(), make, steps, batches(train, 64), held_out)
 
 
-def vision_transformer(make: Make, steps: int) -> Outcome:
+def vision_transformer(make: Make, steps: int) -> TrainingOutcome:
     """Digits."""
-    train, held_out = pictures("mnist", "train"), pictures("mnist", "test", HELD_OUT)
-    return fit(VisionTransformer(), make, steps, batches(train, 64), held_out)
+    train, held_out = pictures("mnist", "train"), pictures("mnist", "test", HELD_OUT_EXAMPLES)
+    return fit(PatchTransformer(), make, steps, batches(train, 64), held_out)
 
 
-def table(name: Table, make: Make, steps: int) -> Outcome:
+def table(name: Table, make: Make, steps: int) -> TrainingOutcome:
     """A perceptron with two hidden layers; six tenths of the rows are trained on, the others held out."""
     columns, targets = rows(name)
     first, outputs = round(0.6 * len(columns)), int(targets.max()) + 1
@@ -123,7 +123,7 @@ def table(name: Table, make: Make, steps: int) -> Outcome:
     return fit(module, make, steps, draws, (columns[first:], targets[first:]), loss)
 
 
-def fine_tuning(make: Make, steps: int) -> Outcome:
+def fine_tuning(make: Make, steps: int) -> TrainingOutcome:
     """All layers of a network that was trained on five classes of photographs, on 250 photographs of the other five.
 
     The output layer is new, as it is where the number of classes changes.
@@ -131,7 +131,7 @@ def fine_tuning(make: Make, steps: int) -> Outcome:
     module = conv_net(size=16, classes=5)
     fresh = {key: value for key, value in module.state_dict().items() if key.startswith("9.")}
     module.load_state_dict(pretrained() | fresh)
-    train, held_out = of_classes("train", last=True), of_classes("test", last=True)
+    train, held_out = photographs_of_classes("train", last=True), photographs_of_classes("test", last=True)
     few = tuple(tensor[:250] for tensor in train)
     return fit(module, make, steps, batches(few, 32), held_out)
 
@@ -145,12 +145,12 @@ def pretrained() -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = conv_net(size=16, classes=5)
-        draws = batches(of_classes("train", last=False), 64)
-        fit(module, torch.optim.Adam, PRETRAINING_STEPS, draws, of_classes("test", last=False))
+        draws = batches(photographs_of_classes("train", last=False), 64)
+        fit(module, torch.optim.Adam, PRETRAINING_STEPS, draws, photographs_of_classes("test", last=False))
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def of_classes(split: Split, *, last: bool) -> tuple[Tensor, Tensor]:
+def photographs_of_classes(split: Split, *, last: bool) -> tuple[Tensor, Tensor]:
     """Photographs of 16 pixels a side of the first or the last five classes, which count from 0."""
     images, labels = pictures("cifar10", split, size=16)
     chosen = (labels >= 5) == last
@@ -158,23 +158,23 @@ def of_classes(split: Split, *, last: bool) -> tuple[Tensor, Tensor]:
 
 
 partial = functools.partial
-PROGRAMS: Mapping[str, Program] = {
-    "variational-autoencoder": Program(variational_autoencoder, 1_500),
-    "character-lstm": Program(character_lstm, 1_000),
-    "batches-of-2048": Program(partial(classified, "mnist", (784, 64, 10), 2_048), 400),
-    "picture": Program(picture, 1_000),
-    "policy-gradient": Program(policy_gradient, 150),
-    "conv-net": Program(convolutional, 1_000),
-    "fashion": Program(partial(classified, "fashion-mnist", (784, 128, 10), 64), 6_000),
-    "digits": Program(partial(classified, "mnist", (784, 128, 10), 64), 6_000),
-    "friedman": Program(partial(table, "friedman"), 2_000),
-    "diabetes": Program(partial(table, "diabetes"), 1_000),
-    "cancer": Program(partial(table, "cancer"), 1_000),
-    "fashion-500": Program(partial(classified, "fashion-mnist", (784, 128, 10), 50, count=500), 1_500),
-    "fine-tuning": Program(fine_tuning, 300, pretrained),
-    "batches-of-2": Program(partial(classified, "mnist", (784, 64, 10), 2), 5_000),
-    "adversarial": Program(adversarial, 3_000, judge),
-    "vision-transformer": Program(vision_transformer, 600),
-    "residual": Program(residual, 500),
-    "narrow": Program(partial(classified, "mnist", (784, 32, 32, 10), 64), 4_000),
+PROGRAMS: Mapping[str, TrainingProgram] = {
+    "variational-autoencoder": TrainingProgram(variational_autoencoder, 1_500),
+    "character-lstm": TrainingProgram(character_lstm, 1_000),
+    "batches-of-2048": TrainingProgram(partial(classified, "mnist", (784, 64, 10), 2_048), 400),
+    "picture": TrainingProgram(picture, 1_000),
+    "policy-gradient": TrainingProgram(policy_gradient, 150),
+    "conv-net": TrainingProgram(convolutional, 1_000),
+    "fashion": TrainingProgram(partial(classified, "fashion-mnist", (784, 128, 10), 64), 6_000),
+    "digits": TrainingProgram(partial(classified, "mnist", (784, 128, 10), 64), 6_000),
+    "friedman": TrainingProgram(partial(table, "friedman"), 2_000),
+    "diabetes": TrainingProgram(partial(table, "diabetes"), 1_000),
+    "cancer": TrainingProgram(partial(table, "cancer"), 1_000),
+    "fashion-500": TrainingProgram(partial(classified, "fashion-mnist", (784, 128, 10), 50, count=500), 1_500),
+    "fine-tuning": TrainingProgram(fine_tuning, 300, pretrained),
+    "batches-of-2": TrainingProgram(partial(classified, "mnist", (784, 64, 10), 2), 5_000),
+    "adversarial": TrainingProgram(adversarial, 3_000, judge),
+    "vision-transformer": TrainingProgram(vision_transformer, 600),
+    "residual": TrainingProgram(residual, 500),
+    "narrow": TrainingProgram(partial(classified, "mnist", (784, 32, 32, 10), 64), 4_000),
 }

@@ -1,4 +1,4 @@
-"""What the programs of benchmarks/suites/programs.py share: the loop of a training, and what is noted of it."""
+"""The common parts of the programs of benchmarks/suites/programs.py: the loop of a training, and its outcome."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from learned_optim.meta_train.tasks import Split
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
 Loss = Callable[..., Tensor]
-"""What the module returns, and the targets -> 0-d tensor."""
+"""A function of the module's outputs and the targets that returns a 0-d tensor."""
 Data = tuple[Tensor, Tensor]
 """Inputs and targets; rows belong together."""
 
@@ -25,13 +25,13 @@ ROWS_AT_ONCE = 1_000  # of an evaluation: as many activations in memory
 MEAN, DEVIATION = 0.5, 0.25  # of a pixel, roughly, in all the data sets of pictures here
 
 
-class Outcome(NamedTuple):
-    """What came of a training; None is what the program does not have."""
+class TrainingOutcome(NamedTuple):
+    """The outcome of a training; None for a figure that the program does not have."""
 
     training_loss: float
     """Mean over the last tenth of the steps."""
     held_out_loss: float | None = None
-    """After the last step."""
+    """Held-out loss after the last step."""
     best_held_out_loss: float | None = None
     """The least of about twenty in the run."""
     accuracy: float | None = None
@@ -46,7 +46,7 @@ def pictures(name: str, split: Split, count: int | None = None, size: int | None
     """The first pictures of a split, scaled to mean zero and variance one roughly, and their classes.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         split: "train", or "test" for what is held out.
         count: how many; all by default.
         size: pixels a side, to which they are averaged down; as they are by default.
@@ -75,16 +75,16 @@ def fit(
     draws: Iterator[tuple[Tensor, ...]],
     held_out: Data,
     loss: Loss = F.cross_entropy,
-) -> Outcome:
+) -> TrainingOutcome:
     """The usual loop.
 
     Args:
-        module: what is trained.
+        module: the module that is trained.
         make: parameters -> the optimizer.
         steps: how many.
         draws: inputs and targets of each step.
         held_out: inputs and targets of the evaluations. If ``loss`` is the cross-entropy, accuracy is measured too.
-        loss: see :data:`Loss`.
+        loss: function of outputs and targets, a :data:`Loss`.
     """
     optimizer = make(module.parameters())
     losses, evaluated, accuracy = list[float](), list[float](), None
@@ -97,7 +97,7 @@ def fit(
         if step % math.ceil(steps / EVALUATIONS) == 0 or step == steps:
             held, accuracy = evaluate(module, held_out, loss)
             evaluated.append(held)
-    return Outcome(end_of(losses), evaluated[-1], min(evaluated), accuracy if loss is F.cross_entropy else None)
+    return TrainingOutcome(end_of(losses), evaluated[-1], min(evaluated), accuracy if loss is F.cross_entropy else None)
 
 
 @torch.no_grad()

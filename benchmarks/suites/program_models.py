@@ -88,7 +88,7 @@ def residual_net(width: int = 12) -> nn.Sequential:
     )
 
 
-class VisionTransformer(nn.Module):
+class PatchTransformer(nn.Module):
     """Patches of 7 x 7 pixels of a grey picture, two blocks, the mean over the patches (Dosovitskiy et al. 2021)."""
 
     def __init__(self, width: int = 48) -> None:

@@ -23,18 +23,19 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from benchmarks.results import RESULTS as ALL_RESULTS
-from benchmarks.results import Row, provenance, replaced, save_rows
+from benchmarks.results import Row, replaced, save_rows
 from benchmarks.results import read as read_rows
-from benchmarks.suites.program_list import PROGRAMS, Program
-from benchmarks.suites.program_loop import Outcome
+from benchmarks.suites.program_list import PROGRAMS, TrainingProgram
+from benchmarks.suites.program_loop import TrainingOutcome
 from learned_optim import LearnedOptimizer
+from learned_optim.meta_train.common.provenance import provenance
 from learned_optim.meta_train.data.datasets import DataNotFoundError
 
 RESULTS = ALL_RESULTS / "programs"
 UNTUNED = "Adam@0.001"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FOR_GAMES = "Adam@0.0002, beta1 0.5"  # as Radford et al. (2016) set it for adversarial networks, which others took over
-COLUMNS = ("program", "optimizer", "seed", "steps", *Outcome._fields, "seconds", "commit")
+COLUMNS = ("program", "optimizer", "seed", "steps", *TrainingOutcome._fields, "seconds", "commit")
 KEY = COLUMNS[:4]
 NEAR, HALF_A_POINT = 1.05, 0.005  # a held-out loss and an accuracy that nobody would change an optimizer for
 
@@ -105,14 +106,14 @@ def run(folder: Path, name: str, optimizers: Mapping[str, Build], seed: int, *, 
         print(*key[:2], *(f"{column} {row[column]}" for column in COLUMNS[4:-1] if row[column]), sep=", ", flush=True)
 
 
-def trained(program: Program, build: Build, seed: int) -> Outcome:
-    """What comes of a program; the caller's random numbers are left alone."""
+def trained(program: TrainingProgram, build: Build, seed: int) -> TrainingOutcome:
+    """The outcome of a program; the caller's random numbers are left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return program.run(lambda parameters: build(parameters, program.steps), program.steps)
 
 
-class Comparison(NamedTuple):
+class ProgramComparison(NamedTuple):
     """A learned optimizer on one program beside Adam, each the mean over their seeds."""
 
     program: str
@@ -126,7 +127,7 @@ SCORES = {"picture": "PSNR in decibels", "policy-gradient": "return", "adversari
 HIGH_IS_GOOD = ("accuracy", "score", "entropy")  # but for the score of "adversarial", a distance
 
 
-def compared(rows: Sequence[Row], optimizer: str) -> list[Comparison]:
+def compared(rows: Sequence[Row], optimizer: str) -> list[ProgramComparison]:
     """The programs that both the optimizer and untuned Adam have rows of, over the seeds that the optimizer has."""
     found = []
     for program in PROGRAMS:
@@ -140,18 +141,18 @@ def compared(rows: Sequence[Row], optimizer: str) -> list[Comparison]:
         if optimizer in means and UNTUNED in means:
             adams = [values for name, values in means.items() if name.startswith("Adam@")]
             best = {column: choice(program, column)(row[column] for row in adams) for column in means[optimizer]}
-            found.append(Comparison(program, means[optimizer], means[UNTUNED], best))
+            found.append(ProgramComparison(program, means[optimizer], means[UNTUNED], best))
     return found
 
 
 def choice(program: str, column: str) -> Callable[[Iterable[float]], float]:
-    """How the best of several is found."""
+    """The function that finds the best of several."""
     return max if column in HIGH_IS_GOOD and (program, column) != ("adversarial", "score") else min
 
 
 def mean(rows: Sequence[Row]) -> dict[str, float]:
     """The mean of each column that the program has."""
-    columns = [column for column in Outcome._fields if rows[0][column]]
+    columns = [column for column in TrainingOutcome._fields if rows[0][column]]
     return {column: fmean(float(row[column]) for row in rows) for column in columns}
 
 

@@ -31,7 +31,7 @@ RATES = (0.1, 0.03, 0.01, 0.003, 0.001)
 DIVERGED = 2.0  # initial losses
 
 Change = Callable[[Tensor, int, torch.Generator], Tensor]
-"""What is done to the gradient ``(seeds, N)`` at a step (from 0)."""
+"""A change of the gradient ``(seeds, N)`` at a step (from 0)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Condition:
     batch_size: int = 64
     loss_factor: float = 1.0
     parameter_scale: float = 1.0
-    """How much larger the stored parameters are: the network sees ``parameters / parameter_scale``."""
+    """The factor by which the stored parameters are larger: the network sees ``parameters / parameter_scale``."""
     gradient: Change | None = None
     rate_factor: Callable[[float], float] | None = None
     """Factor on the rate (the rule's ``lr`` is 1) against the share of the steps that are done."""

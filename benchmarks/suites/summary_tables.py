@@ -15,9 +15,9 @@ from learned_optim.meta_train.benchmark.report import ratio_text
 
 EDGE_MARK = r"\*"  # an asterisk of its own in Markdown
 FOLDERS = ("unseen", "paper", "generalization", "horizon", "larger", "width")
-"""Where summary.csv is read; no problem may stand in two of them with the same optimizer."""
+"""Folders whose summary.csv is read; no problem may stand in two of them with the same optimizer."""
 
-HELD_OUT = {
+UNSEEN = {
     "digits-relu-100": "digits 64-64-10 ReLU, 100 steps",
     "digits-relu-1000": "the same, 1,000 steps",
     "mnist-relu-100": "MNIST 784-64-10 ReLU, 100 steps",
@@ -64,7 +64,7 @@ LARGER = {
 }
 """Problem -> title, of ``larger.toml``."""
 TITLES = {
-    "unseen": HELD_OUT,
+    "unseen": UNSEEN,
     "generalization": GENERALIZATION,
     "horizon": HORIZON,
     "larger": LARGER,
@@ -137,7 +137,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def held_out_table(results: Results) -> str:
     """The default rule beside tuned baselines."""
-    baselines = baselines_of(results, HELD_OUT)
+    baselines = baselines_of(results, UNSEEN)
     rows = [
         [
             title,
@@ -146,7 +146,7 @@ def held_out_table(results: Results) -> str:
             ratio_text(loss(results, problem, "default") / loss(results, problem, "Adam")),
             ratio_cell(results, problem, "default"),
         ]
-        for problem, title in HELD_OUT.items()
+        for problem, title in UNSEEN.items()
     ]
     names = ["default rule", *baselines, "default / Adam", "default / best tuned"]
     return table(["problem (images held out from meta-training)", *names], rows)

@@ -68,7 +68,7 @@ def contender(source: str, settings: Mapping[str, Any], *, total_steps: bool = F
     """A rule by name or path, with ``@0`` behind it that with outputs of zero.
 
     Args:
-        source: what :func:`~learned_optim.load_rule` takes.
+        source: a rule's name or file, as :func:`~learned_optim.load_rule` takes it.
         settings: constants that were set, which belong to its identity, and settings that the rule is built with.
         total_steps: tell the optimizer how long the training is.
 
@@ -119,8 +119,8 @@ def zeroed(rule: UpdateRule) -> UpdateRule:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one optimizer did on one problem, beside tuned Adam and others."""
+class ProblemRow:
+    """The figures of one optimizer on one problem, beside tuned Adam and others."""
 
     problem: str
     optimizer: str
@@ -154,12 +154,12 @@ def ratio(loss: float, other: float) -> float:
     return loss / other if other > 0 else (1.0 if loss == other else math.inf)
 
 
-def rows(group: Sequence[Result]) -> list[Row]:
+def rows(group: Sequence[Result]) -> list[ProblemRow]:
     """One for each optimizer of a problem."""
     adam = reference_of(group)
     scheduled, untuned = (next(each for each in group if each.optimizer == name) for name in (SCHEDULED, UNTUNED))
     return [
-        Row(
+        ProblemRow(
             problem=result.problem.name,
             optimizer=result.optimizer,
             network=result.problem.family not in NOISELESS,
@@ -190,7 +190,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+TABLE_COLUMNS: tuple[tuple[str, Callable[[ProblemRow], str]], ...] = (
     ("problem", lambda row: row.problem),
     ("optimizer", lambda row: row.optimizer),
     ("final", lambda row: f"{row.final:.4g}"),
@@ -207,7 +207,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 )
 """Columns of the table of problems: name, and text of a row."""
 
-MEANS: tuple[tuple[str, Callable[[Row], float]], ...] = (
+MEANS: tuple[tuple[str, Callable[[ProblemRow], float]], ...] = (
     ("speed-up", lambda row: row.speedup),
     ("strict", lambda row: row.strict),
     ("/ Adam", lambda row: row.to_adam),
@@ -218,8 +218,8 @@ MEANS: tuple[tuple[str, Callable[[Row], float]], ...] = (
 """Columns of which geometric means are taken: name, and value of a row."""
 
 
-def summary(found: Sequence[Row]) -> list[list[str]]:
-    """For each optimizer a line over all problems and one over the networks in minibatches; the head first."""
+def summary(found: Sequence[ProblemRow]) -> list[list[str]]:
+    """A line over all problems and one over the networks in minibatches for each optimizer; the head first."""
     lines = [["optimizer", "problems", *(name for name, _ in MEANS), "lower", "behind 2%", "diverged", "seconds"]]
     for optimizer in dict.fromkeys(row.optimizer for row in found):
         every = [row for row in found if row.optimizer == optimizer]
@@ -243,12 +243,12 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def run(half: str, contenders: Sequence[Contender], problems: Sequence[str], cache: Cache) -> list[Row]:
+def run(half: str, contenders: Sequence[Contender], problems: Sequence[str], cache: Cache) -> list[ProblemRow]:
     """Run the suite, tell of each problem as it is done, and give the rows of all."""
     suite = load_suite(f"wide-{half}")
     suite = suite.only(problems) if problems else suite
     harness = Harness(suite, [*baselines(suite.baselines), *contenders], [], cache=cache)
-    found: list[Row] = []
+    found: list[ProblemRow] = []
     with Bar(harness.planned_steps()) as bar:
         for group in harness.results(bar):
             found += rows(group)
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_constants({name: value for name, value in settings.items() if name.isupper()})
     chosen = [contender(name, settings, total_steps=given.total_steps) for name in given.rules.split(",") if name]
     found = run(given.half, chosen, [name for name in given.problems.split(",") if name], Cache(given.cache))
-    lines = [[name for name, _ in COLUMNS], *([show(row) for _, show in COLUMNS] for row in found)]
+    lines = [[name for name, _ in TABLE_COLUMNS], *([show(row) for _, show in TABLE_COLUMNS] for row in found)]
     if given.csv is not None:
         write_atomically(given.csv, csv_text(lines))
     if given.save:

@@ -1,4 +1,4 @@
-"""What the committed rows of the wide suites say: the README's claim and table, and the table of all problems.
+"""The documents' tables of the wide suites: the README's claim and table, and the table of all problems.
 
 python -m benchmarks.suites.wide default --half second --save
 python -m benchmarks.suites.wide default --half second --total-steps --save
@@ -31,7 +31,7 @@ def read(half: str, root: Path = RESULTS) -> Rows:
 
 
 def problems_of(rows: Rows) -> list[str]:
-    """In their order."""
+    """The problems of the rows, in their order."""
     return list(dict.fromkeys(problem for problem, _ in rows))
 
 
@@ -46,12 +46,12 @@ def mean_ratio(rows: Rows, rule: str, other: str, column: str = "final") -> floa
 
 
 def lower(rows: Rows, rule: str, other: str) -> int:
-    """On how many problems a rule's final loss is lower."""
+    """The number of problems on which a rule's final loss is lower."""
     return sum(float(rows[p, rule]["final"]) < float(rows[p, other]["final"]) for p in problems_of(rows))
 
 
 def claim(root: Path = RESULTS) -> str:
-    """What the second half says: no constant was chosen by it."""
+    """The README's claim, from the second half, by which no constant was chosen."""
     rows = read("second", root)
     problems = problems_of(rows)
     speedup = statistics.geometric_mean(float(rows[problem, RULE]["speed-up"]) for problem in problems)
@@ -89,13 +89,13 @@ def cell(loss: float, others: Sequence[float]) -> str:
 
 
 def chosen_for_readme(rows: Rows, families: Mapping[str, str]) -> list[str]:
-    """At most eight problems of the second half, in its order.
+    """The README's problems: at most eight of the second half, in its order.
 
     Those on which the default rule with nothing set ends above tuned Adam, all of them; then the first of each family,
     until there are eight.
 
     Args:
-        rows: of the half.
+        rows: the rows of the half.
         families: problem -> its family.
     """
     problems = problems_of(rows)

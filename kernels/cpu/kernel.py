@@ -23,8 +23,8 @@ from learned_optim.kernels.cpu.compiler import Compiler
 from learned_optim.kernels.sources.c import storage_macros
 from learned_optim.kernels.sources.registry import registered
 
-FOLDER = Path(__file__).parent
-SOURCE, HEADER = FOLDER / "cpu.c", FOLDER / "vector.h"
+SOURCE_FOLDER = Path(__file__).parent
+SOURCE, HEADER = SOURCE_FOLDER / "cpu.c", SOURCE_FOLDER / "vector.h"
 COMPILERS = ("cc", "gcc", "clang")
 TILE = 1024
 """Coordinates that a thread takes at a time."""

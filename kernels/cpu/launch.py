@@ -11,9 +11,9 @@ from learned_optim.kernels.slots import Columns, StepSettings
 from learned_optim.kernels.sources.registry import registered
 
 _zero_and_one = np.arange(2, dtype=np.float32)
-ZERO = _zero_and_one.ctypes.data
+ADDRESS_OF_ZERO = _zero_and_one.ctypes.data
 """Address of the number 0: the rule does not see the parameter."""
-ONE = ZERO + _zero_and_one.itemsize
+ADDRESS_OF_ONE = ADDRESS_OF_ZERO + _zero_and_one.itemsize
 """Address of the number 1: the rule sees the parameter, and the scale of a tensor that has none."""
 FIXED_COLUMNS = 7
 """Columns of the table before the addresses of parameter, gradient and state: the fields of ``Tensor`` in ``cpu.c``.
@@ -39,8 +39,8 @@ def launch_c(key: str, weights: Tensor, columns: Columns, settings: StepSettings
     addressed = [parameters, grads, *states.values()]
     table = np.empty((len(parameters), FIXED_COLUMNS + 2 + max(1, len(states))), np.int64)
     table[:, 0] = table[:, 1] = list(map(Tensor.numel, parameters))
-    table[:, 2] = [ONE if scale is None else scale.data_ptr() for scale in scales]
-    table[:, 3] = ZERO + (ONE - ZERO) * np.array(sees_parameter)
+    table[:, 2] = [ADDRESS_OF_ONE if scale is None else scale.data_ptr() for scale in scales]
+    table[:, 3] = ADDRESS_OF_ZERO + (ADDRESS_OF_ONE - ADDRESS_OF_ZERO) * np.array(sees_parameter)
     table[:, 4] = 0
     table[:, 5] = weights.data_ptr()
     table[:, 6] = list(map(Tensor.data_ptr, steps))
@@ -96,7 +96,7 @@ def launch_particles(
     apart = np.array([tensor.stride(0) * tensor.element_size() if tensor.dim() else 0 for tensor in tensors])
     table = np.empty((len(grad), FIXED_COLUMNS + 2 + max(1, len(state))), np.int64)
     table[:, :2] = grad[0].numel()
-    table[:, 2:5] = ONE, sees_parameter.data_ptr(), int(sees_parameter.dim() > 0)
+    table[:, 2:5] = ADDRESS_OF_ONE, sees_parameter.data_ptr(), int(sees_parameter.dim() > 0)
     table[:, 5 : 5 + len(tensors)] = addresses + np.arange(len(grad))[:, None] * apart
     step_kernel(table, Arguments(0.0, *conditions, 1.0, 0.0, 1.0, False, False))
 

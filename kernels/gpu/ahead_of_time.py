@@ -93,7 +93,9 @@ def compile_training(step: training.TrainingStep, *, compute_capability: int) ->
             pointers = dict.fromkeys([*names, "weights"], "fp32")
             scalars = {"size": "i32", "weights_stride": "i32"}
             label = direction if len(half.segments) == 1 else f"{direction} {number}"
-            found[label] = _compiled(kernel, pointers, scalars, {"BLOCK": training.BLOCK}, WARPS, compute_capability)
+            found[label] = _compiled(
+                kernel, pointers, scalars, {"BLOCK": training.TRAINING_BLOCK}, WARPS, compute_capability
+            )
     return found
 
 

@@ -11,10 +11,10 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
+    MatrixProduct,
     Operation,
-    Product,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     Weight,
 )
@@ -44,7 +44,9 @@ class Shared:
         stages: dict[tuple[int, str], list[int]] = {}
         for place, (operation, shared) in enumerate(zip(program.operations, program.shared, strict=True)):
             if shared:
-                before = [levels[operand.operation] for operand in operation.operands if isinstance(operand, Result)]
+                before = [
+                    levels[operand.operation] for operand in operation.operands if isinstance(operand, OperationResult)
+                ]
                 levels[place] = max(before, default=-1) + 1
                 kind = operation.name if isinstance(operation, Elementwise) else f"product {place}"
                 stages.setdefault((levels[place], kind), []).append(place)
@@ -57,8 +59,8 @@ class Shared:
             self.stages.append((operations, [[self._column(o) for o in op.operands] for op in operations]))
             for place in places:
                 operation = program.operations[place]
-                for output in range(operation.outputs if isinstance(operation, Product) else 1):
-                    self.columns[Result(place, output)] = self.width
+                for output in range(operation.outputs if isinstance(operation, MatrixProduct) else 1):
+                    self.columns[OperationResult(place, output)] = self.width
                     self.width += 1
 
     def for_coordinates(self) -> Program:
@@ -70,7 +72,9 @@ class Shared:
         def renamed(scalar: Scalar) -> Scalar:
             if _is_shared(program, scalar):
                 return Weight(tensor, self.kept.index(scalar))
-            return replace(scalar, operation=places[scalar.operation]) if isinstance(scalar, Result) else scalar
+            return (
+                replace(scalar, operation=places[scalar.operation]) if isinstance(scalar, OperationResult) else scalar
+            )
 
         return replace(
             program,
@@ -103,7 +107,7 @@ class Shared:
         values = torch.cat([weights, constants.expand(particles, -1)], 1)
         for operations, columns in self.stages:
             first = operations[0]
-            if isinstance(first, Product):
+            if isinstance(first, MatrixProduct):
                 start = sum(self.sizes[: first.matrix])
                 matrix = weights[:, start : start + self.sizes[first.matrix]].view(particles, first.outputs, -1)
                 made = (matrix @ values[:, columns[0], None])[..., 0]
@@ -130,6 +134,6 @@ class Shared:
 
 def _is_shared(program: Program, scalar: Scalar) -> bool:
     """Whether a scalar is one of the shared inputs or follows from them."""
-    if isinstance(scalar, Result):
+    if isinstance(scalar, OperationResult):
         return program.shared[scalar.operation]
     return isinstance(scalar, Input) and scalar.entry in SHARED_INPUTS

@@ -26,7 +26,7 @@ from learned_optim.kernels.tracing.derivative import SIGNALS, Derivative, deriva
 from learned_optim.kernels.tracing.program import PARAMETER_INPUT, Program
 from learned_optim.kernels.tracing.simplify import simplified
 
-BLOCK = 128
+TRAINING_BLOCK = 128
 """Coordinates of a program: one for each thread, as in meta-training there are few."""
 INTERPRETED_BLOCK = 1024
 """Coordinates of a program in the interpreter, whose time is proportional to the number of operations."""
@@ -77,7 +77,7 @@ class Pass:
         if not segment.stores:
             return
         particles, _, coordinates = next(iter(tensors.values())).shape
-        block = INTERPRETED_BLOCK if interpreting() else BLOCK
+        block = INTERPRETED_BLOCK if interpreting() else TRAINING_BLOCK
         kernel = getattr(module_of(self.text, interpreting()), f"segment{number}")
         with device_guard(weights.device):
             kernel[(-(-coordinates // block), particles)](

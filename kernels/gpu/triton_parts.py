@@ -166,7 +166,7 @@ def exp_minus(x, FACTOR: tl.constexpr):
 
 
 @triton.jit
-def over_positive(x):
+def reciprocal_of_positive(x):
     """1 / x of a positive x: one instruction and a product, where a quotient takes nine."""
     root = tl.rsqrt(x)
     return root * root
@@ -175,7 +175,7 @@ def over_positive(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
-    return over_positive(1.0 + exp_minus(x, 1.0))
+    return reciprocal_of_positive(1.0 + exp_minus(x, 1.0))
 
 
 @triton.jit
@@ -197,14 +197,14 @@ def lstm_cell(forget, cell, input_gate, candidate):
     f = 1.0 + exp_minus(forget, 1.0)
     g = exp_minus(candidate, 2.0)
     product = i * (1.0 + g)
-    return (cell * product + (1.0 - g) * f) * over_positive(product * f)
+    return (cell * product + (1.0 - g) * f) * reciprocal_of_positive(product * f)
 
 
 @triton.jit
 def gated_tanh(gate, value):
     """sigmoid(gate) tanh(value), with one denominator."""
     v = exp_minus(value, 2.0)
-    return (1.0 - v) * over_positive((1.0 + exp_minus(gate, 1.0)) * (1.0 + v))
+    return (1.0 - v) * reciprocal_of_positive((1.0 + exp_minus(gate, 1.0)) * (1.0 + v))
 
 
 # Products

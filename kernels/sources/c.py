@@ -15,9 +15,9 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
-    Product,
+    MatrixProduct,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     Weight,
 )
@@ -156,7 +156,7 @@ static __attribute__((noinline)) vec update(
             self.share.append(f"const double s{place} = {expression};")
             self.keep(place, 1)
 
-    def write_shared_product(self, place: int, product: Product) -> None:
+    def write_shared_product(self, place: int, product: MatrixProduct) -> None:
         operands = ", ".join(map(self.number, product.operands))
         first = self.matrix(product, range(product.outputs), interleaved=False)
         self.share += _wrapped(f"const double x{place}[] = {{{operands}}};")
@@ -169,7 +169,7 @@ static __attribute__((noinline)) vec update(
     def keep(self, place: int, outputs: int) -> None:
         """Write the results that coordinates read into ``Shared``."""
         for output in range(outputs):
-            result = Result(place, output)
+            result = OperationResult(place, output)
             readers = [user for user in self.users[place] if result in self.program.operations[user].operands]
             is_output = any(result in scalars for scalars in self.program.outputs.values())
             if is_output or not all(self.program.shared[reader] for reader in readers):
@@ -197,11 +197,11 @@ static __attribute__((noinline)) vec update(
 
     # What is different for each coordinate
 
-    def write_inputs(self, place: int, product: Product) -> None:
+    def write_inputs(self, place: int, product: MatrixProduct) -> None:
         inputs = ", ".join(self.vector(operand) for operand in product.operands)
         self.update += _wrapped(f"const vec inputs{place}[] = {{{inputs}}};")
 
-    def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
+    def write_sums(self, place: int, product: MatrixProduct, rows: Sequence[int]) -> None:
         name = f"rows{place}_{rows[0]}"
         starts = ", ".join(self.vector(self.rows.offset(place, row)) for row in rows)
         first = self.matrix(product, rows, interleaved=True)
@@ -252,7 +252,11 @@ static __attribute__((noinline)) vec update(
 
     def mask(self, scalar: Scalar) -> str:
         """The expression of a scalar in ``update``, as the mask of a choice."""
-        if isinstance(scalar, Result) and scalar.operation in self.masks and not self.program.shared[scalar.operation]:
+        if (
+            isinstance(scalar, OperationResult)
+            and scalar.operation in self.masks
+            and not self.program.shared[scalar.operation]
+        ):
             return f"t{scalar.operation}"
         return f"({self.vector(scalar)} != 0)"
 

@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass
 
-from learned_optim.kernels.sources.writer import Row, Rows
-from learned_optim.kernels.tracing.program import Elementwise, Input, Product, Program, Result, Scalar, Weight
+from learned_optim.kernels.sources.writer import ProductRow, ProductRows
+from learned_optim.kernels.tracing.program import (
+    Elementwise,
+    Input,
+    MatrixProduct,
+    OperationResult,
+    Program,
+    Scalar,
+    Weight,
+)
 
 LARGEST_STRAIGHT = 1024
 """Multiply-adds of a product that are straight code."""
@@ -33,7 +41,7 @@ class Layer:
 
     product: int
     units: tuple[Unit, ...]
-    context: Product | None
+    context: MatrixProduct | None
     """A product of what all coordinates share, which is added to the gates row by row."""
     biases: tuple[Weight, ...]
     """The bias of each row of the product."""
@@ -41,11 +49,11 @@ class Layer:
     """The only product that reads the hidden values, if it has few rows: these are then summed unit by unit."""
 
 
-def layers(program: Program, rows: Rows) -> list[Layer]:
+def layers(program: Program, rows: ProductRows) -> list[Layer]:
     """Find all layers of a program that are too large for straight code."""
     found = []
     for place, operation in enumerate(program.operations):
-        if program.shared[place] or not isinstance(operation, Product):
+        if program.shared[place] or not isinstance(operation, MatrixProduct):
             continue
         if operation.multiply_adds > LARGEST_STRAIGHT:
             layer = _layer(program, rows, place, operation)
@@ -53,7 +61,7 @@ def layers(program: Program, rows: Rows) -> list[Layer]:
     return found
 
 
-def _layer(program: Program, rows: Rows, product: int, operation: Product) -> Layer | None:
+def _layer(program: Program, rows: ProductRows, product: int, operation: MatrixProduct) -> Layer | None:
     units = [unit for place in range(len(program.operations)) if (unit := _unit(program, rows, product, place))]
     units.sort(key=lambda unit: unit.kept.feature)
     if sorted(row for unit in units for row in unit.rows) != list(range(operation.outputs)):
@@ -80,39 +88,43 @@ def _layer(program: Program, rows: Rows, product: int, operation: Product) -> La
 
 def _outputs(program: Program, units: list[Unit]) -> int | None:
     """The small product whose inputs are the hidden values, which nothing else reads but the state."""
-    hidden = tuple(Result(unit.hidden) for unit in units)
+    hidden = tuple(OperationResult(unit.hidden) for unit in units)
     readers = [place for place, other in enumerate(program.operations) if {*hidden} & {*other.operands}]
     if len(readers) != 1:
         return None
     reader = program.operations[readers[0]]
-    small = isinstance(reader, Product) and reader.operands == hidden and reader.outputs <= MOST_OUTPUTS
+    small = isinstance(reader, MatrixProduct) and reader.operands == hidden and reader.outputs <= MOST_OUTPUTS
     return readers[0] if small else None
 
 
-def _unit(program: Program, rows: Rows, product: int, place: int) -> Unit | None:
+def _unit(program: Program, rows: ProductRows, product: int, place: int) -> Unit | None:
     """The unit whose cell an operation computes."""
     cell = program.operations[place]
     if not isinstance(cell, Elementwise) or cell.name != "lstm_cell":
         return None
     forget, kept, input_gate, candidate = cell.operands
-    if not isinstance(kept, Input) or program.outputs[kept.entry][kept.feature] != Result(place):
+    if not isinstance(kept, Input) or program.outputs[kept.entry][kept.feature] != OperationResult(place):
         return None
-    users = [user for user, other in enumerate(program.operations) if Result(place) in other.operands]
-    outputs = [scalar for scalars in program.outputs.values() for scalar in scalars if scalar == Result(place)]
+    users = [user for user, other in enumerate(program.operations) if OperationResult(place) in other.operands]
+    outputs = [scalar for scalars in program.outputs.values() for scalar in scalars if scalar == OperationResult(place)]
     if len(users) != 1 or len(outputs) != 1:
         return None
     hidden = program.operations[users[0]]
-    if not isinstance(hidden, Elementwise) or hidden.name != "gated_tanh" or hidden.operands[1] != Result(place):
+    if (
+        not isinstance(hidden, Elementwise)
+        or hidden.name != "gated_tanh"
+        or hidden.operands[1] != OperationResult(place)
+    ):
         return None
     gates = [rows.of(scalar) for scalar in (input_gate, forget, candidate, hidden.operands[0])]
-    of_product: list[Row] = [gate for gate in gates if gate is not None and gate[0] == product]
+    of_product: list[ProductRow] = [gate for gate in gates if gate is not None and gate[0] == product]
     if len(of_product) < 4:
         return None
     targets = [
         Input(entry, feature)
         for entry, scalars in program.outputs.items()
         for feature, scalar in enumerate(scalars)
-        if scalar == Result(users[0])
+        if scalar == OperationResult(users[0])
     ]
     if len(targets) != 1 or targets[0].entry == "update":
         return None
@@ -124,11 +136,13 @@ def _offset(program: Program, scalar: Scalar, row: int) -> tuple[Weight, int | N
     """The bias that a row begins with, and the product of shared signals that is added to it."""
     if isinstance(scalar, Weight):
         return scalar, None
-    operation = program.operations[scalar.operation] if isinstance(scalar, Result) else None
+    operation = program.operations[scalar.operation] if isinstance(scalar, OperationResult) else None
     if not isinstance(operation, Elementwise) or operation.name != "add":
         return None
     for bias, context in (operation.operands, operation.operands[::-1]):
-        follows = isinstance(context, Result) and isinstance(program.operations[context.operation], Product)
-        if isinstance(bias, Weight) and isinstance(context, Result) and follows and context.output == row:
+        follows = isinstance(context, OperationResult) and isinstance(
+            program.operations[context.operation], MatrixProduct
+        )
+        if isinstance(bias, Weight) and isinstance(context, OperationResult) and follows and context.output == row:
             return bias, context.operation
     return None

@@ -9,7 +9,7 @@ import torch
 from learned_optim.kernels.sources.c import c_source
 from learned_optim.kernels.sources.triton import triton_source
 from learned_optim.kernels.sources.writer import Source
-from learned_optim.kernels.tracing.program import Product, Program
+from learned_optim.kernels.tracing.program import MatrixProduct, Program
 from learned_optim.kernels.tracing.simplify import simplified
 
 WIDE_PRODUCT = 16
@@ -61,10 +61,10 @@ class Sources:
         return 256 if max(widths, default=0) > WIDE_PRODUCT else 512
 
     @property
-    def products(self) -> list[Product]:
+    def products(self) -> list[MatrixProduct]:
         """Products that are different for each coordinate."""
         operations = zip(self.program.operations, self.program.shared, strict=True)
-        return [operation for operation, shared in operations if isinstance(operation, Product) and not shared]
+        return [operation for operation, shared in operations if isinstance(operation, MatrixProduct) and not shared]
 
     @property
     def multiply_adds(self) -> int:

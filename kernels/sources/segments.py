@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from learned_optim.kernels.tracing.program import Input, Operation, Product, Program, Result, Scalar
+from learned_optim.kernels.tracing.program import Input, MatrixProduct, Operation, OperationResult, Program, Scalar
 
 LARGEST_PRODUCT_INSIDE = 256
 """Multiply-adds of a product that stays inside a kernel."""
@@ -33,7 +33,7 @@ class Segment:
 
     program: Program
     stores: tuple[Store, ...]
-    products: tuple[tuple[int, Product], ...]
+    products: tuple[tuple[int, MatrixProduct], ...]
 
 
 def segments(program: Program) -> tuple[list[Segment], dict[str, int]]:
@@ -53,7 +53,7 @@ class _Cut:
             for number, place in enumerate(
                 place
                 for place, operation in enumerate(program.operations)
-                if isinstance(operation, Product) and operation.multiply_adds > LARGEST_PRODUCT_INSIDE
+                if isinstance(operation, MatrixProduct) and operation.multiply_adds > LARGEST_PRODUCT_INSIDE
             )
         }
         self.levels: list[int] = []
@@ -64,7 +64,7 @@ class _Cut:
 
     def level(self, scalar: Scalar) -> int:
         """The first segment in which a scalar is known."""
-        if not isinstance(scalar, Result):
+        if not isinstance(scalar, OperationResult):
             return 0
         return self.levels[scalar.operation] + (scalar.operation in self.large)
 
@@ -85,10 +85,10 @@ class _Cut:
             self.features[name] = len(scalars)
             for feature, scalar in enumerate(scalars):
                 stores[self.level(scalar)].append(Store(name, feature, scalar))
-        products: defaultdict[int, list[tuple[int, Product]]] = defaultdict(list)
+        products: defaultdict[int, list[tuple[int, MatrixProduct]]] = defaultdict(list)
         for place, number in self.large.items():
             operation = self.program.operations[place]
-            assert isinstance(operation, Product)
+            assert isinstance(operation, MatrixProduct)
             products[self.levels[place]].append((number, operation))
             self.features |= {f"inputs{number}": len(operation.operands), f"rows{number}": operation.outputs}
             for feature, scalar in enumerate(operation.operands):
@@ -118,7 +118,9 @@ class _Cut:
                 scalar
                 for level, scalars in readers
                 for scalar in scalars
-                if isinstance(scalar, Result) and scalar.operation not in self.large and self.level(scalar) < level
+                if isinstance(scalar, OperationResult)
+                and scalar.operation not in self.large
+                and self.level(scalar) < level
             )
         )
 
@@ -128,7 +130,7 @@ class _Cut:
         places = {old: new for new, old in enumerate(own)}
 
         def renamed(scalar: Scalar) -> Scalar:
-            if not isinstance(scalar, Result):
+            if not isinstance(scalar, OperationResult):
                 return scalar
             if scalar.operation in self.large:
                 return Input(f"rows{self.large[scalar.operation]}", scalar.output)

@@ -13,9 +13,9 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
-    Product,
+    MatrixProduct,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     Weight,
     is_shared,
@@ -100,18 +100,18 @@ class _TritonWriter(Writer):
         if not self.put_inline(place, expression):
             self.shared.append(f"s{place} = {expression}")
 
-    def write_shared_product(self, place: int, product: Product) -> None:
+    def write_shared_product(self, place: int, product: MatrixProduct) -> None:
         first = self.matrix(product, range(product.outputs), interleaved=True)
         inputs, sums = _tuple([self.name(operand) for operand in product.operands]), _tuple(["0.0"] * product.outputs)
         names = ", ".join(f"s{place}_{output}" for output in range(product.outputs))
         call = f"add_products(weights + {first}, {sums}, {inputs}, {product.outputs}, {len(product.operands)})"
         self.shared.append(f"{names}{',' * (product.outputs == 1)} = {call}")
 
-    def write_inputs(self, place: int, product: Product) -> None:
+    def write_inputs(self, place: int, product: MatrixProduct) -> None:
         names = [self.name(operand) for operand in product.operands]
         self.update.append(f"inputs{place} = {_tuple(names)}")
 
-    def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
+    def write_sums(self, place: int, product: MatrixProduct, rows: Sequence[int]) -> None:
         names = [f"r{place}_{row}" for row in rows]
         starts = [self.name(self.rows.offset(place, row)) for row in rows]
         first = self.matrix(product, rows, interleaved=True, align=2)
@@ -129,7 +129,7 @@ class _TritonWriter(Writer):
         if layer is None:
             return False
         product = self.program.operations[layer.product]
-        assert isinstance(product, Product)
+        assert isinstance(product, MatrixProduct)
         context = layer.context
         shared = [] if context is None else [self.name(operand) for operand in context.operands]
         if layer.outputs is None:
@@ -164,7 +164,7 @@ class _TritonWriter(Writer):
         for unit in layer.units:
             self.done |= {unit.cell, unit.hidden}
             for result in (unit.cell, unit.hidden):
-                self.targets.pop(Result(result))  # the layer has written it
+                self.targets.pop(OperationResult(result))  # the layer has written it
         if layer.outputs is None:
             self.names_of_units |= {unit.hidden: name for unit, name in zip(layer.units, names, strict=True)}
         else:
@@ -172,7 +172,7 @@ class _TritonWriter(Writer):
             self.names_of_rows |= {(layer.outputs, row): name for row, name in zip(rows, names, strict=True)}
         return True
 
-    def write_weights_of(self, layer: Layer, product: Product) -> None:
+    def write_weights_of(self, layer: Layer, product: MatrixProduct) -> None:
         """Order the weights of a layer unit by unit: biases, weights on context and inputs, weights of the outputs."""
         outputs = None if layer.outputs is None else self.program.operations[layer.outputs]
         for place, unit in enumerate(layer.units):
@@ -180,7 +180,7 @@ class _TritonWriter(Writer):
             if layer.context is not None:
                 self.matrix(layer.context, unit.rows, interleaved=True)
             self.matrix(product, unit.rows, interleaved=True)
-            if isinstance(outputs, Product) and layer.outputs is not None:
+            if isinstance(outputs, MatrixProduct) and layer.outputs is not None:
                 width = len(outputs.operands)
                 rows = self.rows.used[layer.outputs]
                 self.weights += [self.place(Weight(outputs.matrix, row * width + place)) for row in rows]
@@ -188,9 +188,9 @@ class _TritonWriter(Writer):
 
     def write_elementwise(self, place: int, operation: Elementwise) -> None:
         expression = self.expression(operation)
-        if Result(place) in self.targets or not self.put_inline(place, expression):
+        if OperationResult(place) in self.targets or not self.put_inline(place, expression):
             self.update.append(f"t{place} = {expression}")
-            self.store(Result(place))
+            self.store(OperationResult(place))
 
     def store(self, scalar: Scalar) -> None:
         """Store a result, after reading what is still needed from the feature that it overwrites."""
@@ -203,7 +203,7 @@ class _TritonWriter(Writer):
             line = f"store_feature({target.entry}_state, {value}, size, written, {target.feature})"
             self.update.append(line)
 
-    def is_single(self, scalar: Result) -> bool:
+    def is_single(self, scalar: OperationResult) -> bool:
         """Whether a result is one number, shared by all coordinates."""
         return self.program.shared[scalar.operation]
 
@@ -217,7 +217,7 @@ class _TritonWriter(Writer):
             denominator = operation.operands[-1]
             low, high = self.range(denominator)
             if (low > 1e-30 and high < 1e37) or low >= 1.0:
-                inverse = f"over_positive({operands[-1]})"
+                inverse = f"reciprocal_of_positive({operands[-1]})"
                 return inverse if name == "reciprocal" else f"{numerator} * {inverse}"
             return f"{numerator} / {operands[-1]}"
         if name in INFIX:
@@ -240,7 +240,7 @@ class _TritonWriter(Writer):
         if scalar.operation in self.inline:
             return self.inline[scalar.operation]
         if self.is_single(scalar):
-            return f"s{scalar.operation}" + (f"_{scalar.output}" if isinstance(operation, Product) else "")
+            return f"s{scalar.operation}" + (f"_{scalar.output}" if isinstance(operation, MatrixProduct) else "")
         row = self.rows.of(scalar)
         if row is not None:
             return self.names_of_rows[row]
@@ -251,6 +251,10 @@ class _TritonWriter(Writer):
         """The name of an input: gradient, parameter, a shared input, or a feature of the state."""
         if scalar.entry in ("grad", PARAMETER_INPUT, *SHARED_INPUTS):
             return "count" if scalar.entry == STEP_INPUT else scalar.entry
+        return self.loaded_feature(scalar)
+
+    def loaded_feature(self, scalar: Input) -> str:
+        """The name of a feature of a tensor, which is loaded when it is first needed."""
         name = f"{scalar.entry}_{scalar.feature}"
         if scalar not in self.loaded:
             self.loaded.add(scalar)
@@ -259,7 +263,7 @@ class _TritonWriter(Writer):
 
     def condition(self, scalar: Scalar) -> str:
         """The expression of a scalar as the condition of a choice."""
-        if isinstance(scalar, Result) and scalar.operation in self.masks:
+        if isinstance(scalar, OperationResult) and scalar.operation in self.masks:
             return f"{'s' if self.is_single(scalar) else 't'}{scalar.operation}"
         return f"{self.name(scalar)} != 0.0"
 
@@ -325,17 +329,13 @@ class _SegmentWriter(_TritonWriter):
 
     def input(self, scalar: Input) -> str:
         """The name of a feature of a tensor; the gradient is a tensor of one feature."""
-        name = f"{scalar.entry}_{scalar.feature}"
-        if scalar not in self.loaded:
-            self.loaded.add(scalar)
-            self.update.append(f"{name} = feature({scalar.entry}_state, size, mask, {scalar.feature})")
-        return name
+        return self.loaded_feature(scalar)
 
     def weight(self, weight: Weight) -> int:
         """The place of a weight among all results of the prologue, flattened."""
         return self.place(weight)
 
-    def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
+    def write_sums(self, place: int, product: MatrixProduct, rows: Sequence[int]) -> None:
         names = [f"r{place}_{row}" for row in rows]
         starts = [self.name(self.rows.offset(place, row)) for row in rows]
         width = len(product.operands)

@@ -23,7 +23,7 @@ from .triton_parts import (
     lstm_layer,
     move,
     number,
-    over_positive,
+    reciprocal_of_positive,
     scaled_parameter,
     pointer_in,
     power,

@@ -11,9 +11,9 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
-    Product,
+    MatrixProduct,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     Weight,
 )
@@ -27,7 +27,7 @@ WITHIN_RANGE = 87.0
 """An exponential of at most that size is neither zero nor infinity in float32."""
 COMPARISONS = {"eq": "==", "ge": ">=", "gt": ">", "le": "<=", "lt": "<", "ne": "!="}
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-Row = tuple[int, int]
+ProductRow = tuple[int, int]
 """A product, and one of its outputs."""
 
 
@@ -52,8 +52,8 @@ class Writer(ABC):
     def __init__(self, program: Program) -> None:
         self.program = program
         self.ranges = ranges(program)
-        self.rows = Rows(program)
-        self.names_of_rows: dict[Row, str] = {}
+        self.rows = ProductRows(program)
+        self.names_of_rows: dict[ProductRow, str] = {}
         self.weights: list[int] = []
         """Places of the weights, in the order in which the source reads them, among all results of the prologue."""
         self.done: set[int] = set()
@@ -64,7 +64,7 @@ class Writer(ABC):
         self.users: defaultdict[int, list[int]] = defaultdict(list)
         for place, operation in enumerate(program.operations):
             for operand in operation.operands:
-                if isinstance(operand, Result):
+                if isinstance(operand, OperationResult):
                     self.users[operand.operation].append(place)
         self.inline: dict[int, str] = {}
         """Expressions of operations that are read once, and are written where they are read."""
@@ -86,7 +86,7 @@ class Writer(ABC):
             if line and line != note[shared]:
                 note[shared] = line
                 self.write_note(line, shared)
-            if isinstance(operation, Product):
+            if isinstance(operation, MatrixProduct):
                 write = self.write_shared_product if shared else self.write_inputs
                 write(place, operation)
             elif shared:
@@ -104,11 +104,11 @@ class Writer(ABC):
         """Write an operation on shared scalars."""
 
     @abstractmethod
-    def write_shared_product(self, place: int, product: Product) -> None:
+    def write_shared_product(self, place: int, product: MatrixProduct) -> None:
         """Write all rows of a product of shared scalars."""
 
     @abstractmethod
-    def write_inputs(self, place: int, product: Product) -> None:
+    def write_inputs(self, place: int, product: MatrixProduct) -> None:
         """Write the inputs of a product, which its rows are sums over."""
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Writer(ABC):
         """Write an operation on each coordinate."""
 
     @abstractmethod
-    def write_sums(self, place: int, product: Product, rows: Sequence[int]) -> None:
+    def write_sums(self, place: int, product: MatrixProduct, rows: Sequence[int]) -> None:
         """Sum some rows of a product, and note their names."""
 
     def write_together(self, place: int) -> bool:
@@ -131,8 +131,8 @@ class Writer(ABC):
             not isinstance(operation, Elementwise)
             or operation.name not in INFIX
             or len(users) != 1
-            or Result(place) in self.kept
-            or isinstance(readers[0], Product)
+            or OperationResult(place) in self.kept
+            or isinstance(readers[0], MatrixProduct)
             or self.program.shared[users[0]] != self.program.shared[place]
             or self.rows.is_offset(users[0])
             or len(expression) > LONGEST_INLINE
@@ -150,7 +150,7 @@ class Writer(ABC):
             needed += [row for row in self.rows.needed_by(user, self.names_of_rows) if row not in needed]
         self.write_rows(needed)
 
-    def write_rows(self, needed: Sequence[Row]) -> None:
+    def write_rows(self, needed: Sequence[ProductRow]) -> None:
         """Sum rows of products."""
         by_product: defaultdict[int, list[int]] = defaultdict(list)
         for place, row in needed:
@@ -163,7 +163,7 @@ class Writer(ABC):
             elif len(rows) == 1:  # some neighbours that will be needed too
                 rows = [row for row in pending if row >= rows[0]][:ROWS_SIDE_BY_SIDE]
             product = self.program.operations[place]
-            assert isinstance(product, Product)
+            assert isinstance(product, MatrixProduct)
             for first in range(0, len(rows), ROWS_SIDE_BY_SIDE):
                 self.write_sums(place, product, rows[first : first + ROWS_SIDE_BY_SIDE])
 
@@ -182,7 +182,7 @@ class Writer(ABC):
         """The place of a weight among all results of the prologue."""
         return self._starts[weight.tensor] + weight.place
 
-    def matrix(self, product: Product, rows: Sequence[int], *, interleaved: bool, align: int = 1) -> int:
+    def matrix(self, product: MatrixProduct, rows: Sequence[int], *, interleaved: bool, align: int = 1) -> int:
         """Add rows of a matrix to the weights, one by one or interleaved; returns the place at which they begin."""
         self.weights += [0] * (-len(self.weights) % align)
         width, first, start = len(product.operands), len(self.weights), self._starts[product.matrix]
@@ -203,7 +203,7 @@ class Writer(ABC):
         return operation.name
 
 
-class Rows:
+class ProductRows:
     """Rows of products, and the offset that is added to each: the sum then begins with it."""
 
     def __init__(self, program: Program) -> None:
@@ -214,26 +214,26 @@ class Rows:
                 uses[scalar] += 1
         self.used: defaultdict[int, list[int]] = defaultdict(list)
         for scalar in uses:
-            if isinstance(scalar, Result) and self._is_product(scalar.operation):
+            if isinstance(scalar, OperationResult) and self._is_product(scalar.operation):
                 self.used[scalar.operation].append(scalar.output)
         for rows in self.used.values():
             rows.sort()
-        self._offsets: dict[Row, Scalar] = {}
-        self._sums: dict[int, Row] = {}  # additions of an offset -> the row
+        self._offsets: dict[ProductRow, Scalar] = {}
+        self._sums: dict[int, ProductRow] = {}  # additions of an offset -> the row
         for place, operation in enumerate(program.operations):
             if not isinstance(operation, Elementwise) or operation.name != "add":
                 continue
             for row, offset in (operation.operands, operation.operands[::-1]):
-                begins = isinstance(row, Result) and self._is_product(row.operation) and uses[row] == 1
-                if begins and isinstance(row, Result) and not self._is_of_coordinate(offset):
+                begins = isinstance(row, OperationResult) and self._is_product(row.operation) and uses[row] == 1
+                if begins and isinstance(row, OperationResult) and not self._is_of_coordinate(offset):
                     self._offsets[row.operation, row.output] = offset
                     self._sums[place] = row.operation, row.output
 
     def _is_product(self, place: int) -> bool:
-        return isinstance(self.program.operations[place], Product) and not self.program.shared[place]
+        return isinstance(self.program.operations[place], MatrixProduct) and not self.program.shared[place]
 
     def _is_of_coordinate(self, scalar: Scalar) -> bool:
-        if isinstance(scalar, Result):
+        if isinstance(scalar, OperationResult):
             return not self.program.shared[scalar.operation]
         return isinstance(scalar, Input) and scalar.entry not in SHARED_INPUTS
 
@@ -245,18 +245,18 @@ class Rows:
         """The scalar that the sum of a row begins with."""
         return self._offsets.get((place, row), Constant(0.0))
 
-    def of(self, scalar: Scalar) -> Row | None:
+    def of(self, scalar: Scalar) -> ProductRow | None:
         """The row that a scalar is."""
-        if not isinstance(scalar, Result):
+        if not isinstance(scalar, OperationResult):
             return None
         if scalar.operation in self._sums:
             return self._sums[scalar.operation]
         return (scalar.operation, scalar.output) if self._is_product(scalar.operation) else None
 
-    def needed_by(self, place: int, written: dict[Row, str]) -> list[Row]:
+    def needed_by(self, place: int, written: dict[ProductRow, str]) -> list[ProductRow]:
         """The rows among the operands of an elementwise operation that have not been summed."""
         operation = self.program.operations[place]
-        if isinstance(operation, Product):
+        if isinstance(operation, MatrixProduct):
             return []
         rows = [row for operand in operation.operands if (row := self.of(operand)) is not None]
         return [row for row in dict.fromkeys(rows) if row not in written]

@@ -15,9 +15,9 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
-    Product,
+    MatrixProduct,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     Weight,
 )
@@ -44,7 +44,7 @@ class Derivative:
     Args:
         program: computes gradients of the inputs, and signals, from the inputs and the gradients of the outputs.
         matrices: how gradients of matrices are made.
-        weights: for each single weight, the place of the signal whose sum is its gradient.
+        weights: each single weight -> the place of the signal whose sum is its gradient.
     """
 
     program: Program
@@ -82,10 +82,10 @@ class _Differentiation:
                 self.contributions[scalar].append(Input(f"d_{name}", feature))
         for place in reversed(range(len(self.program.operations))):
             operation = self.program.operations[place]
-            if isinstance(operation, Product):
+            if isinstance(operation, MatrixProduct):
                 self.product(place, operation)
-            elif (gradient := self.total(Result(place))) is not None:
-                for operand, contribution in self.elementwise(operation, Result(place), gradient):
+            elif (gradient := self.total(OperationResult(place))) is not None:
+                for operand, contribution in self.elementwise(operation, OperationResult(place), gradient):
                     self.contributions[operand].append(contribution)
         zero = Constant(0.0)
         outputs = {
@@ -123,12 +123,12 @@ class _Differentiation:
             self.signals.append(scalar)
         return self.signals.index(scalar)
 
-    def product(self, place: int, product: Product) -> None:
+    def product(self, place: int, product: MatrixProduct) -> None:
         """Gradients of a matrix and of what it is multiplied with."""
-        deltas = [self.total(Result(place, row)) or Constant(0.0) for row in range(product.outputs)]
+        deltas = [self.total(OperationResult(place, row)) or Constant(0.0) for row in range(product.outputs)]
         if all(delta == Constant(0.0) for delta in deltas):
             return
-        back = Product(product.matrix, len(product.operands), tuple(deltas), not product.transposed)
+        back = MatrixProduct(product.matrix, len(product.operands), tuple(deltas), not product.transposed)
         result = self.made.emit(back)
         for column, operand in enumerate(product.operands):
             self.contributions[operand].append(replace(result, output=column))

@@ -44,14 +44,14 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Result:
+class OperationResult:
     """The result of an operation of the program."""
 
     operation: int
     output: int = 0
 
 
-Scalar = Constant | Weight | Input | Result
+Scalar = Constant | Weight | Input | OperationResult
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """``outputs = matrix @ operands``, kept whole: emitters choose their loops."""
 
     matrix: int
@@ -81,7 +81,7 @@ class Product:
         return self.outputs * len(self.operands)
 
 
-Operation = Elementwise | Product
+Operation = Elementwise | MatrixProduct
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class Program:
     """The operations of a coordinate's step, in order.
 
     Args:
-        prologue: computes the tensors that :class:`Weight` and :class:`Product` name from meta-parameters.
+        prologue: computes the tensors that :class:`Weight` and :class:`MatrixProduct` name from meta-parameters.
         shapes: the shapes of these tensors.
         features: number of features of each entry of the state.
         operations: each reads only results of those before it.
-        outputs: for each output (``"update"`` and the entries of the state), its features.
-        notes: for each operation, the line of the rule's source that it comes from.
+        outputs: output (``"update"`` and the entries of the state) -> its features.
+        notes: the line of the rule's source that each operation comes from.
     """
 
     prologue: Callable[..., Sequence[Tensor]]
@@ -106,7 +106,7 @@ class Program:
 
     @functools.cached_property
     def shared(self) -> tuple[bool, ...]:
-        """For each operation, whether it is the same for all coordinates, so that it is computed once a step."""
+        """Whether each operation is the same for all coordinates, so that it is computed once a step."""
         shared: list[bool] = []
         for operation in self.operations:
             shared.append(all(is_shared(operand, shared) for operand in operation.operands))
@@ -122,6 +122,6 @@ class Program:
 
 def is_shared(scalar: Scalar, shared: Sequence[bool]) -> bool:
     """Whether a scalar is the same for all coordinates; ``shared`` holds the answer for the operations before it."""
-    if isinstance(scalar, Result):
+    if isinstance(scalar, OperationResult):
         return shared[scalar.operation]
     return not isinstance(scalar, Input) or scalar.entry in SHARED_INPUTS

@@ -7,9 +7,9 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
-    Product,
+    MatrixProduct,
+    OperationResult,
     Program,
-    Result,
     Scalar,
 )
 
@@ -21,7 +21,7 @@ def ranges(program: Program) -> list[Range]:
     """The range of each operation's result."""
     found: list[Range] = []
     for operation in program.operations:
-        if isinstance(operation, Product):
+        if isinstance(operation, MatrixProduct):
             found.append(EVERYTHING)
         else:
             found.append(_of_operation(operation, [range_of(operand, found) for operand in operation.operands]))
@@ -32,7 +32,7 @@ def range_of(scalar: Scalar, results: list[Range]) -> Range:
     """The range of a scalar, given the ranges of the operations before it."""
     if isinstance(scalar, Constant):
         return scalar.value, scalar.value
-    if isinstance(scalar, Result):
+    if isinstance(scalar, OperationResult):
         return results[scalar.operation]
     return (1.0, math.inf) if scalar == Input(STEP_INPUT, 0) else EVERYTHING
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
+    MatrixProduct,
     Operation,
-    Product,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     is_shared,
 )
@@ -43,14 +43,14 @@ class Rewriter:
         self.notes: list[str] = []
         self.note = ""
 
-    def emit(self, operation: Operation) -> Result:
+    def emit(self, operation: Operation) -> OperationResult:
         """The result of an operation; the same one for the same operands."""
         if operation not in self.places:
             self.places[operation] = len(self.made)
             self.made.append(operation)
             self.notes.append(self.note)
             self.shared.append(all(is_shared(operand, self.shared) for operand in operation.operands))
-        return Result(self.places[operation])
+        return OperationResult(self.places[operation])
 
     def apply(self, name: str, *operands: Scalar) -> Scalar:
         """The result of an elementwise operation."""
@@ -66,15 +66,15 @@ def _rewritten(program: Program, rewriter: Rewriter) -> Program:
     new: list[Scalar] = []
 
     def renamed(scalar: Scalar) -> Scalar:
-        if not isinstance(scalar, Result):
+        if not isinstance(scalar, OperationResult):
             return scalar
         found = new[scalar.operation]
-        return replace(found, output=scalar.output) if scalar.output and isinstance(found, Result) else found
+        return replace(found, output=scalar.output) if scalar.output and isinstance(found, OperationResult) else found
 
     for place, operation in enumerate(program.operations):
         rewriter.note = program.notes[place]
         changed = replace(operation, operands=tuple(map(renamed, operation.operands)))
-        new.append(rewriter.emit(changed) if isinstance(changed, Product) else rewriter.rewrite(changed, place))
+        new.append(rewriter.emit(changed) if isinstance(changed, MatrixProduct) else rewriter.rewrite(changed, place))
     outputs = {name: tuple(map(renamed, scalars)) for name, scalars in program.outputs.items()}
     return _without_dead(
         replace(program, operations=tuple(rewriter.made), outputs=outputs, notes=tuple(rewriter.notes))
@@ -90,7 +90,9 @@ def _without_dead(program: Program) -> Program:
     places = {old: new for new, old in enumerate(sorted(needed))}
 
     def renamed(scalars: Sequence[Scalar]) -> tuple[Scalar, ...]:
-        return tuple(replace(s, operation=places[s.operation]) if isinstance(s, Result) else s for s in scalars)
+        return tuple(
+            replace(s, operation=places[s.operation]) if isinstance(s, OperationResult) else s for s in scalars
+        )
 
     kept = [replace(program.operations[old], operands=renamed(program.operations[old].operands)) for old in places]
     return replace(
@@ -101,8 +103,8 @@ def _without_dead(program: Program) -> Program:
     )
 
 
-def _results(scalars: Sequence[Scalar]) -> Iterator[Result]:
-    return (scalar for scalar in scalars if isinstance(scalar, Result))
+def _results(scalars: Sequence[Scalar]) -> Iterator[OperationResult]:
+    return (scalar for scalar in scalars if isinstance(scalar, OperationResult))
 
 
 class _Reciprocals(Rewriter):
@@ -151,7 +153,7 @@ class _Constants(Rewriter):
             return Constant(one.value * other.value)
         if other == Constant(1.0):
             return one
-        before = self.made[one.operation] if isinstance(one, Result) else None
+        before = self.made[one.operation] if isinstance(one, OperationResult) else None
         if isinstance(before, Elementwise) and before.name == "mul" and is_shared(other, self.shared):
             inner, factor = before.operands
             if isinstance(factor, Constant) and isinstance(other, Constant):
@@ -172,7 +174,7 @@ class _Gates(Rewriter):
 
     def rewrite(self, operation: Elementwise, place: int) -> Scalar:
         result = self.short_cut(operation) or self.emit(operation)
-        if self.uses[Result(place)] == 1:
+        if self.uses[OperationResult(place)] == 1:
             self.used_once.add(result)
         return result
 
@@ -196,7 +198,9 @@ class _Gates(Rewriter):
 
     def once(self, scalar: Scalar, name: str) -> Elementwise | None:
         """The operation of this name whose result a scalar is, if nothing else uses it."""
-        operation = self.made[scalar.operation] if isinstance(scalar, Result) and scalar in self.used_once else None
+        operation = (
+            self.made[scalar.operation] if isinstance(scalar, OperationResult) and scalar in self.used_once else None
+        )
         return operation if isinstance(operation, Elementwise) and operation.name == name else None
 
     def argument(self, scalar: Scalar, name: str) -> Scalar | None:

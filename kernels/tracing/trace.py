@@ -24,10 +24,10 @@ from learned_optim.kernels.tracing.program import (
     Constant,
     Elementwise,
     Input,
+    MatrixProduct,
     Operation,
-    Product,
+    OperationResult,
     Program,
-    Result,
     Scalar,
     Weight,
 )
@@ -35,7 +35,7 @@ from learned_optim.kernels.tracing.prologue import Prologue
 
 TRACED_COORDINATES = 3
 """Number of coordinates that are traced, so that each element is known to belong to one of them."""
-ALL = TRACED_COORDINATES
+ALL_COORDINATES = TRACED_COORDINATES
 """The coordinate of elements that are equal for all."""
 BASE = TRACED_COORDINATES + 1
 """An element's code is this times the number of its scalar, plus its coordinate."""
@@ -121,7 +121,7 @@ class _Tracer(TorchDispatchMode):
         for entry, tensor in state.items():
             self._bind(tensor, self._inputs(entry, (len(tensor),)))
         for name, tensor in shared.items():
-            self._bind(tensor, torch.tensor(self._code(Input(name, 0)) * BASE + ALL))
+            self._bind(tensor, torch.tensor(self._code(Input(name, 0)) * BASE + ALL_COORDINATES))
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None
@@ -207,7 +207,9 @@ class _Tracer(TorchDispatchMode):
 
     def _shared(self, scalars: Sequence[Scalar], shape: Sequence[int]) -> Tensor:
         """Codes of scalars that are the same for all coordinates."""
-        return (torch.tensor(list(map(self._code, scalars)), dtype=torch.int64) * BASE + ALL).view(tuple(shape))
+        return (torch.tensor(list(map(self._code, scalars)), dtype=torch.int64) * BASE + ALL_COORDINATES).view(
+            tuple(shape)
+        )
 
     def _elementwise(self, function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Tensor:
         """Operations on elements that belong together."""
@@ -236,11 +238,11 @@ class _Tracer(TorchDispatchMode):
         made = torch.empty(outputs, columns.shape[1], dtype=torch.int64)
         for column in range(columns.shape[1]):
             entries = columns[:, column].tolist()
-            product = Product(matrix, outputs, tuple(self.scalars[code // BASE] for code in entries))
+            product = MatrixProduct(matrix, outputs, tuple(self.scalars[code // BASE] for code in entries))
             place = self._place(product)
             coordinate = self._coordinate(function, entries)
             for output in range(outputs):
-                made[output, column] = self._code(Result(place, output)) * BASE + coordinate
+                made[output, column] = self._code(OperationResult(place, output)) * BASE + coordinate
         if codes.dim() == 1:
             return made[:, 0]
         return made if of_weights[0] else made.T
@@ -270,7 +272,7 @@ class _Tracer(TorchDispatchMode):
     def apply(self, name: str, *operands: "Scalar | float") -> Scalar:
         """The result of an operation; the same one for the same operands."""
         scalars = tuple(Constant(float(o)) if isinstance(o, int | float) else o for o in operands)
-        return Result(self._place(Elementwise(name, scalars)))
+        return OperationResult(self._place(Elementwise(name, scalars)))
 
     def _place(self, operation: Operation) -> int:
         if operation not in self.operations:
@@ -286,10 +288,10 @@ class _Tracer(TorchDispatchMode):
 
     def _coordinate(self, function: Any, codes: Sequence[int]) -> int:
         """The coordinate that all these elements belong to."""
-        coordinates = {code % BASE for code in codes} - {ALL}
+        coordinates = {code % BASE for code in codes} - {ALL_COORDINATES}
         if len(coordinates) > 1:
             raise self._refusal(function, "mixes coordinates")
-        return coordinates.pop() if coordinates else ALL
+        return coordinates.pop() if coordinates else ALL_COORDINATES
 
     def _refusal(self, function: Any, reason: str) -> NotCoordinatewiseError:
         line = line_of_the_rule()
@@ -306,7 +308,7 @@ class _Tracer(TorchDispatchMode):
         if codes.shape[-1:] != (TRACED_COORDINATES,):
             raise NotCoordinatewiseError(f"a result has the shape {tuple(codes.shape)}, not one of the coordinates")
         codes = codes.reshape(-1, TRACED_COORDINATES)
-        if ((codes % BASE != torch.arange(TRACED_COORDINATES)) & (codes % BASE != ALL)).any():
+        if ((codes % BASE != torch.arange(TRACED_COORDINATES)) & (codes % BASE != ALL_COORDINATES)).any():
             raise self._refusal("the result", "puts coordinates into another order")
         return tuple(self.scalars[code // BASE] for code in codes[:, 0].tolist())
 

@@ -47,7 +47,7 @@ def add_to(commands: Commands) -> None:
 def _list(options: argparse.Namespace) -> None:
     from learned_optim.meta_train.data.datasets import DATA_SETS
 
-    found = {name: described(name) for name in DATA_SETS}
+    found = {name: data_set_entry(name) for name in DATA_SETS}
     if options.json:
         print_json(found)
         return
@@ -56,7 +56,7 @@ def _list(options: argparse.Namespace) -> None:
         say(f"{name:15}{entry['description']}{note}\n{'':15}{entry['folder'] or entry['remedy']}")
 
 
-def described(name: str) -> dict[str, Any]:
+def data_set_entry(name: str) -> dict[str, Any]:
     """Description, licence, note and folder of a data set; under ``remedy``, how to get one that was not found."""
     from learned_optim.meta_train.data.datasets import DATA_SETS, DataNotFoundError, find
 

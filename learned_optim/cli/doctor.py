@@ -58,8 +58,8 @@ def _colour(finding: str) -> int:
 
 
 def _data() -> dict[str, str]:
-    from learned_optim.cli.data import described
+    from learned_optim.cli.data import data_set_entry
     from learned_optim.meta_train.data.datasets import DATA_SETS
 
-    entries = {name: described(name) for name in DATA_SETS}
+    entries = {name: data_set_entry(name) for name in DATA_SETS}
     return {name: entry["folder"] or entry["remedy"] for name, entry in entries.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from learned_optim.cli.common import CommandError, Commands, add_command, add_group, print_json, print_table, require
 from learned_optim.terminal import say
 
-WIDTH = 300
+VALUE_WIDTH = 300
 """Letters of a value that are shown of what a rule's file says; --json shows all."""
 RULE_HELP = "a shipped rule's name, a .safetensors file, or hf://OWNER/NAME"
 
@@ -122,7 +122,7 @@ def _text(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
+    return text if len(text) <= VALUE_WIDTH else f"{text[: VALUE_WIDTH - 1]}…"
 
 
 def _plot(options: argparse.Namespace) -> None:

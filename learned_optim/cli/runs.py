@@ -10,7 +10,7 @@ from typing import Any
 from learned_optim.cli.common import CommandError, Commands, add_command, add_group, print_json, print_table, require
 from learned_optim.terminal import printable, say
 
-COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
+RUN_COLUMNS = ("run", "families", "estimator", "meta-steps", "best", "over", "time", "state")
 DEFAULT = Path("runs")
 VALUE_WIDTH = 60  # of settings in a table; longer values are cut
 
@@ -78,7 +78,7 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         print_json(summaries)
     elif summaries:
-        print_table([COLUMNS, *map(_row, summaries)])
+        print_table([RUN_COLUMNS, *map(_row, summaries)])
     if damaged:
         raise CommandError("; ".join(map(str, damaged)))
 

@@ -83,7 +83,7 @@ class UpdateRule(nn.Module, ABC):
         self, conditions: Conditions, grad: Tensor, state: RuleState, step: Tensor
     ) -> tuple[Tensor, RuleState]:
         """Call :meth:`forward`, with the conditions of the step if the rule uses them."""
-        result: tuple[Tensor, RuleState] = self(grad, state, step, *conditions_of(self, conditions))
+        result: tuple[Tensor, RuleState] = self(grad, state, step, *condition_arguments(self, conditions))
         return result
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor | None:
@@ -127,7 +127,7 @@ class UpdateRule(nn.Module, ABC):
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
 
 
-def conditions_of(rule: object, conditions: Conditions) -> tuple[Conditions, ...]:
+def condition_arguments(rule: object, conditions: Conditions) -> tuple[Conditions, ...]:
     """The conditions as the last arguments of a call: one for a rule that uses conditions, none for another."""
     return (conditions,) if getattr(rule, "uses_conditions", False) else ()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear, per_feature, truncated_normal_
-from learned_optim.rules.moments import EPSILON, largest_with_finite_square, moving_averages
+from learned_optim.rules.moments import EPSILON, clamped_grad_and_step, moving_averages
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of the momenta and of the second moments, as in the authors' code
 TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 300_000.0)  # steps; as in the authors' code
@@ -94,10 +94,7 @@ class MLP(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
-        largest = largest_with_finite_square(grad.dtype)
-        grad = grad.clamp(-largest, largest)
-        step = step.to(grad.dtype)
-        step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
+        grad, step = clamped_grad_and_step(grad, step)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], DECAYS, step)
         second_moment, corrected_second_moment = moving_averages(grad.square(), state["second_moment"], DECAYS, step)
         rms = (corrected_second_moment + EPSILON**2).sqrt()  # inside, so that the root has a derivative

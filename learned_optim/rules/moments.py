@@ -23,6 +23,14 @@ def moving_averages(values: Tensor, averages: Tensor, decays: tuple[float, ...],
     return torch.stack(new), torch.stack(corrected)
 
 
+def clamped_grad_and_step(grad: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient, clamped so that its square is finite, and the step count in its dtype and with as many axes."""
+    largest = largest_with_finite_square(grad.dtype)
+    grad = grad.clamp(-largest, largest)
+    step = step.to(grad.dtype)
+    return grad, step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
+
+
 def largest_with_finite_square(dtype: torch.dtype) -> float:
-    """Gradients are cut at this magnitude, so that second moments do not overflow."""
+    """The magnitude at which gradients are clamped, so that second moments do not overflow."""
     return math.sqrt(torch.finfo(dtype).max) / 2

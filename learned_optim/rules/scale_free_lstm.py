@@ -10,7 +10,7 @@ from learned_optim.rules.base import RuleSettings, RuleState, UpdateRule, linear
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
-    largest_with_finite_square,
+    clamped_grad_and_step,
     moving_averages,
 )
 
@@ -92,10 +92,7 @@ class ScaleFreeLSTM(UpdateRule):
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
-        largest = largest_with_finite_square(grad.dtype)
-        grad = grad.clamp(-largest, largest)
-        step = step.to(grad.dtype)
-        step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
+        grad, step = clamped_grad_and_step(grad, step)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], self.momentum_decays, step)
         second_moment, corrected_second_moment = moving_averages(
             grad.square(), state["second_moment"], SECOND_MOMENT_DECAYS, step

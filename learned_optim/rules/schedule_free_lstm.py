@@ -21,7 +21,7 @@ from learned_optim.rules.base import (
 from learned_optim.rules.lstm import LSTMCell
 from learned_optim.rules.moments import (
     EPSILON,
-    largest_with_finite_square,
+    clamped_grad_and_step,
     moving_averages,
 )
 
@@ -215,10 +215,7 @@ class ScheduleFreeLSTM(UpdateRule):
 
     def _statistics(self, grad: Tensor, state: RuleState, step: Tensor) -> "Statistics":
         """The averages after this gradient, and the signals that follow from them."""
-        largest = largest_with_finite_square(grad.dtype)
-        grad = grad.clamp(-largest, largest)
-        step = step.to(grad.dtype)
-        step = step.reshape((1,) * (grad.dim() - step.dim()) + step.shape)
+        grad, step = clamped_grad_and_step(grad, step)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], MOMENTUM_DECAYS, step)
         recent, corrected = moving_averages(grad.square(), state["second_moment"][:1], (RECENT,), step)
         before = state["second_moment"].to(grad.dtype)
@@ -244,7 +241,7 @@ class ScheduleFreeLSTM(UpdateRule):
         scale, gain, recency = outputs
         gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
         lr = conditions.lr * annealing(conditions.progress)
-        gained, forgotten = at_most_1(conditions.lr) * gain * agreement, at_most_1(lr) * FORGETTING
+        gained, forgotten = clamped_to_1(conditions.lr) * gain * agreement, clamped_to_1(lr) * FORGETTING
         log_rate = ((1 - forgotten) * log_rate + gained).clamp(-FACTOR_BOUND, HIGHEST)
         shrunk = log_ratio.clamp(max=0.0)
         factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
@@ -285,7 +282,7 @@ def step_features(step: Tensor) -> Tensor:
 
 def annealing(progress: Tensor | float) -> Tensor | float:
     """Factor on the rate: 1, then falling linearly to zero over the second half of a training of known length."""
-    return at_most_1((1 - progress) / ANNEALED_PART)
+    return clamped_to_1((1 - progress) / ANNEALED_PART)
 
 
 def fast_share(progress: Tensor | float) -> Tensor | float:
@@ -294,7 +291,7 @@ def fast_share(progress: Tensor | float) -> Tensor | float:
     return FAST_SHARE + (FAST_SHARE_OF_KNOWN_LENGTH - FAST_SHARE) * known
 
 
-def at_most_1(value: Tensor | float) -> Tensor | float:
+def clamped_to_1(value: Tensor | float) -> Tensor | float:
     """The smaller of the value and 1."""
     return value.clamp(max=1.0) if isinstance(value, Tensor) else min(value, 1.0)
 

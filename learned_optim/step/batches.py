@@ -1,4 +1,4 @@
-"""Which tensors one call of a rule serves: the local part of each, in batches of one device, dtype and step count."""
+"""Batches of tensors that one call of a rule serves: the local parts of one device, dtype and step count."""
 
 from collections import defaultdict
 from typing import Any

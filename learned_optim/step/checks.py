@@ -54,7 +54,7 @@ def refuse_other_shapes(parameters: list[Tensor], grads: list[Tensor], states: S
     Args:
         parameters: tensors whose ``.data`` may have been replaced.
         grads: the gradient of each parameter.
-        states: for each entry of the state, the tensors of all parameters.
+        states: entry of the state -> the tensors of all parameters.
     """
     shapes = [parameter.shape for parameter in parameters]
     if shapes != [grad.shape for grad in grads]:

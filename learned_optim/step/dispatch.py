@@ -21,7 +21,7 @@ def step_columns(
     """Step parameters in place, by the fastest path that can serve them.
 
     Args:
-        rule: on the device of the parameters, in the dtype of the arithmetic.
+        rule: the rule, on the parameters' device and in the dtype of the arithmetic.
         plan: the plan of the rule's fused kernel; None where there is none.
         columns: parameters of one device and dtype, with one step count or with counts on the device.
         settings: the settings of the parameter group for this step.

@@ -31,7 +31,7 @@ def apply_per_tensor(rule: UpdateRule, slots: Sequence[Slot], settings: StepSett
     The only path that autograd can follow.
 
     Args:
-        rule: on the slots' device, in the dtype of the arithmetic.
+        rule: the rule, on the slots' device and in the dtype of the arithmetic.
         slots: parameters with gradients and states; parameters and states are changed, gradients are not.
         settings: the settings of the parameter group for this step.
     """
@@ -54,7 +54,7 @@ def apply_in_blocks(
     is copied, whatever the layout of memory.
 
     Args:
-        rule: on the slots' device, in the dtype of the arithmetic.
+        rule: the rule, on the slots' device and in the dtype of the arithmetic.
         slots: parameters of one dtype, with gradients and states of the same dtypes; parameters and states are changed,
             gradients are not.
         settings: the settings of the parameter group for this step.

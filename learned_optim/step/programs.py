@@ -57,7 +57,7 @@ def plan_if_wanted(
     """The rule's plan; None if its kernel is not to be used or cannot run.
 
     Args:
-        rule: on the device.
+        rule: a rule on the device.
         device: the device of the parameters.
         dtype: the dtype of parameters and gradients.
         recurrent: the dtype of the recurrent entries of the state.

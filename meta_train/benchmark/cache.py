@@ -22,7 +22,7 @@ from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.rules import UpdateRule
 
-VERSION = 1
+CACHE_VERSION = 1
 """Version of the stored results: raise it when a change of training or tuning makes the stored ones wrong."""
 
 Key = Mapping[str, Any]
@@ -38,7 +38,7 @@ class Cache:
     """Arrays by key, in files of their own.
 
     Args:
-        folder: where; None keeps nothing.
+        folder: the folder of the stored runs; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -126,7 +126,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _canonical(key: Key) -> str:
-    return json.dumps({"version": VERSION, "torch": torch.__version__, **key}, sort_keys=True, allow_nan=False)
+    return json.dumps({"version": CACHE_VERSION, "torch": torch.__version__, **key}, sort_keys=True, allow_nan=False)
 
 
 def _read(path: Path, key: Key) -> dict[str, np.ndarray] | None:

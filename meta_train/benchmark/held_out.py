@@ -16,7 +16,7 @@ class HeldOut:
     The rows are drawn once, so that all looks, and all optimizers, see the same.
 
     Args:
-        problem: what is trained; of the data that it holds out its batches are made.
+        problem: the problem that is trained, whose held-out data give the batches.
     """
 
     def __init__(self, problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""How far a benchmark is, and how long it will take."""
+"""The progress of a benchmark: its share that is done, and the time that remains."""
 
 import sys
 from types import TracebackType

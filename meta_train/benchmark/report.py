@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learned_optim.files import csv_text, write_atomically
+from learned_optim.files import csv_text, finite_or_none, write_atomically
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.scores import Result, Score, problem_speedups, score
 from learned_optim.meta_train.benchmark.timing import Timing
@@ -79,7 +79,7 @@ def problem_table(results: Sequence[Result]) -> str:
 
 
 def ratio_text(ratio: float) -> str:
-    """With two decimals; below 0.1 with two digits."""
+    """A ratio with two decimals; below 0.1 with two digits."""
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
@@ -107,8 +107,8 @@ def as_json(results: Results, settings: Mapping[str, Any], timings: Timings | No
                 "optimizer": result.optimizer,
                 "rate": result.rate,
                 "edge": result.edge,
-                "final_loss": _finite(result.final[0]),
-                "band": [_finite(value) for value in result.final[1:]],
+                "final_loss": finite_or_none(result.final[0]),
+                "band": [finite_or_none(value) for value in result.final[1:]],
                 "speedup": float(problem_speedups(result, reference_of(group))[0]),
                 "diverged": int(result.diverged.sum()),
                 **_held_out(result),
@@ -221,11 +221,7 @@ def _ratio(loss: float, best: float) -> float:
 def _held_out(result: Result) -> dict[str, float | None]:
     if result.held_out is None:
         return {}
-    return {"held_out_end": _finite(result.held_out_end), "held_out_best": _finite(result.held_out_best)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"held_out_end": finite_or_none(result.held_out_end), "held_out_best": finite_or_none(result.held_out_best)}
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

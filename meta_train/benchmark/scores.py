@@ -1,4 +1,4 @@
-"""From losses to figures: final loss, divergence, and speed-ups over a reference with their bands."""
+"""Scores of trainings from their losses: final loss, divergence, and speed-ups over a reference with their bands."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ class Result:
     """Losses on data held out, ``(looks, seeds)``, the first before training and the last at its end; None: no such
     data."""
     seconds: float = math.nan
-    """That its trainings took, side by side; not a number where they were stored without."""
+    """Seconds that its trainings took, side by side; NaN for stored runs without them."""
 
     @property
     def is_tuned(self) -> bool:
@@ -55,7 +55,7 @@ class Result:
 
     @functools.cached_property
     def diverged(self) -> np.ndarray:
-        """Which seeds diverged: not finite at some step, or ended at more than twice the mean initial loss."""
+        """Whether each seed diverged: not finite at some step, or ended at more than twice the mean initial loss."""
         return np.asarray(~(self.finals <= DIVERGED * self.losses[0].mean()))
 
     @functools.cached_property
@@ -70,7 +70,7 @@ class Result:
 
     @functools.cached_property
     def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """At most 200 steps, and there mean loss and band; each is the mean since the step before it."""
+        """Mean loss and its band at 200 steps at most; each is the mean since the step before it."""
         last = len(self.losses) - 1
         steps = np.unique(np.linspace(0, last, min(last, POINTS) + 1).round().astype(int))
         sums = np.add.reduceat(self.losses, np.concatenate([[0], steps[:-1] + 1]), axis=0)

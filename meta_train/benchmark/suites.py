@@ -10,18 +10,16 @@ from pydantic import Field
 
 from learned_optim.meta_train.benchmark.evaluation import RATES
 from learned_optim.meta_train.common.module_search import search_in
-from learned_optim.meta_train.common.strict import ConfigError, Strict, checked, read_toml, unknown
+from learned_optim.meta_train.common.strict import ConfigError, Count, Positive, Strict, checked, read_toml, unknown
 from learned_optim.meta_train.tasks import Split, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family, gather_options
 from learned_optim.terminal import printable
 
-SHIPPED = Path(__file__).resolve().parent.parent / "suites"
+SUITES_FOLDER = Path(__file__).resolve().parent.parent / "suites"
 MODEL_STEPS = 1_000  # of a user's own model, unless asked otherwise
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[int, Field(ge=2)]
-"""At least two: of one there is no band."""
+"""The number of seeds: at least two, since one alone has no band."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class SuiteProblem(Strict):
     """A shipped family's name, ``package.module:Class`` or ``FILE.py:Class``."""
     steps: Count
     title: str = ""
-    """For tables and figures; empty: the name."""
+    """The title in tables and figures; empty: the name."""
     seeds: Seeds = 8
     """Training runs of each optimizer, which share nothing with those it is tuned on."""
     tuning_seeds: Count = 8
@@ -46,7 +44,7 @@ class SuiteProblem(Strict):
     rules: tuple[str, ...] = ("default",)
     """Learned rules that are compared unless others are asked for."""
     draw: Annotated[int, Field(ge=0)] = 0
-    """Which task of a family with ranges."""
+    """The number of the draw that gives the task, for a family with ranges."""
     split: Split = "test"
     """Part of the data."""
     held_out: Annotated[int, Field(ge=0)] = 0
@@ -111,7 +109,7 @@ PROBLEM_KEYS = {f.name for f in dataclasses.fields(SuiteProblem)}
 
 def shipped_suites() -> dict[str, Path]:
     """Suites that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+    return {path.stem: path for path in sorted(SUITES_FOLDER.glob("*.toml"))}
 
 
 def load_suite(source: str | Path) -> Suite:
@@ -127,7 +125,7 @@ def load_suite(source: str | Path) -> Suite:
             raise ConfigError(f"no suite file {path}")
         raise ConfigError(f"suite: {unknown(str(source), shipped)}; or give the path of a TOML file")
     tables = read_toml(path)
-    if path.parent != SHIPPED:
+    if path.parent != SUITES_FOLDER:
         search_in(path.parent)
     return suite_from_tables({"name": path.stem, **tables}, str(source))
 

@@ -1,10 +1,8 @@
 """Provenance of figures: where and with what they were measured, beside their rows."""
 
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,6 @@ from typing import Any
 import torch
 
 import learned_optim
-from learned_optim.files import csv_text, write_atomically
-
-
-def save_rows(folder: Path, name: str, rows: Iterable[Sequence[object]], details: Mapping[str, Any]) -> None:
-    """Write ``name.csv``, and provenance with ``details`` as ``name.json``.
-
-    Args:
-        folder: where both go; it is made if need be.
-        name: without suffix.
-        rows: lines of the CSV file, the first of them its header.
-        details: what else determines the rows, as JSON can hold it.
-    """
-    write_atomically(folder / f"{name}.csv", csv_text(rows))
-    write_atomically(folder / f"{name}.json", json.dumps({**provenance(), **details}, indent=2) + "\n")
 
 
 def provenance() -> dict[str, Any]:

@@ -42,7 +42,7 @@ def fixed_global_state(seed: int, device: torch.device | str = "cpu") -> Iterato
 
 @contextlib.contextmanager
 def cpu_by_default() -> Iterator[None]:
-    """In a block, or a function that it decorates, tensors are made on the CPU, whatever the default device is.
+    """Make tensors on the CPU in a block or a decorated function, whatever the default device is.
 
     A run is moved to its own device explicitly; ``torch.set_default_device`` is the caller's.
     """

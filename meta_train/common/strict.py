@@ -35,7 +35,7 @@ def checked(cls: type[Checked], values: Mapping[str, Any], source: str, table: s
     Args:
         cls: the dataclass.
         values: its fields by name.
-        source: where the values come from, in messages.
+        source: the place that the values come from, for messages.
         table: the table within the source that the values stand in, in messages; empty: the source itself.
 
     Raises:
@@ -60,8 +60,8 @@ def checked_by_name(
 
     Args:
         kinds: the dataclasses by the value of ``name`` in the table.
-        table: as TOML gives it.
-        source: where it comes from, in messages.
+        table: the table as TOML gives it.
+        source: the place that the table comes from, for messages.
         place: its key in the source, which is also what messages call the dataclasses.
         default: the name, if the table has none.
         former_defaults: entries that files of earlier versions have whatever the name; at these values they are left

@@ -31,7 +31,7 @@ class Recorded(Protocol):
     """A configuration that can be written down."""
 
     def to_json(self) -> str:
-        """All of it."""
+        """The whole configuration as JSON can hold it."""
         ...
 
 
@@ -41,7 +41,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, resuming: 
     Args:
         source: path of the file, or one of :func:`shipped_configs`.
         overrides: each sets one value, such as ``unroll.pool=8``.
-        resuming: see :func:`config_from_tables`.
+        resuming: whether a run is resumed, as for :func:`config_from_tables`.
 
     Raises:
         ConfigError: file missing or not TOML, unknown key, wrong type, or a value out of range.
@@ -77,8 +77,8 @@ def config_from_tables(tables: Mapping[str, Any], source: str = "configuration",
     """Check nested tables, as TOML gives them, and build the configuration.
 
     Args:
-        tables: as TOML gives them.
-        source: what errors name as the place.
+        tables: the nested tables as TOML gives them.
+        source: the place that errors name.
         resuming: leave out what is needed only at the start of a run: the weights in ``rule.start_from``.
 
     Raises:

@@ -31,7 +31,7 @@ from learned_optim.rules import ARCHITECTURES, UpdateRule
 
 @dataclass(frozen=True)
 class RuleConfig(Strict):
-    """Which rule is meta-trained."""
+    """The rule that is meta-trained."""
 
     architecture: str = "schedule-free-lstm"
     """Name of an architecture."""
@@ -69,7 +69,7 @@ class TaskConfig(Strict):
     family: str
     """A shipped family's name, or ``package.module:Class`` for one's own."""
     weight: Positive = 1.0
-    """How often it is drawn, relative to the others."""
+    """The frequency with which the family is drawn, relative to the others."""
     anchor: bool = False
     """Whether the rule should learn to leave its outputs at zero here; of estimator ``"output-es"``."""
     augment: Augmentation = field(default_factory=Augmentation)
@@ -111,12 +111,12 @@ def _window_length(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class UnrollConfig(Strict):
-    """How tasks are trained while the rule learns."""
+    """The inner training of tasks while the rule learns."""
 
     truncation: Annotated[int | Literal["whole"], PlainValidator(_window_length)] = 20
     """Inner steps of a window: the reach of the meta-gradient. ``"whole"``: every window is a whole inner training."""
     truncation_growth: TruncationGrowth | None = None
-    """How it grows during the run; None: it does not."""
+    """The growth of the truncation during the run; None: it does not grow."""
     truncation_up_to: Count | None = None
     """Draw it for each window, log-uniformly between ``truncation`` and this; None: fixed."""
     horizon: tuple[Count, Count] = (100, 100)
@@ -203,7 +203,7 @@ class SuiteConfig(Strict):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     families: tuple[TaskConfig, ...] = ()
-    """In TOML, ``[[validation.suites.families]]`` tables like ``[[tasks]]``; none: the mixture that is trained on."""
+    """The suite's families, in TOML ``[[validation.suites.families]]`` tables; none: the mixture that is trained on."""
     horizon: Count | None = None
     """Inner steps; None, here and below: as in ``[validation]``."""
     tasks: Count | None = None
@@ -277,11 +277,11 @@ class Config(Strict):
     unroll: UnrollConfig = UnrollConfig()
     """Inner training: windows, horizons, how many at a time."""
     estimator: InstanceOf[Estimator] = field(default_factory=TruncatedBPTT)
-    """How a window becomes a meta-gradient."""
+    """The estimator that makes a meta-gradient of a window."""
     meta_optimizer: MetaOptimizerConfig = MetaOptimizerConfig()
-    """How a meta-gradient becomes a meta-step."""
+    """The optimizer that makes a meta-step of a meta-gradient."""
     validation: ValidationConfig = ValidationConfig()
-    """How the best weights are chosen."""
+    """The validation that chooses the best weights."""
     curriculum: CurriculumConfig | None = None
     """Stages of growing horizons; None: ``unroll.horizon`` throughout."""
 

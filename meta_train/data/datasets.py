@@ -40,7 +40,7 @@ class DataSet:
         layouts: alternative sets of files, relative to the folder, of which one must be there.
         downloads: name and SHA-256 of each file that has to be fetched; a ``.tar.gz`` becomes the first layout.
         mirrors: addresses that hold them, in the order in which they are tried.
-        by_hand: where there is no address to download from, how to come by the files.
+        by_hand: how to come by the files, for a data set without an address to download from.
     """
 
     name: str

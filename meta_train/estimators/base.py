@@ -117,8 +117,8 @@ class Estimator(Strict, ABC):
         clamp: no loss counts as more than this; None: as it is.
         outer_batches: fresh batches after each inner step that the meta-loss is taken on; 0: the batch of the next
             inner gradient.
-        outer_split: where these come from: ``"train"``, the data of inner training, or ``"validation"``, a part of them
-            that is held out.
+        outer_split: the part of the data that these come from: ``"train"``, the data of inner training, or
+            ``"validation"``, a part of them that is held out.
 
     Raises:
         ValueError: an option is out of range, or does not go with another.
@@ -175,7 +175,7 @@ class Estimator(Strict, ABC):
         Args:
             rule: the rule that is meta-trained.
             task: B instances.
-            inner: where they stand: at their starting points
+            inner: the state of the inner training: at their starting points
                 (:func:`learned_optim.meta_train.inner.unroll.start`) or later.
             generator: source of the random numbers that are drawn once for an inner training.
         """
@@ -210,10 +210,10 @@ class Estimator(Strict, ABC):
         Args:
             rule: its parameters are the meta-parameters; their ``.grad`` is left alone.
             task: B instances, the same as at the start.
-            state: from :meth:`start` or the window before; is not changed.
+            state: the state from :meth:`start` or the window before; it is not changed.
             steps: length of the window.
             generator: source of all random numbers, perturbations included.
-            learned: what the estimator has learned in earlier windows of the run, is updated; None: it is the first.
+            learned: the memory of earlier windows of the run, which is updated; None: this window is the first.
         """
         learned = {} if learned is None else learned
         share = Share.whole(self.pieces(task.instances))

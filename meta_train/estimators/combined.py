@@ -68,7 +68,7 @@ class Combined(Reparameterization):
 
     Args:
         covariance: take the covariance of the two into account.
-        variance_decay: of the running averages of these moments, which then decide the weights; 0: this window's own.
+        variance_decay: decay of the running averages of these moments, which decide the weights; 0: only this window's.
     """
 
     covariance: bool = True

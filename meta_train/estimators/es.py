@@ -14,12 +14,7 @@ ES, as VeLO was trained with.
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from learned_optim.meta_train.estimators.base import Directions
 from learned_optim.meta_train.estimators.evolution import EvolutionStrategy
-from learned_optim.rules import UpdateRule
 
 
 @dataclass(frozen=True)
@@ -29,10 +24,3 @@ class ES(EvolutionStrategy):
     name = "es"
     persistent = False
     compares_particles = True
-
-    def directions(
-        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
-    ) -> Directions:
-        """Perturbations drawn afresh for the window."""
-        noise = self.perturbations(rule, pieces, generator)
-        return Directions(noise, noise, {})

@@ -5,7 +5,6 @@ the perturbations that it is credited with. These follow from a seed, so process
 slopes alone.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,12 +59,6 @@ class EvolutionStrategy(PerturbationEstimator):
             for name, weights in rule.named_parameters()
         ]
         return noise * torch.cat(kept)
-
-    @abstractmethod
-    def directions(
-        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
-    ) -> Directions:
-        """The perturbations of the window that begins with this memory, and those that it is credited with."""
 
     def spread(self, inner: InnerState, pieces: int) -> InnerState:
         """Persistent particles, all at the same point; or the instances as they are."""

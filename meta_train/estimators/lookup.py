@@ -6,7 +6,7 @@ from typing import Any
 from learned_optim.meta_train.common.strict import checked_by_name
 from learned_optim.meta_train.estimators import ESTIMATORS, Estimator, TruncatedBPTT
 
-FORMER_DEFAULTS: Mapping[str, Any] = {
+FORMER_ESTIMATOR_DEFAULTS: Mapping[str, Any] = {
     "second_derivatives": False,
     "replay_coordinates": None,
     "sigma": 0.01,
@@ -30,4 +30,4 @@ def build_estimator(table: Any, source: str) -> Estimator:
     Raises:
         ConfigError: there is no such estimator, or it does not have an option, or does not take its value.
     """
-    return checked_by_name(ESTIMATORS, table, source, "estimator", TruncatedBPTT.name, FORMER_DEFAULTS)
+    return checked_by_name(ESTIMATORS, table, source, "estimator", TruncatedBPTT.name, FORMER_ESTIMATOR_DEFAULTS)

@@ -42,7 +42,7 @@ RECORDED = 1000  # steps of a training that signals are kept of
 COORDINATES = 8  # that they are kept of
 REPLAYED = 32  # tasks that a meta-gradient is the mean of
 ANCHORED = 10.0  # times the caution where a task is an anchor
-LARGEST = 10.0  # signal that is kept; gates are saturated there
+LARGEST_SIGNAL = 10.0  # signal that is kept; gates are saturated there
 CHUNK = 50  # steps whose gradients are held at a time
 
 
@@ -94,7 +94,7 @@ class OutputES(Estimator):
 
     def check(self, rule: UpdateRule) -> None:
         """Raise ``ValueError`` for a rule that has no outputs."""
-        steered(rule)
+        require_schedule_free(rule)
 
     def sums_length(self, meta_parameters: int, pieces: int) -> int:
         """The gradient and two figures to report."""
@@ -110,7 +110,7 @@ class OutputES(Estimator):
         Raises:
             ValueError: the training has already begun, or the rule has no outputs.
         """
-        lstm = steered(rule)
+        lstm = require_schedule_free(rule)
         task, inner, steps, generator, _ = window
         if inner.step > 0:
             raise ValueError('output-es takes whole inner trainings: set unroll.truncation = "whole"')
@@ -174,7 +174,9 @@ class OutputES(Estimator):
         tasks = [experience[index] for index in order[:REPLAYED].tolist()]
         longest = max(len(task.signals) for task in tasks)
         signals = torch.cat([padded(task.signals.to(rule.output_bias.dtype), longest) for task in tasks], 2)
-        credit = torch.stack([padded(credited(task.output_gradient, len(task.signals)), longest) for task in tasks])
+        credit = torch.stack(
+            [padded(per_step_gradient(task.output_gradient, len(task.signals)), longest) for task in tasks]
+        )
         weights = torch.stack(
             [padded(credit.new_full((len(task.signals),), 1 / len(task.signals)), longest) for task in tasks]
         )
@@ -203,7 +205,7 @@ def experiences(learned: Mapping[str, Tensor]) -> list[Experience]:
     return [Experience(*(learned[f"{index}.{name}"] for name in Experience._fields)) for index in range(count)]
 
 
-def steered(rule: UpdateRule) -> ScheduleFreeLSTM:
+def require_schedule_free(rule: UpdateRule) -> ScheduleFreeLSTM:
     """The rule, if it is steered by outputs; else ``ValueError``."""
     if not isinstance(rule, ScheduleFreeLSTM):
         raise ValueError(f"output-es needs a rule that is steered by outputs: schedule-free-lstm, got {rule.name}")
@@ -248,7 +250,7 @@ def observed(
             count = torch.tensor(float(step), device=task.device)
             seen, memory = rule.observe(grad.flatten()[index], memory, count)
             signals.append(seen)
-    return torch.stack(signals).clamp(-LARGEST, LARGEST), torch.cat(losses), inner
+    return torch.stack(signals).clamp(-LARGEST_SIGNAL, LARGEST_SIGNAL), torch.cat(losses), inner
 
 
 def some_coordinates(task: VectorizedTask, generator: torch.Generator) -> Tensor:
@@ -261,7 +263,7 @@ def some_coordinates(task: VectorizedTask, generator: torch.Generator) -> Tensor
     return (instance * task.coordinates + place).to(task.device)
 
 
-def credited(output_gradient: Tensor, steps: int) -> Tensor:
+def per_step_gradient(output_gradient: Tensor, steps: int) -> Tensor:
     """The output gradient of each phase divided among its steps, ``(steps, outputs)``."""
     parts = zip(output_gradient, phase_lengths(steps), strict=True)
     return torch.cat([row.expand(length, -1) / max(1, length) for row, length in parts])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from learned_optim.meta_train.common.strict import Count, Positive
-from learned_optim.meta_train.estimators.base import Estimator
+from learned_optim.meta_train.estimators.base import Directions, Estimator
 from learned_optim.meta_train.inner.meta_loss import Reduction
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
 from learned_optim.meta_train.inner.speedups import log_slowdowns
@@ -57,6 +57,14 @@ class PerturbationEstimator(Estimator):
         if instances % groups:
             raise ValueError(f"groups must divide the {instances} instances, got {groups}")
         return groups
+
+    @torch.no_grad()
+    def directions(
+        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
+    ) -> Directions:
+        """Perturbations ``(K, M)`` drawn afresh for the window, which is also credited with them."""
+        noise = self.perturbations(rule, pieces, generator)
+        return Directions(noise, noise, {})
 
     def perturbations(self, rule: UpdateRule, groups: int, generator: torch.Generator) -> Tensor:
         """Fresh ``(K, M)``, normal with deviation sigma; drawn where the generator lives."""

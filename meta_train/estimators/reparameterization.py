@@ -46,8 +46,8 @@ class Reparameterization(PerturbationEstimator):
     The next window starts from where the first particles have come to.
 
     Args:
-        second_derivatives: see :func:`truncated_bptt`.
-        replay_coordinates: see :func:`truncated_bptt`; the same coordinates of all particles.
+        second_derivatives: whether to differentiate through the inner gradients too.
+        replay_coordinates: number of coordinates, the same for all particles, that :func:`truncated_bptt` replays.
     """
 
     second_derivatives: bool = False
@@ -59,14 +59,6 @@ class Reparameterization(PerturbationEstimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_replay(self.second_derivatives, self.replay_coordinates)
-
-    @torch.no_grad()
-    def directions(
-        self, rule: UpdateRule, pieces: int, memory: dict[str, Tensor], generator: torch.Generator
-    ) -> Directions:
-        """Perturbations drawn afresh for the window."""
-        noise = self.perturbations(rule, pieces, generator)
-        return Directions(noise, noise, {})
 
     def sums_length(self, meta_parameters: int, pieces: int) -> int:
         """A gradient for each of the K pairs."""

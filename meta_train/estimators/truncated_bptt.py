@@ -28,7 +28,7 @@ from learned_optim.meta_train.inner.training_kernels import fused_equivalent
 from learned_optim.meta_train.inner.unroll import ApplyRule, InnerState, Unroll, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, UpdateRule
-from learned_optim.rules.base import conditions_of
+from learned_optim.rules.base import condition_arguments
 
 ALONE = World()
 
@@ -66,7 +66,7 @@ def truncated_bptt(
         state: start of the window; no gradient flows into it.
         steps: truncation length.
         generator: source of the batches, and of the choice of coordinates.
-        meta_loss: see :mod:`learned_optim.meta_train.inner.meta_loss`.
+        meta_loss: the meta-loss or its name, from :mod:`learned_optim.meta_train.inner.meta_loss`.
         second_derivatives: differentiate through the inner gradients too (no shortcut then: slower).
         replay_coordinates: take the meta-gradient through this many coordinates at most, drawn from all ``B * N`` by
             :func:`sample_coordinates`; None takes all. Unbiased, but not available with second derivatives.
@@ -178,7 +178,7 @@ def _by_replay(
     with torch.enable_grad():
         rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
-            given = conditions_of(rule, Conditions(values * decays))
+            given = condition_arguments(rule, Conditions(values * decays))
             update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *given)
             if given:  # later updates depend on the values that this one leads to
                 values = values + update
@@ -218,7 +218,7 @@ def sample_coordinates(
     output layer, contribute most of it; drawn uniformly, they would be missed most of the time.
 
     Args:
-        grads_to_go: of the coordinates.
+        grads_to_go: the coordinates' gradients-to-go, ``(steps, coordinates)`` or one row a step.
         count: draws.
         generator: source of the draws.
         same: processes that have further rows of the same coordinates.

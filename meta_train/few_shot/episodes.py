@@ -53,7 +53,7 @@ class FewShotTask(Task):
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """That of an example, which a user's are held against; None: not known."""
+        """Shape of one example, which users' examples are checked against; None: not known."""
         return None
 
     @property

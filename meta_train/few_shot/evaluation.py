@@ -1,4 +1,4 @@
-"""How well learners are adapted to new tasks: loss and accuracy on queries, episode by episode."""
+"""Evaluation of learners on new tasks: loss and accuracy on queries, episode by episode."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,7 @@ def evaluate(
         steps: inner steps.
         seed: determines the tasks.
         split: part of the data.
-        transductive: see :class:`Evaluation`.
+        transductive: whether batch norm may take its statistics from all queries of an episode together.
 
     Raises:
         ValueError: fewer than two episodes, which have no interval, or a negative number of steps.

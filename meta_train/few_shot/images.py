@@ -16,7 +16,7 @@ def small_picture(source: Any, size: int, mode: str) -> np.ndarray:
     """A picture from a file or a stream, resized to ``size`` pixels a side, uint8.
 
     Args:
-        source: what ``PIL.Image.open`` takes.
+        source: a path or a binary file, as ``PIL.Image.open`` takes it.
         size: pixels of each side of the result.
         mode: "L" for grey, ``(size, size)``, or "RGB", ``(size, size, 3)``.
 
@@ -101,7 +101,7 @@ class ImageTask(FewShotTask):
 
     @property
     def images_of_a_class(self) -> int:
-        """How many are needed."""
+        """Number of images that an episode needs of each class."""
         training = (self.training_shots or self.shots) + self.queries
         return max(training, self.shots + max(self.queries, self.evaluation_queries))
 

@@ -51,8 +51,8 @@ class LearnedRates(SGD):
     The rates may become negative.
 
     Args:
-        coordinates: of the learner, N.
-        lr: where all rates start.
+        coordinates: number of the learner's coordinates, N.
+        lr: initial value of all rates.
     """
 
     def __init__(self, coordinates: int, lr: float) -> None:

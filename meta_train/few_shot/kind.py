@@ -7,7 +7,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from learned_optim.meta_train.common.strict import Count, without_former
-from learned_optim.meta_train.few_shot.options import ALGORITHMS, FORMER_DEFAULTS
+from learned_optim.meta_train.few_shot.options import ALGORITHMS, FORMER_ALGORITHM_DEFAULTS
 from learned_optim.meta_train.few_shot.settings import (
     FEW_SHOT_TASKS,
     FewShotConfig,
@@ -83,7 +83,7 @@ class FewShotKind(RunKind):
         """The tables without options of other algorithms."""
         table = tables["algorithm"]
         options = ALGORITHMS.get(table["name"])
-        table = table if options is None else without_former(options, table, FORMER_DEFAULTS)
+        table = table if options is None else without_former(options, table, FORMER_ALGORITHM_DEFAULTS)
         return {**tables, "algorithm": table}
 
     def summary(self, tables: Tables) -> dict[str, Any]:

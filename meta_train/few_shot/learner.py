@@ -21,7 +21,7 @@ class Learner(VectorizedTask):
     Args:
         task: gives module and loss.
         seed: determines :attr:`fresh_parameters`.
-        device: where episodes are adapted to.
+        device: device on which learners are adapted to episodes.
 
     Raises:
         ValueError: the module has batch norm with running statistics.
@@ -42,15 +42,15 @@ class Learner(VectorizedTask):
         """Freshly initialised parameters, ``(N,)``."""
         return self.initial_parameters[0]
 
-    def fed(self, parameters: Tensor, batches: Iterator[Batch]) -> "Learner":
+    def with_batches(self, parameters: Tensor, batches: Iterator[Batch]) -> "Learner":
         """This learner at ``parameters`` ``(B, N)``, with the next of ``batches`` for every inner step."""
-        fed = copy.copy(self)
-        fed.batches, fed.initial_parameters = batches, parameters
-        fed.instances = fed.siblings = len(parameters)
-        fed.buffers = {
+        copied = copy.copy(self)
+        copied.batches, copied.initial_parameters = batches, parameters
+        copied.instances = copied.siblings = len(parameters)
+        copied.buffers = {
             name: tensor[:1].expand(len(parameters), *tensor.shape[1:]) for name, tensor in self.buffers.items()
         }
-        return fed
+        return copied
 
     def batch(self, generator: torch.Generator) -> Batch:
         """The next batch; ``generator`` has no influence."""
@@ -70,7 +70,7 @@ class Learner(VectorizedTask):
         """Predictions ``(B, n, outputs)`` for ``inputs`` ``(B, n, ...)``.
 
         Args:
-            parameters: of each learner, ``(B, N)``, or shared by all, ``(N,)``.
+            parameters: those of each learner, ``(B, N)``, or of all, ``(N,)``.
             inputs: examples.
             beside: None: batch norm takes its statistics from all of ``inputs`` together, which is *transductive*: a
                 prediction knows of the other examples to be predicted. Else support inputs ``(B, m, ...)``: each

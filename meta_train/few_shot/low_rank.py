@@ -30,7 +30,7 @@ class AdaptedLinear:
     bias: Tensor
     """``(B, 1, outputs)``"""
     terms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """For each step: inputs ``(B, n, inputs)`` and ``-rate`` times the gradients at the outputs ``(B, n, outputs)``."""
+    """A pair for each step: inputs ``(B, n, inputs)``, ``-rate`` times gradients at the outputs ``(B, n, outputs)``."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """``(B, m, inputs)`` to ``(B, m, outputs)``."""

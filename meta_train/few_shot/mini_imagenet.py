@@ -13,24 +13,24 @@ from learned_optim.meta_train.data.datasets import SPLITS, DataNotFoundError, se
 from learned_optim.meta_train.few_shot.images import ImageClasses, ImageTask, convolutional, small_picture
 from learned_optim.meta_train.tasks import Split
 
-KINDS = {".jpg", ".jpeg", ".png"}
-NAMES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class MiniImageNet(ImageTask):
-    """Pictures to be told apart, colours in 0..1, ``(3, size, size)``.
+    """Pictures to be classified, colours in 0..1, ``(3, size, size)``.
 
     The folder has a folder for each split, ``train``, ``val`` and ``test``, and in these one for each class with its
     pictures: 64, 16 and 20 classes of 600 in the split of Ravi & Larochelle (2017). Pictures are resized.
 
     Args:
-        folder: where they are; None: ``mini_imagenet`` in ``LEARNED_OPTIM_DATA`` or in the user's cache.
+        folder: folder of the pictures; None: ``mini_imagenet`` in ``LEARNED_OPTIM_DATA`` or in the user's cache.
         ways: classes of an episode.
         shots: pictures of each to learn from.
         queries: pictures of each that the meta-loss is taken on.
         size: pixels a side.
-        filters: of each of the four convolutions with pooling (Finn et al. 2017 and Ravi & Larochelle: 32).
+        filters: filters of each of the four convolutions with pooling (Finn et al. 2017 and Ravi & Larochelle: 32).
         training_shots: ``shots`` in meta-training (Nichol et al. 2018: more than in the test); None: as many.
         evaluation_queries: pictures of each class that an evaluation judges by.
     """
@@ -70,7 +70,7 @@ class MiniImageNet(ImageTask):
 
     def classes(self, split: Split) -> ImageClasses:
         """Images and classes of a part of the data set."""
-        found = pictures(self._place(split), self.size)
+        found = read_pictures(self._place(split), self.size)
         needed = self.images_of_a_class
         if int(found.counts.min()) < needed or len(found.first) < self.ways:
             raise ValueError(
@@ -81,18 +81,19 @@ class MiniImageNet(ImageTask):
 
     def _place(self, split: Split) -> Path:
         places = [place / "mini_imagenet" for place in search_places()] if self.folder is None else [Path(self.folder)]
-        folders = [place.expanduser() / name for place in places for name in NAMES[split]]
+        folders = [place.expanduser() / name for place in places for name in SPLIT_FOLDERS[split]]
         found = next((folder for folder in folders if folder.is_dir()), None)
         if found is None:
+            needed = ", ".join(SPLIT_FOLDERS[each][-1] for each in SPLITS)
             raise DataNotFoundError(
                 f"no {split} pictures; looked in {', '.join(map(str, folders))}; task.folder names a folder that holds "
-                f"{', '.join(NAMES[each][-1] for each in SPLITS)}, each with a folder of pictures for every class"
+                f"{needed}, each with a folder of pictures for every class"
             )
         return found
 
 
 @functools.cache
-def pictures(folder: Path, size: int) -> ImageClasses:
+def read_pictures(folder: Path, size: int) -> ImageClasses:
     """The pictures below ``folder``, one folder a class, ``(3, size, size)``, read once and then shared.
 
     Raises:
@@ -101,9 +102,9 @@ def pictures(folder: Path, size: int) -> ImageClasses:
     """
     images, counts = [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(place / name for name in os.listdir(place) if Path(name).suffix.lower() in KINDS)
+        files = sorted(place / name for name in os.listdir(place) if Path(name).suffix.lower() in PICTURE_SUFFIXES)
         if not files:
-            raise ValueError(f"{place} holds no pictures ({', '.join(sorted(KINDS))})")
+            raise ValueError(f"{place} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         for file in files:
             try:
                 images.append(small_picture(file, size, "RGB").transpose(2, 0, 1))

@@ -17,8 +17,8 @@ from learned_optim.meta_train.few_shot.algorithms.gradient import AdaptedParamet
 from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config
 
-FORMAT = "learned-optim-few-shot"
-VERSION = 1
+FEW_SHOT_FORMAT = "learned-optim-few-shot"
+FEW_SHOT_FORMAT_VERSION = 1
 
 
 class FewShotModel:
@@ -32,7 +32,7 @@ class FewShotModel:
 
     Args:
         config: says which learner and which algorithm.
-        algorithm: with what it has learned.
+        algorithm: the algorithm, with what it has learned.
         provenance: how it came about.
     """
 
@@ -61,13 +61,15 @@ class FewShotModel:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole .safetensors file: {error}") from error
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != FEW_SHOT_FORMAT:
             raise ValueError(
                 f"{path} holds no few-shot learner; learned-optim meta-train writes one from a configuration"
             )
-        if metadata.get("version") != str(VERSION):
+        if metadata.get("version") != str(FEW_SHOT_FORMAT_VERSION):
             found = metadata.get("version")
-            raise ValueError(f"{path} has format version {found}, this learned-optim reads {VERSION}: upgrade it")
+            raise ValueError(
+                f"{path} has format version {found}, this learned-optim reads {FEW_SHOT_FORMAT_VERSION}: upgrade it"
+            )
         config = few_shot_config(json_object(metadata.get("config", ""), str(path)), str(path), resuming=True)
         task = config.task.build()
         algorithm = config.algorithm.build(task, Learner(task, config.seed).fresh_parameters, config.seed, fresh=True)
@@ -104,13 +106,13 @@ class FewShotModel:
             inputs: examples ``(n, ...)``.
             targets: their values ``(n, 1)``, or labels ``(n,)`` from 0 to ``ways - 1``.
             steps: inner steps; None: as in the run's validation.
-            seed: of the order of minibatches, where the algorithm takes these.
+            seed: seed of the order of minibatches, for an algorithm that takes these.
 
         Raises:
             ValueError: not as many targets as inputs, a label out of range, or inputs of another shape than the
                 learner's.
         """
-        check_shape(self.learner, inputs)
+        check_input_shape(self.learner, inputs)
         if len(inputs) != len(targets):
             raise ValueError(f"each input needs a target, got {len(inputs)} and {len(targets)}")
         ways = self.learner.few_shot.ways
@@ -138,7 +140,7 @@ class AdaptedModel:
         Raises:
             ValueError: inputs of another shape than the learner's.
         """
-        check_shape(self.learner, inputs)
+        check_input_shape(self.learner, inputs)
         return self.adapted.predict(inputs[None], transductive=transductive)[0]
 
     def module(self) -> nn.Module:
@@ -152,7 +154,7 @@ class AdaptedModel:
         return self.adapted.learner.module_with(self.adapted.parameters[0])
 
 
-def check_shape(learner: Learner, inputs: Tensor) -> None:
+def check_input_shape(learner: Learner, inputs: Tensor) -> None:
     """Raise ``ValueError`` for inputs ``(n, ...)`` that the learner cannot take."""
     expected = learner.few_shot.input_shape
     if expected is not None and tuple(inputs.shape[1:]) != expected:
@@ -163,8 +165,8 @@ def check_shape(learner: Learner, inputs: Tensor) -> None:
 def save_few_shot(algorithm: Algorithm, config: FewShotConfig, path: Path, provenance: Mapping[str, Any]) -> None:
     """Write a learner's algorithm and configuration to ``path``, whole or not at all."""
     metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
+        "format": FEW_SHOT_FORMAT,
+        "version": str(FEW_SHOT_FORMAT_VERSION),
         "config": config.to_json(),
         "provenance": json.dumps(dict(provenance), allow_nan=False),
     }

@@ -19,15 +19,15 @@ from learned_optim.meta_train.tasks import Split
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 DRAWINGS = 20  # of each character
 CHARACTERS, VALIDATION, TEST = 1623, 100, 423
-TRAINING = CHARACTERS - VALIDATION - TEST
-SIZE = 28  # pixels a side that the drawings of 105 are averaged down to, as in the papers
+TRAINING_CHARACTERS = CHARACTERS - VALIDATION - TEST
+IMAGE_SIZE = 28  # pixels a side that the drawings of 105 are averaged down to, as in the papers
 WIDTHS = (256, 128, 64, 64)
 FILTERS = 64
 
 
 @dataclass(frozen=True)
 class Omniglot(ImageTask):
-    """Characters to be told apart, ink 1 on paper 0, ``(1, 28, 28)``.
+    """Characters to be classified, ink 1 on paper 0, ``(1, 28, 28)``.
 
     Of all characters, shuffled once and for all, 1,200 are for meta-training, the last 100 of these for validation, and
     423 for testing (Santoro et al. 2016, as taken over by Finn et al. 2017). In meta-training a character turned by 90,
@@ -57,7 +57,7 @@ class Omniglot(ImageTask):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """A channel of 28 x 28 pixels."""
-        return 1, SIZE, SIZE
+        return 1, IMAGE_SIZE, IMAGE_SIZE
 
     @property
     def features(self) -> int:
@@ -67,11 +67,11 @@ class Omniglot(ImageTask):
     @property
     def training_classes(self) -> int:
         """Characters of meta-training, turned by four angles."""
-        return 4 * TRAINING
+        return 4 * TRAINING_CHARACTERS
 
     def embedding(self) -> nn.Sequential:
         """The network without its last layer."""
-        return convolutional(1, FILTERS, strided=True) if self.network == "conv" else perceptron(SIZE**2, WIDTHS)
+        return convolutional(1, FILTERS, strided=True) if self.network == "conv" else perceptron(IMAGE_SIZE**2, WIDTHS)
 
     def classes(self, split: Split) -> ImageClasses:
         """Drawings and characters of a part of the data set."""
@@ -115,7 +115,7 @@ def omniglot(split: Split, folder: Path) -> ImageClasses:
     with contextlib.ExitStack() as stack:
         files = {archive: stack.enter_context(zipfile.ZipFile(folder / archive)) for archive in ARCHIVES}
         drawings = [
-            255 - small_picture(io.BytesIO(files[archive].read(name)), SIZE, "L")  # ink is dark
+            255 - small_picture(io.BytesIO(files[archive].read(name)), IMAGE_SIZE, "L")  # ink is dark
             for archive, names in chosen
             for name in names
         ]
@@ -124,7 +124,7 @@ def omniglot(split: Split, folder: Path) -> ImageClasses:
 
 
 def _members(path: Path) -> list[tuple[str, list[str]]]:
-    """For each character of an archive: the archive's name and those of its drawings."""
+    """The archive's name and the names of the drawings, for each of its characters."""
     try:
         with zipfile.ZipFile(path) as file:
             names = sorted(name for name in file.namelist() if name.endswith(".png"))

@@ -23,7 +23,7 @@ from learned_optim.meta_train.few_shot.algorithms import (
     Reptile,
     Scratch,
 )
-from learned_optim.meta_train.few_shot.algorithms.comparison import Comparison
+from learned_optim.meta_train.few_shot.algorithms.comparison import ComparisonAlgorithm
 from learned_optim.meta_train.few_shot.episodes import FewShotTask
 from learned_optim.meta_train.few_shot.inner import SGD, Adam
 from learned_optim.meta_train.inner.unroll import InnerOptimizer
@@ -31,7 +31,7 @@ from learned_optim.meta_train.inner.unroll import InnerOptimizer
 
 @dataclass(frozen=True)
 class AlgorithmOptions(Strict, ABC):
-    """How learners are adapted, and what is learned for that."""
+    """Options of an algorithm: the adaptation of learners, and what is learned for it."""
 
     name: ClassVar[str]
     """Name in configurations."""
@@ -58,7 +58,7 @@ class AlgorithmOptions(Strict, ABC):
 class ComparisonOptions(AlgorithmOptions):
     """Base of the algorithms that compare examples with each other, and take no inner steps."""
 
-    algorithm: ClassVar[type[Comparison]]
+    algorithm: ClassVar[type[ComparisonAlgorithm]]
 
     def build(self, task: FewShotTask, initial: Tensor, seed: int, *, fresh: bool = False) -> Algorithm:
         """The algorithm, if the task is a classification."""
@@ -115,7 +115,7 @@ class OptimizerOptions(SteppedOptions):
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     """Decay of the means of Adam."""
     rule: RuleConfig | None = None
-    """With ``optimizer = "rule"``: which, a table as in a rule's own configuration."""
+    """The rule that adapts learners with ``optimizer = "rule"``: a table as in a rule's own configuration."""
 
     def __post_init__(self) -> None:
         if (self.optimizer == "rule") != (self.rule is not None):
@@ -261,7 +261,7 @@ ALGORITHMS: dict[str, type[AlgorithmOptions]] = {
 }
 """Options of the algorithms by the names that stand in configurations."""
 
-FORMER_DEFAULTS: Mapping[str, Any] = {
+FORMER_ALGORITHM_DEFAULTS: Mapping[str, Any] = {
     "steps": 1,
     "batch_size": None,
     "optimizer": "sgd",
@@ -284,4 +284,4 @@ def build_algorithm_options(table: Any, source: str) -> AlgorithmOptions:
     Raises:
         ConfigError: there is no such algorithm, or it does not have an option, or does not take its value.
     """
-    return checked_by_name(ALGORITHMS, table, source, "algorithm", MAMLOptions.name, FORMER_DEFAULTS)
+    return checked_by_name(ALGORITHMS, table, source, "algorithm", MAMLOptions.name, FORMER_ALGORITHM_DEFAULTS)

@@ -15,7 +15,7 @@ from learned_optim.meta_train.few_shot.learner import Learner
 from learned_optim.meta_train.few_shot.model import save_few_shot
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, is_few_shot
 from learned_optim.meta_train.inner.distributed import World
-from learned_optim.meta_train.trainer.checkpoint import FILE, read_checkpoint, restoring
+from learned_optim.meta_train.trainer.checkpoint import CHECKPOINT_FILE, read_checkpoint, restoring
 from learned_optim.meta_train.trainer.log import Progress
 from learned_optim.meta_train.trainer.loop import MetaTraining
 
@@ -25,8 +25,8 @@ class FewShotTrainer(MetaTraining[FewShotConfig, Algorithm]):
 
     Args:
         config: the run's configuration.
-        folder: where checkpoints, weights and logs go; None keeps everything in memory.
-        device: where learners are adapted.
+        folder: folder of checkpoints, weights and logs; None keeps everything in memory.
+        device: device on which learners are adapted.
         world: the processes of the run; a few-shot run takes one.
         resuming: read no rule's file: :meth:`resume` brings the weights.
 
@@ -130,7 +130,7 @@ class FewShotTrainer(MetaTraining[FewShotConfig, Algorithm]):
         checkpoint = read_checkpoint(folder)
         if not is_few_shot(checkpoint.config):
             raise ValueError(f"{folder} holds the run of a rule, not a few-shot run")
-        config = few_shot_config(checkpoint.config, str(folder / FILE), resuming=True)
+        config = few_shot_config(checkpoint.config, str(folder / CHECKPOINT_FILE), resuming=True)
         trainer = cls(config, folder, device, world, resuming=True)
         with restoring(folder):
             trainer._restore(checkpoint.progress, checkpoint.tensors)

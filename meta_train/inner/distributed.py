@@ -47,10 +47,10 @@ class World:
     their terms are divided.
 
     Args:
-        rank: of this process among them.
+        rank: number of this process among them.
         size: their number.
-        group: of torch.distributed; None: its default one.
-        device: where it exchanges tensors.
+        group: process group of torch.distributed; None: the default one.
+        device: device on which it exchanges tensors.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ def joined(device: str) -> Iterator[World]:
     hear first, wait until all have agreed (:meth:`World.agree`).
 
     Args:
-        device: where inner training runs; "cuda" is the GPU with the process's number on its machine.
+        device: device of inner training; "cuda" is the GPU with the process's number on its machine.
 
     Raises:
         ValueError: there are more processes than GPUs on this machine.

@@ -1,4 +1,4 @@
-"""From the losses of an unroll to the one number that meta-training lowers."""
+"""The meta-loss: the one number, made from the losses of an unroll, that meta-training lowers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ META_LOSSES: dict[MetaLossName, Reduction] = {"mean": mean_of_window, "final": e
 
 @dataclass(frozen=True)
 class MetaLoss:
-    """Which losses of a window count, and how.
+    """A meta-loss: the losses of a window that count, and their weights.
 
     Args:
         name: how they become one number: one of :data:`META_LOSSES`; or ``"speedup"``, which compares particles over

@@ -1,4 +1,4 @@
-"""How the windows of a meta-step are divided among the processes of a run.
+"""The division of a meta-step's windows among the processes of a run.
 
 Whole windows first; if there are more processes than windows, each window's *pieces*, which are its instances or, of a
 smoothed estimator, its groups of instances. Who takes what follows from the place in the pool, so that the state of an
@@ -28,7 +28,7 @@ class Share:
 
     @classmethod
     def whole(cls, pieces: int) -> "Share":
-        """All of a window."""
+        """The share that is a whole window."""
         return cls(0, pieces, pieces)
 
     @property
@@ -66,12 +66,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Division:
-    """Which processes take which windows.
+    """The assignment of windows to processes.
 
     Args:
-        processes: of the run.
-        windows: of a meta-step.
-        pieces: of a window.
+        processes: number of processes of the run.
+        windows: number of windows of a meta-step.
+        pieces: number of pieces of a window.
 
     Raises:
         ValueError: there are more processes than pieces.

@@ -9,7 +9,7 @@ SLOWEST, FASTEST = 0.25, 10.0
 
 
 def running_final(losses: np.ndarray) -> np.ndarray:
-    """At each step the final loss of a training that ends there: mean of its last tenth, at least of one loss.
+    """The final loss that a training would have if it ended at each step: mean of its last tenth, at least of one loss.
 
     Losses ``(steps + 1, columns)``, which are infinite once they are not finite; the result has the same shape.
     """
@@ -31,14 +31,14 @@ def steps_to(running: np.ndarray, target: np.ndarray) -> np.ndarray:
 def speedup(
     losses: np.ndarray, reference: np.ndarray, cost: float = 1.0, diverged: np.ndarray | bool = False
 ) -> np.ndarray:
-    """How many times faster than a reference, between :data:`SLOWEST` and :data:`FASTEST`.
+    """The factor by which a training is faster than a reference, between :data:`SLOWEST` and :data:`FASTEST`.
 
     Steps that the reference needs to reach its own final loss, over the steps needed to reach it too. Where that loss
     is not reached, steps that the reference needs to reach what *was* reached, over all steps.
 
     Args:
         losses: mean over seeds, ``(steps + 1, columns)``.
-        reference: those of the reference, likewise.
+        reference: losses of the reference, of the same shape.
         cost: seconds of a step over those of the reference; 1 compares steps.
         diverged: columns that count as the slowest.
     """

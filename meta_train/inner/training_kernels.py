@@ -64,7 +64,7 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
         rule: an :class:`UpdateRule` or :class:`ParticleRule`, in float32; for anything else there is no kernel.
         like: a tensor on the device of the inner training.
     """
-    if not wanted(like.device):
+    if not uses_training_kernels(like.device):
         return None
     if isinstance(rule, ParticleRule):
         architecture, meta_parameters = rule.rule, rule.meta_parameters
@@ -78,12 +78,12 @@ def fused_equivalent(rule: object, like: Tensor) -> FusedRule | None:
     return FusedRule(architecture, meta_parameters)
 
 
-StepInPlace = Callable[[Tensor, Tensor, RuleState, Tensor, Conditions], None]
+InPlaceStep = Callable[[Tensor, Tensor, RuleState, Tensor, Conditions], None]
 """``(parameters, grad, state, step, conditions)``: the first and the third are overwritten. In the conditions, 1 in
 place of the parameter says that the rule is told it, 0 that it is not."""
 
 
-def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
+def in_place_step(rule: object, like: Tensor) -> InPlaceStep | None:
     """The rule's step without a graph by its kernel for CPUs, or None where there is none.
 
     Args:
@@ -112,6 +112,6 @@ def step_in_place(rule: object, like: Tensor) -> StepInPlace | None:
     )
 
 
-def wanted(device: torch.device) -> bool:
+def uses_training_kernels(device: torch.device) -> bool:
     """Whether kernels are to be used where they can run. On a CPU that is the interpreter, which only tests want."""
     return device.type != "cpu"

@@ -8,13 +8,16 @@ from torch import Tensor
 
 from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.meta_train.inner.particles import ParticleRule
-from learned_optim.meta_train.inner.training_kernels import fused_equivalent, step_in_place
+from learned_optim.meta_train.inner.training_kernels import fused_equivalent, in_place_step
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.rules import Conditions, RuleState, UpdateRule
-from learned_optim.rules.base import conditions_of
+from learned_optim.rules.base import condition_arguments
 from learned_optim.step.plain import apply_in_blocks
 
 AS_META_TRAINED = StepSettings(lr=1.0, weight_decay=0.0, maximize=False)
+
+Advance = Callable[[Tensor, Tensor, RuleState, Tensor], tuple[Tensor, RuleState]]
+"""``(parameters, grad, rule_state, step) -> (parameters, rule_state)``: the update of one inner step."""
 
 ApplyRule = Callable[..., tuple[Tensor, RuleState]]
 """``(grad, state, step) -> (update, state)``: a rule, or a function that applies it with other meta-parameters; those
@@ -113,7 +116,7 @@ def unroll(
     Args:
         rule: applied to all coordinates of all instances at once.
         task: B instances.
-        state: at the start of the window; for a :class:`ParticleRule` of P particles, theirs.
+        state: state at the start of the window; with the axis of particles for a :class:`ParticleRule`.
         steps: length of the window.
         generator: source of the batches.
         outer_batches: fresh batches after each step that ``counted`` is taken on, from
@@ -125,24 +128,16 @@ def unroll(
     losses, grads = [], [grad]
     counted, counted_grads = [], []
     rule = fused_equivalent(rule, grad) or rule
-    fast_rule = rule if isinstance(rule, UpdateRule | ParticleRule) and not torch.is_grad_enabled() else None
-    kernel = None if fast_rule is None else step_in_place(fast_rule, grad)
-    if kernel is None and conditions_of(rule, Conditions()):
-        fast_rule = None
-    if fast_rule is not None:  # it overwrites what it is given
+    advance = _advance_in_place(rule, task, grad)
+    if advance is None:
+        advance = _advance_with_graph(rule, task)
+    else:
         dense = torch.contiguous_format
         parameters = parameters.clone(memory_format=dense)
         rule_state = {entry: tensor.clone(memory_format=dense) for entry, tensor in rule_state.items()}
     for _ in range(steps):
         step = step + 1
-        if kernel is not None:
-            kernel(parameters, grad, rule_state, step, Conditions(parameter=task.decays))
-        elif isinstance(fast_rule, UpdateRule):
-            apply_in_blocks(fast_rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
-        else:
-            given = conditions_of(rule, Conditions(parameters * task.decays))
-            update, rule_state = rule(grad, rule_state, step, *given)
-            parameters = parameters + update
+        parameters, rule_state = advance(parameters, grad, rule_state, step)
         batch = task.batch(generator)
         loss, grad = task.losses_and_grads(parameters, batch, differentiable=second_derivatives)
         grad = grad if second_derivatives else grad.detach()
@@ -157,6 +152,38 @@ def unroll(
     final = InnerState(parameters, grad, rule_state, step, initial_loss)
     recorded = (tuple(grads), tuple(counted_grads)) if record_grads else (None, None)
     return Unroll(final, torch.stack(losses), torch.stack(counted), *recorded)
+
+
+def _advance_with_graph(rule: ApplyRule, task: VectorizedTask) -> Advance:
+    """The update by the rule's own ``forward``, which overwrites nothing and can be differentiated."""
+
+    def advance(parameters: Tensor, grad: Tensor, rule_state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        conditions = condition_arguments(rule, Conditions(parameters * task.decays))
+        update, rule_state = rule(grad, rule_state, step, *conditions)
+        return parameters + update, rule_state
+
+    return advance
+
+
+def _advance_in_place(rule: ApplyRule, task: VectorizedTask, like: Tensor) -> Advance | None:
+    """The update without a graph, which overwrites parameters and rule state; None in grad mode or if there is none."""
+    if torch.is_grad_enabled() or not isinstance(rule, UpdateRule | ParticleRule):
+        return None
+    kernel = in_place_step(rule, like)
+
+    def by_kernel(parameters: Tensor, grad: Tensor, rule_state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        assert kernel is not None
+        kernel(parameters, grad, rule_state, step, Conditions(parameter=task.decays))
+        return parameters, rule_state
+
+    def in_blocks(parameters: Tensor, grad: Tensor, rule_state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        assert isinstance(rule, UpdateRule)
+        apply_in_blocks(rule, [Slot(parameters, grad, rule_state, step)], AS_META_TRAINED)
+        return parameters, rule_state
+
+    if kernel is not None:
+        return by_kernel
+    return in_blocks if isinstance(rule, UpdateRule) and not rule.uses_conditions else None
 
 
 def _outer(

@@ -22,14 +22,14 @@ class VectorizedTask:
         task: the kind of optimizee.
         instances: number of copies, B.
         seed: determines all starting points and random problems.
-        device: where parameters and batches live.
+        device: device of parameters and batches.
         scale: factor between stored and used parameters, broadcastable to ``(B, N)``: the loss sees
             ``scale * parameters``. Random scales teach a rule that the size of a parameter says little
             (Lv et al. 2017, section 4.1).
         random_signs: turn the sign of each stored parameter with probability 1/2, a factor of -1 on its scale. The task
             stays the same, but a step of all parameters in the same direction is no direction of its own any more:
             that one otherwise fills the meta-gradients of a rule that is not odd in the gradient with noise.
-        outer: where :meth:`outer_batch` comes from, such as the second part of :meth:`Task.hold_out`; None: ``task``.
+        outer: task of :meth:`outer_batch`, such as the second part of :meth:`Task.hold_out`; None: ``task``.
         anchor: whether a rule should learn to leave its outputs at zero here; see
             :class:`~learned_optim.meta_train.estimators.OutputES`.
     """

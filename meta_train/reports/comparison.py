@@ -33,13 +33,13 @@ def compare(
     """Run a suite, print its tables and write results and figures, after each problem and at the end.
 
     Args:
-        suite: what is run.
+        suite: the suite that is run.
         rules: names or paths; None: those that the problems name.
         baseline_names: see :func:`~learned_optim.meta_train.benchmark.contenders.baseline`; None: the suite's.
         out: folder for results.
-        cache: where runs are stored.
+        cache: store of runs.
         settings: recorded as provenance.
-        device: where trainings run.
+        device: device of the trainings.
         timed: measure the seconds of a step too; for a quiet machine.
         json: print one JSON document instead of tables.
     """

@@ -15,7 +15,7 @@ from learned_optim.rules import UpdateRule
 
 ADAM_RATE = 1e-3  # torch.optim.Adam's default
 MEAN_OF_NOISE = 0.3  # of the noisy gradient, in units of its deviation
-SAMPLES = 64  # of the noisy gradient
+NOISE_SAMPLES = 64  # of the noisy gradient
 STOP = 100  # steps after which the gradient that stops is zero
 MAGNITUDES = 10.0 ** np.arange(-6, 7)  # of the gradients whose size is varied
 PAST, PRESENT = np.linspace(-2, 2, 21), np.linspace(-3, 3, 25)
@@ -27,21 +27,21 @@ Stepper = Callable[[Tensor], Tensor]
 """Gradients ``(steps, coordinates)`` -> the updates, of the same shape."""
 
 
-class Curves(NamedTuple):
+class Responses(NamedTuple):
     """An optimizer's steps; lengths in units of the parameter, against the gradient: positive means downhill."""
 
     constant: np.ndarray
-    """On a gradient of 1 without end, ``(steps,)``."""
+    """Steps on a gradient of 1 without end, ``(steps,)``."""
     flipping: np.ndarray
-    """On gradients 1, -1, 1, ...: the part against the present gradient, ``(steps,)``."""
+    """Steps on gradients 1, -1, 1, ..., the part against the present gradient, ``(steps,)``."""
     noisy: np.ndarray
-    """On noise around a mean: against the mean, ``(steps, samples)``."""
+    """Steps on noise around a mean, the part against the mean, ``(steps, samples)``."""
     stopped: np.ndarray
-    """On a gradient of 1 that is 0 after ``STOP`` steps, ``(2 * STOP,)``."""
+    """Steps on a gradient of 1 that is 0 after ``STOP`` steps, ``(2 * STOP,)``."""
     magnitudes: np.ndarray
     """Root mean square of the late steps on noise of the sizes ``MAGNITUDES``, ``(sizes,)``."""
     map: np.ndarray
-    """After noise around ``PAST`` and then the gradient ``PRESENT``, ``(past, present)``."""
+    """The step after noise around ``PAST`` and then the gradient ``PRESENT``, ``(past, present)``."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Portrait:
     """A rule and Adam at the rate 0.001, on the same gradients.
 
     Args:
-        name: of the rule.
-        scale: what all gradients are multiplied by.
+        name: name of the rule.
+        scale: factor on all gradients.
         rule: its steps.
         adam: Adam's.
     """
 
     name: str
     scale: float
-    rule: Curves
-    adam: Curves
+    rule: Responses
+    adam: Responses
 
     def effective_rates(self) -> dict[str, np.ndarray]:
         """The rate at which Adam's step would be as long as the rule's, by the kind of gradient, ``(steps,)`` each."""
@@ -73,7 +73,7 @@ def portrait(rule: UpdateRule | str | Path, *, steps: int = 1000, scale: float =
         rule: a rule, or what :func:`~learned_optim.load_rule` takes.
         steps: length of the responses.
         scale: factor on all gradients; a scale-free rule does not depend on it.
-        name: what the rule is called; by default its file's name, or its architecture's.
+        name: name of the rule; by default that of its file or its architecture.
 
     Raises:
         ValueError: fewer than 10 steps, or a scale that is not positive and finite; and as ``load_rule`` does.
@@ -115,21 +115,21 @@ def adam_updates(grads: Tensor) -> Tensor:
     return torch.stack(updates)
 
 
-def _curves(stepper: Stepper, steps: int, scale: float) -> Curves:
+def _curves(stepper: Stepper, steps: int, scale: float) -> Responses:
     length = max(steps, 2 * STOP)
-    noise = torch.randn(length, SAMPLES, generator=torch_generator(0, "responses"))
+    noise = torch.randn(length, NOISE_SAMPLES, generator=torch_generator(0, "responses"))
     ones = torch.ones(length, 1)
     signs = ones.clone()
     signs[1::2] = -1
     stopping = ones.clone()
     stopping[STOP:] = 0
-    few = noise[:, : SAMPLES // 4]
+    few = noise[:, : NOISE_SAMPLES // 4]
     sized = (few[:, None] * torch.from_numpy(MAGNITUDES).float()[:, None]).flatten(1)
     parts = [ones, signs, MEAN_OF_NOISE + noise, stopping, sized]
     updates = -stepper(scale * torch.cat(parts, 1))
     constant, flipping, noisy, stopped, of_sizes = updates.split([part.shape[1] for part in parts], 1)
     late = of_sizes[steps // 2 : steps].unflatten(1, (len(MAGNITUDES), -1))
-    return Curves(
+    return Responses(
         constant=constant[:steps, 0].numpy(),
         flipping=(flipping * signs)[:steps, 0].numpy(),
         noisy=noisy[:steps].numpy(),
@@ -151,7 +151,7 @@ def _map(stepper: Stepper, scale: float) -> Tensor:
     return last.view(shape).mean(-1)
 
 
-def _lengths(curves: Curves) -> dict[str, np.ndarray]:
+def _lengths(curves: Responses) -> dict[str, np.ndarray]:
     """Root mean square of the steps, by the kind of gradient, ``(steps,)`` each."""
     return {
         "constant": np.abs(curves.constant),

@@ -20,19 +20,19 @@ from learned_optim.meta_train.reports.responses import (
     PAST,
     PRESENT,
     STOP,
-    Curves,
     Portrait,
+    Responses,
     portrait,
 )
 from learned_optim.rules import UpdateRule
 
 FORMATS = (".png", ".svg", ".pdf")
-COLUMNS = 4
+PANELS_IN_A_ROW = 4
 BINS = 60  # of a logarithmic axis of steps
 RULE, ADAM = COLOURS["default"], COLOURS["Adam"]
 
 
-class Panel(NamedTuple):
+class PortraitPanel(NamedTuple):
     """One picture of a portrait."""
 
     title: str
@@ -56,10 +56,10 @@ def plot_rule(rule: UpdateRule | str | Path, path: Path, *, steps: int = 1000, s
     if path.suffix not in FORMATS:
         raise ValueError(f"the picture's name must end in {', '.join(FORMATS)}, got {path}")
     responses = portrait(rule, steps=steps, scale=scale)
-    rows = -(-len(PANELS) // COLUMNS)
+    rows = -(-len(PANELS) // PANELS_IN_A_ROW)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.7 * COLUMNS, 3.0 * rows), layout="constrained")
-        for axes, panel in zip(figure.subplots(rows, COLUMNS).flat, PANELS, strict=True):
+        figure = Figure(figsize=(3.7 * PANELS_IN_A_ROW, 3.0 * rows), layout="constrained")
+        for axes, panel in zip(figure.subplots(rows, PANELS_IN_A_ROW).flat, PANELS, strict=True):
             panel.draw(axes, responses)
             axes.set_title(panel.title)
         of_size = "" if scale == 1 else f"; gradients times {scale:g}"
@@ -73,7 +73,7 @@ def binned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps, at even distances on a logarithmic axis, and quartiles around them: ``(bins,)`` and ``(3, bins)``.
 
     Args:
-        values: of each step, ``(steps,)`` or ``(steps, samples)``.
+        values: a value for each step, ``(steps,)`` or ``(steps, samples)``.
     """
     rows = values.reshape(len(values), -1)
     edges = np.unique(np.geomspace(1, len(rows) + 1, BINS + 1).round().astype(int)) - 1
@@ -129,7 +129,7 @@ def _magnitudes(axes: Axes, responses: Portrait) -> None:
     axes.legend(fontsize=7.5)
 
 
-def _map(curves_of: Callable[[Portrait], Curves]) -> Callable[[Axes, Portrait], None]:
+def _map(curves_of: Callable[[Portrait], Responses]) -> Callable[[Axes, Portrait], None]:
     def draw(axes: Axes, responses: Portrait) -> None:
         steps = curves_of(responses).map
         largest = float(np.abs(steps).max()) or 1.0
@@ -153,41 +153,43 @@ def _map(curves_of: Callable[[Portrait], Curves]) -> Callable[[Axes, Portrait], 
     return draw
 
 
-def _both(responses: Portrait) -> list[tuple[Curves, str, str]]:
+def _both(responses: Portrait) -> list[tuple[Responses, str, str]]:
     """Steps with colour and label, the rule's on top."""
     return [(responses.adam, ADAM, "Adam"), (responses.rule, RULE, responses.name)]
 
 
 PANELS = (
-    Panel(
+    PortraitPanel(
         "constant gradient", "The step, against the gradient, where that never changes.", _response("constant", "step")
     ),
-    Panel(
+    PortraitPanel(
         "sign-flipping gradient",
         "The part of the step against the present gradient, where the sign changes at each step.",
         _response("flipping", "step against the gradient"),
     ),
-    Panel(
+    PortraitPanel(
         "noisy gradient",
         f"The step against the mean of a gradient of mean {MEAN_OF_NOISE:g} and deviation 1: median and quartiles.",
         _response("noisy", "step against the mean"),
     ),
-    Panel("gradient that stops", f"A constant gradient, zero after {STOP} steps: how long it is remembered.", _stopped),
-    Panel(
+    PortraitPanel(
+        "gradient that stops", f"A constant gradient, zero after {STOP} steps: how long it is remembered.", _stopped
+    ),
+    PortraitPanel(
         "effective rate",
         "The rate at which Adam's step would be as long as the rule's, on the three kinds of gradient.",
         _effective_rates,
     ),
-    Panel(
+    PortraitPanel(
         "size of the gradient",
         "Root mean square of late steps on noise of many sizes: flat where a rule is scale-free.",
         _magnitudes,
     ),
-    Panel(
+    PortraitPanel(
         "map of the step",
         "The step (red: against a positive gradient) as a function of the present gradient and of the mean of noisy "
         "past ones; zero on the line. In deviations of the noise.",
         _map(lambda responses: responses.rule),
     ),
-    Panel("map of Adam's step", "The same of Adam.", _map(lambda responses: responses.adam)),
+    PortraitPanel("map of Adam's step", "The same of Adam.", _map(lambda responses: responses.adam)),
 )

@@ -16,7 +16,7 @@ from learned_optim.meta_train.reports.plots import STYLE, legend_above
 from learned_optim.meta_train.reports.runs import Run
 from learned_optim.terminal import printable
 
-COLUMNS = 3
+PANELS_IN_A_ROW = 3
 LABELS = {"meta_loss": "meta-loss", "validation": "validation score", "grad_norm": "norm of the meta-gradient"}
 TITLES = {
     **LABELS,
@@ -29,7 +29,7 @@ TITLES = {
     "estimator/es_variance": "variance of ES",
     "estimator/rp_variance": "variance of reparameterization",
 }
-PLAIN = ("meta_optimizer/", "unroll/", "curriculum/horizon")  # known exactly at every step: nothing to smooth
+UNSMOOTHED = ("meta_optimizer/", "unroll/", "curriculum/horizon")  # known exactly at every step: nothing to smooth
 WIDE = 20  # times as large as another: seen together on a logarithmic axis only
 Metrics = Mapping[str, Sequence[float]]
 
@@ -43,7 +43,7 @@ def plot_run(run: Run, path: Path) -> None:
     metrics = run.metrics()
     names = [*LABELS, *(name for name in metrics if "/" in name)]
     drawn = [name for name in names if name in LABELS or len(set(known(metrics, name)[1])) > 1]
-    _draw([Panel(name, titles(name), {run.folder.name: metrics}) for name in drawn], path)
+    _draw([MetricPanel(name, titles(name), {run.folder.name: metrics}) for name in drawn], path)
 
 
 def plot_comparison_of_runs(runs: Sequence[Run], path: Path) -> None:
@@ -55,17 +55,17 @@ def plot_comparison_of_runs(runs: Sequence[Run], path: Path) -> None:
     _draw(_panels(runs), path)
 
 
-class Panel(NamedTuple):
+class MetricPanel(NamedTuple):
     """The curves in one pair of axes."""
 
     metric: str
     title: str
     runs: dict[str, Metrics]
-    """By the names that the legend gives them."""
+    """Name in the legend -> the run's metrics."""
 
 
-def _panels(runs: Sequence[Run]) -> list[Panel]:
-    panels: dict[tuple[str, str], Panel] = {}
+def _panels(runs: Sequence[Run]) -> list[MetricPanel]:
+    panels: dict[tuple[str, str], MetricPanel] = {}
     for label, run in zip(short_names([run.folder for run in runs]), runs, strict=True):
         metrics = run.metrics()
         kinds = {
@@ -74,7 +74,7 @@ def _panels(runs: Sequence[Run]) -> list[Panel]:
         }
         for name in LABELS:
             title = titles(name) + kinds.get(name, "")
-            panels.setdefault((name, title), Panel(name, title, {})).runs[label] = metrics
+            panels.setdefault((name, title), MetricPanel(name, title, {})).runs[label] = metrics
     return sorted(panels.values(), key=lambda panel: list(LABELS).index(panel.metric))
 
 
@@ -87,8 +87,8 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part[common:]) if len(parts) > 1 else part[-1] for part in parts]
 
 
-def _draw(panels: Sequence[Panel], path: Path) -> None:
-    columns = min(COLUMNS, len(panels))
+def _draw(panels: Sequence[MetricPanel], path: Path) -> None:
+    columns = min(PANELS_IN_A_ROW, len(panels))
     rows = math.ceil(len(panels) / columns)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.runs))
     with mpl.rc_context(STYLE):
@@ -130,7 +130,7 @@ def draw_curve(panel: Axes, metrics: Metrics, name: str, label: str, colour: str
     steps, values = known(metrics, name)
     if len(values) == 0:
         return
-    dense = len(values) > len(metrics["meta_step"]) / 2 and not name.startswith(PLAIN)
+    dense = len(values) > len(metrics["meta_step"]) / 2 and not name.startswith(UNSMOOTHED)
     width = max(1, len(values) // 50)
     if not dense or width == 1:
         panel.plot(steps, values, label=label, color=colour, marker="." if len(values) < 40 else None)

@@ -20,7 +20,7 @@ from learned_optim.meta_train.reports.rule_plots import ADAM, PANELS, RULE
 from learned_optim.meta_train.reports.run_plots import draw_curve, known, set_scale, titles
 from learned_optim.meta_train.reports.runs import Run, duration
 
-SIZE = 4.0, 2.7  # inches of a picture
+PICTURE_INCHES = 4.0, 2.7  # inches of a picture
 GROUPS: dict[str, Sequence[str]] = {
     "Progress": ("meta_loss", "inner_loss", "validation", "validation/", "curriculum/score"),
     "Meta-gradient": ("grad_norm", "skipped", "estimator/"),
@@ -29,7 +29,13 @@ GROUPS: dict[str, Sequence[str]] = {
 """Titles, and the names of metrics below them; those that end in a slash stand for all that begin so."""
 ALWAYS = ("meta_loss", "validation", "grad_norm")  # drawn even if they never changed
 INK, LINES, CURVE = "#010101", "#020202", "#030303"
-COLOURS = {INK: "currentColor", LINES: "var(--lines)", CURVE: "var(--curve)", RULE: "var(--rule)", ADAM: "var(--adam)"}
+STYLE_SHEET_COLOURS = {
+    INK: "currentColor",
+    LINES: "var(--lines)",
+    CURVE: "var(--curve)",
+    RULE: "var(--rule)",
+    ADAM: "var(--adam)",
+}
 """Colours that matplotlib draws in -> those of the page, which follow the reader's choice of light or dark."""
 
 PAGE = """<!DOCTYPE html>
@@ -170,14 +176,14 @@ def svg(draw: Callable[[Axes], None], salt: str) -> str:
         "svg.hashsalt": salt,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
         draw(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     element = text.getvalue()
     element = element[element.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    for colour, replacement in COLOURS.items():
+    for colour, replacement in STYLE_SHEET_COLOURS.items():
         element = element.replace(colour, replacement)
     return element
 

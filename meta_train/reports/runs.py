@@ -8,7 +8,7 @@ from typing import Any
 
 from learned_optim.meta_train.common.strict import check_shape
 from learned_optim.meta_train.reports.settings import settings_of
-from learned_optim.meta_train.trainer.checkpoint import FILE, read_checkpoint
+from learned_optim.meta_train.trainer.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from learned_optim.meta_train.trainer.kind import RULE, RunKind, kind_of
 from learned_optim.meta_train.trainer.log import read_metrics
 from learned_optim.meta_train.trainer.record import read_record
@@ -92,11 +92,11 @@ def read_run(folder: Path, kinds: Iterable[RunKind] = (RULE,)) -> Run:
         FileNotFoundError: there is none.
         ValueError: one of its files is damaged.
     """
-    if not (folder / FILE).is_file():
-        raise FileNotFoundError(f"no run in {folder}: it has no {FILE}")
+    if not (folder / CHECKPOINT_FILE).is_file():
+        raise FileNotFoundError(f"no run in {folder}: it has no {CHECKPOINT_FILE}")
     checkpoint = read_checkpoint(folder, with_tensors=False)
     kind = kind_of(checkpoint.config, kinds)
-    check_shape(kind.shape, checkpoint.config, str(folder / FILE))
+    check_shape(kind.shape, checkpoint.config, str(folder / CHECKPOINT_FILE))
     config = kind.without_former_options(checkpoint.config)
     return Run(folder, kind, config, checkpoint.progress, read_record(folder).get("sessions", []))
 
@@ -115,7 +115,11 @@ def find_run_folders(folders: Iterable[Path]) -> list[Path]:
     """The folders of the runs that :func:`find_runs` reads, each once; ``FileNotFoundError`` as there."""
     found = []
     for folder in folders:
-        own = [folder] if (folder / FILE).is_file() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+        own = (
+            [folder]
+            if (folder / CHECKPOINT_FILE).is_file()
+            else sorted(path.parent for path in folder.glob(f"*/{CHECKPOINT_FILE}"))
+        )
         if not own:
             raise FileNotFoundError(f"no runs in {folder}" if folder.is_dir() else f"no folder {folder}")
         found += own

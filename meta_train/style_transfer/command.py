@@ -23,7 +23,10 @@ from learned_optim.meta_train.style_transfer.style import (
     to_picture,
 )
 
-RATES = {"adam": 0.1, "lbfgs": 1.0}  # of a coordinate of 0.25 pixels' range; for a learned rule 1, as meta-trained
+DEFAULT_RATES = {
+    "adam": 0.1,
+    "lbfgs": 1.0,
+}  # of a coordinate of 0.25 pixels' range; for a learned rule 1, as meta-trained
 
 LINE_SEARCH = 25  # evaluations of the loss in one step of L-BFGS, at most
 
@@ -41,10 +44,10 @@ class Painting:
         optimizer: "adam", "lbfgs", or a learned rule: its name or path.
         lr: learning rate; None: 0.1 for Adam, 1 for the others.
         network: name of the feature network.
-        style_weight: of the style, relative to the content.
+        style_weight: weight of the style, relative to the content.
         initial: "content" (fewer steps to a good picture) or "noise".
-        seed: of the noise.
-        device: where it is computed.
+        seed: seed of the noise.
+        device: device of the computation.
     """
 
     content: Path
@@ -111,9 +114,9 @@ def paint(painting: Painting) -> float:
 def make_optimizer(name: str, coordinates: Tensor, lr: float | None) -> Optimizer:
     """The optimizer of a name, see :class:`Painting`."""
     if name == "adam":
-        return Adam([coordinates], lr=RATES[name] if lr is None else lr)
+        return Adam([coordinates], lr=DEFAULT_RATES[name] if lr is None else lr)
     if name == "lbfgs":
-        rate = RATES[name] if lr is None else lr
+        rate = DEFAULT_RATES[name] if lr is None else lr
         # By default max_eval is 1 here, which would end every line search before it begins.
         return LBFGS([coordinates], lr=rate, max_iter=1, max_eval=LINE_SEARCH, line_search_fn="strong_wolfe")
     return LearnedOptimizer([coordinates], name, lr=1.0 if lr is None else lr)

@@ -1,6 +1,6 @@
 """Neural style transfer: pretrained features, Gram matrices, losses, and pictures in and out (Gatys et al. 2016).
 
-A picture is a tensor ``(3, height, width)``, RGB in 0..1, of any height and width from :data:`SMALLEST` pixels up.
+A picture is a tensor ``(3, height, width)``, RGB in 0..1, of any height and width from :data:`SMALLEST_SIDE` pixels up.
 """
 
 import functools
@@ -21,8 +21,8 @@ from torch import Tensor
 from learned_optim.files import write_atomically
 from learned_optim.meta_train.data.datasets import DataNotFoundError, search_places
 
-FOLDER = "neural_art"  # in each place where data sets are looked for
-SMALLEST = 32  # pixels a side; of fewer, the strided layers leave maps of a pixel or two
+NEURAL_ART_FOLDER = "neural_art"  # in each place where data sets are looked for
+SMALLEST_SIDE = 32  # pixels a side; of fewer, the strided layers leave maps of a pixel or two
 
 PIXEL_CENTRE, PIXEL_UNIT = 0.5, 0.25
 """A coordinate of the optimizee is ``(pixel - 0.5) / 0.25``: of order one, as parameters of networks are."""
@@ -34,11 +34,12 @@ class Architecture:
 
     Args:
         file: the NumPy archive in ``neural_art/features``.
-        layers: in their order: "pool" takes maxima, "fire..." is a SqueezeNet's, "conv..." a convolution and a ReLU.
+        layers: names of the layers in order: "pool" takes maxima, "fire..." is a SqueezeNet's, "conv..." a convolution
+            and a ReLU.
         content: the layer whose activations are a picture's content.
         style: the layers whose Gram matrices are its style.
-        mean: of each channel, subtracted from the input.
-        deviation: of each channel; the rest is divided by it.
+        mean: mean of each channel, which is subtracted from the input.
+        deviation: deviation of each channel, which the centred input is divided by.
         bgr: whether the channels of the input are blue, green, red.
         padding: how 3x3 convolutions are padded, as ``torch.nn.functional.pad`` calls it.
     """
@@ -55,7 +56,7 @@ class Architecture:
 
 _VGG = ("conv1_1", "conv1_2", "pool", "conv2_1", "conv2_2", "pool", "conv3_1", "conv3_2", "conv3_3", "conv3_4")
 
-NETWORKS: Mapping[str, Architecture] = {
+FEATURE_NETWORKS: Mapping[str, Architecture] = {
     "vgg19": Architecture(
         file="vgg19_conv1_1-conv3_4.npz",
         layers=_VGG,
@@ -110,7 +111,7 @@ class FeatureNetwork:
     """A pretrained network whose weights never change.
 
     Args:
-        name: one of :data:`NETWORKS`.
+        name: one of :data:`FEATURE_NETWORKS`.
         path: a folder that holds ``neural_art/``, searched before ``LEARNED_OPTIM_DATA`` and the user's cache.
 
     Raises:
@@ -119,10 +120,10 @@ class FeatureNetwork:
     """
 
     def __init__(self, name: str, path: str | Path | None = None) -> None:
-        if name not in NETWORKS:
-            raise ValueError(f"unknown feature network {name!r}; known: {', '.join(NETWORKS)}")
-        self.name, self.architecture = name, NETWORKS[name]
-        self._weights = read_features(find_file(f"features/{self.architecture.file}", path))
+        if name not in FEATURE_NETWORKS:
+            raise ValueError(f"unknown feature network {name!r}; known: {', '.join(FEATURE_NETWORKS)}")
+        self.name, self.architecture = name, FEATURE_NETWORKS[name]
+        self._weights = read_features(find_neural_art_file(f"features/{self.architecture.file}", path))
         wanted = {self.architecture.content, *self.architecture.style}
         last = max(index for index, layer in enumerate(self.architecture.layers) if layer in wanted)
         self._layers = self.architecture.layers[: last + 1]
@@ -219,19 +220,20 @@ def to_coordinates(picture: Tensor) -> Tensor:
 # Files
 
 
-def find_file(name: str, path: str | Path | None = None) -> Path:
+def find_neural_art_file(name: str, path: str | Path | None = None) -> Path:
     """A file of the folder ``neural_art`` in ``path``, ``LEARNED_OPTIM_DATA`` or the user's cache, the first there is.
 
     Raises:
         DataNotFoundError: it is in none of these places.
     """
-    candidates = [place / FOLDER / name for place in search_places(path)]
+    candidates = [place / NEURAL_ART_FOLDER / name for place in search_places(path)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise DataNotFoundError(
-        f"{FOLDER}/{name} not found; looked for {', '.join(map(str, candidates))}; set LEARNED_OPTIM_DATA to a folder "
-        f"that holds {FOLDER}/; docs/neural-art.md says where its files come from"
+        f"{NEURAL_ART_FOLDER}/{name} not found; looked for {', '.join(map(str, candidates))}; "
+        f"set LEARNED_OPTIM_DATA to a folder "
+        f"that holds {NEURAL_ART_FOLDER}/; docs/neural-art.md says where its files come from"
     )
 
 
@@ -268,13 +270,13 @@ def load_picture(path: str | Path, size: int | None = None) -> Tensor:
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:  # Syntax: a broken PNG
         raise ValueError(f"{path} is not a picture that Pillow can read ({error})") from error
     if size is not None:
-        if size < SMALLEST:
-            raise ValueError(f"size must be at least {SMALLEST} pixels, got {size}")
+        if size < SMALLEST_SIDE:
+            raise ValueError(f"size must be at least {SMALLEST_SIDE} pixels, got {size}")
         scale = size / min(image.size)
         shape = (max(size, round(scale * image.width)), max(size, round(scale * image.height)))
         image = image.resize(shape, image_module.Resampling.LANCZOS)
-    if min(image.size) < SMALLEST:
-        raise ValueError(f"{path} has {image.width}x{image.height} pixels; at least {SMALLEST} a side are needed")
+    if min(image.size) < SMALLEST_SIDE:
+        raise ValueError(f"{path} has {image.width}x{image.height} pixels; at least {SMALLEST_SIDE} a side are needed")
     pixels = torch.from_numpy(np.asarray(image, np.uint8).copy())
     return pixels.permute(2, 0, 1).float().contiguous() / 255
 

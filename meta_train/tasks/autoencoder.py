@@ -84,7 +84,7 @@ class AutoencoderTask(DataTask):
     Args:
         images: rows of pixels in 0..1, ``(images, pixels)``.
         batch_size: images of a batch.
-        widths: of the encoder's hidden layers.
+        widths: widths of the encoder's hidden layers.
         code: units in the middle.
         activation: a name of :data:`~learned_optim.meta_train.tasks.mlp.ACTIVATIONS`.
         loss: one of :data:`LOSSES`.

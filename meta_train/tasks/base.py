@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Split = Literal["train", "validation", "test"]
-"""Which part of the data, and so of the distribution over tasks, is used."""
+"""A part of the data, and so of the distribution over tasks."""
 
 Batch = Any
 """Whatever one inner step needs: a tensor, or a nest of tuples and dicts of tensors."""
@@ -64,7 +64,7 @@ class TaskFamily(ABC):
         """Draw a task: architecture, batch size and other choices. ``split`` says from which part of the data."""
 
 
-HELD_OUT = 0.2  # of the rows: enough to see overfitting, and training hardly notices
+HELD_OUT_SHARE = 0.2  # of the rows: enough to see overfitting, and training hardly notices
 
 
 class DataTask(Task):
@@ -89,7 +89,7 @@ class DataTask(Task):
 
     def hold_out(self) -> tuple[Task, Task]:
         """Views of the first four fifths of the rows, and of the last."""
-        kept = round((1 - HELD_OUT) * len(self.data[0]))
+        kept = round((1 - HELD_OUT_SHARE) * len(self.data[0]))
         inner, outer = copy.copy(self), copy.copy(self)
         inner.data = tuple(tensor[:kept] for tensor in self.data)
         outer.data = tuple(tensor[kept:] for tensor in self.data)

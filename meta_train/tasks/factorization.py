@@ -83,7 +83,7 @@ class FactorizationTask(Task):
 
     Args:
         sizes: columns of ``W_1``, of ``W_2``, ..., and rows of the last.
-        rank: of the target.
+        rank: rank of the target.
         condition, observed, minibatch, noise, gain: as drawn by the family.
     """
 
@@ -109,7 +109,7 @@ class FactorizationTask(Task):
         target = target / target.square().mean().sqrt() + self.noise * torch.randn(rows, columns)
         order = torch.randperm(rows * columns)
         known = (order < max(1, round(self.observed * rows * columns))).to(target).view(rows, columns)
-        return Product(self.sizes, self.gain, target, known)
+        return FactorProduct(self.sizes, self.gain, target, known)
 
     def batch(self, instances: int, generator: torch.Generator) -> Batch:
         """The entries that this step may see, 0 or 1, ``(instances, rows, columns)``."""
@@ -120,14 +120,14 @@ class FactorizationTask(Task):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of the entries that are observed and seen; at least one counts."""
-        assert isinstance(module, Product)
+        assert isinstance(module, FactorProduct)
         seen = batch * module.known
         errors = seen * (module() - module.target).square()
         loss: Tensor = errors.sum() / seen.sum().clamp(min=1)
         return loss
 
 
-class Product(nn.Module):
+class FactorProduct(nn.Module):
     """``W_L ... W_1``."""
 
     target: Tensor

@@ -18,8 +18,8 @@ from learned_optim.meta_train.tasks.conv_net import LARGEST_IMAGE, SMALLEST_IMAG
 from learned_optim.meta_train.tasks.mlp import restriction
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, log_uniform_integer
 
-DataSet = Literal["cifar10", "mnist", "digits", "fashion-mnist"]
-NETWORKS = ("perceptron", "conv-net")
+DataSetName = Literal["cifar10", "mnist", "digits", "fashion-mnist"]
+PRETRAINED_NETWORKS = ("perceptron", "conv-net")
 FIRST_CLASSES, LAST_CLASSES = tuple(range(CLASSES // 2)), tuple(range(CLASSES // 2, CLASSES))
 RATE, BATCH_SIZE = 1e-3, 64  # Adam's default rate, and a customary batch, of the pretraining
 CHANNELS, KERNEL = (16, 32), 3  # of the convolutions, each followed by ReLU and 2 x 2 max-pooling
@@ -35,7 +35,7 @@ class FineTuningFamily(TaskFamily):
     initialisation. Ranges ``(low, high)`` are drawn log-uniformly for every task.
 
     Args:
-        dataset: what the network is fine-tuned on; "fashion-mnist" is for evaluation only: configurations refuse it.
+        dataset: data set of the fine-tuning; "fashion-mnist" is for evaluation only: configurations refuse it.
         pretrained_on: another data set, all of whose classes the network learns first, with as many channels; it then
             goes on with all of ``dataset``. None: it learns the first five classes of ``dataset``, and goes on with the
             last five.
@@ -48,8 +48,8 @@ class FineTuningFamily(TaskFamily):
         pretraining: steps of Adam at 1e-3 with batches of 64.
     """
 
-    dataset: DataSet = "cifar10"
-    pretrained_on: DataSet | None = None
+    dataset: DataSetName = "cifar10"
+    pretrained_on: DataSetName | None = None
     image_size: int = 14
     networks: tuple[Literal["perceptron", "conv-net"], ...] = ("perceptron",)
     width: tuple[int, int] = (64, 128)
@@ -58,7 +58,7 @@ class FineTuningFamily(TaskFamily):
     pretraining: int = 500
 
     def __post_init__(self) -> None:
-        check_choices("networks", self.networks, NETWORKS)
+        check_choices("networks", self.networks, PRETRAINED_NETWORKS)
         check_range("width", self.width, 1)
         check_range("examples", self.examples, 1)
         check_range("batch_size", self.batch_size, 1)
@@ -97,7 +97,7 @@ class FineTuningTask(ClassificationTask):
     Args:
         images_and_labels: ``(images, channels, size, size)`` and ``(images,)``.
         batch_size: images of a batch.
-        network: one of :data:`NETWORKS`.
+        network: one of :data:`PRETRAINED_NETWORKS`.
         width: units of the hidden layers.
         body: tensors of all layers but the last, by name.
     """
@@ -117,7 +117,7 @@ class FineTuningTask(ClassificationTask):
     def module(self) -> nn.Module:
         """The pretrained body and a fresh output layer."""
         _, channels, _, size = self.data[0].shape
-        module = build(self.network, channels, size, self.width, self.classes)
+        module = build_network(self.network, channels, size, self.width, self.classes)
         module.body.load_state_dict(self.body)
         return module
 
@@ -135,7 +135,7 @@ class Transferred(nn.Module):
         return logits
 
 
-def build(network: str, channels: int, size: int, width: int, classes: int) -> Transferred:
+def build_network(network: str, channels: int, size: int, width: int, classes: int) -> Transferred:
     """A network with fresh weights."""
     layers: list[nn.Module] = []
     if network == "conv-net":
@@ -155,7 +155,7 @@ def pretrained(
     """Tensors of the body after training on the training images, trained once and then shared: do not write to them."""
     pixels, labels = images(dataset, "train", image_size, classes)
     with fixed_global_state(0):
-        module = build(network, pixels.shape[1], image_size, width, int(labels.max()) + 1).to(torch.float32)
+        module = build_network(network, pixels.shape[1], image_size, width, int(labels.max()) + 1).to(torch.float32)
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
     generator = torch_generator(0, "pretraining batches")
     with torch.enable_grad():

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learned_optim.meta_train.style_transfer.style import SMALLEST, find_file, load_picture
+from learned_optim.meta_train.style_transfer.style import SMALLEST_SIDE, find_neural_art_file, load_picture
 from learned_optim.meta_train.tasks.base import Batch, DataTask, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.neural_art import CONTENT
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer
 
-NETWORKS = ("sine", "fourier")
+PICTURE_NETWORKS = ("sine", "fourier")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class ImplicitPictureFamily(TaskFamily):
     batch_size: tuple[int, int] = (256, 1024)
 
     def __post_init__(self) -> None:
-        if self.size < SMALLEST:
-            raise ValueError(f"size must be at least {SMALLEST} pixels, got {self.size}")
-        check_choices("networks", self.networks, NETWORKS)
+        if self.size < SMALLEST_SIDE:
+            raise ValueError(f"size must be at least {SMALLEST_SIDE} pixels, got {self.size}")
+        check_choices("networks", self.networks, PICTURE_NETWORKS)
         check_range("layers", self.layers, 1)
         check_range("width", self.width, 1)
         check_range("batch_size", self.batch_size, 1)
@@ -68,7 +68,7 @@ class ImplicitPictureTask(DataTask):
     Args:
         data: places ``(pixels, 2)`` and colours ``(pixels, 3)``.
         batch_size: pixels of a batch.
-        network: one of :data:`NETWORKS`.
+        network: one of :data:`PICTURE_NETWORKS`.
         layers: hidden ones.
         width: their units.
     """
@@ -144,7 +144,7 @@ def pixels(name: str, size: int) -> tuple[Tensor, Tensor]:
 
     They were shuffled once, so that what is held out lies everywhere in the picture.
     """
-    picture = load_picture(find_file(f"content/{name}.jpg"), size)
+    picture = load_picture(find_neural_art_file(f"content/{name}.jpg"), size)
     top, left = ((extent - size) // 2 for extent in picture.shape[-2:])
     square = picture[..., top : top + size, left : left + size]
     axis = torch.linspace(-1, 1, size, dtype=torch.float32)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learned_optim.meta_train.data.datasets import DataNotFoundError
-from learned_optim.meta_train.tasks.base import HELD_OUT, Batch, Split, Task, TaskFamily
+from learned_optim.meta_train.tasks.base import HELD_OUT_SHARE, Batch, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.sampling import check_choices, check_range, choose, log_uniform_integer
 
 Model = Literal["rnn", "gru", "lstm", "transformer"]
@@ -98,7 +98,7 @@ class LanguageModelTask(Task):
 
     def hold_out(self) -> tuple[Task, Task]:
         """The first four fifths of the text, and the rest."""
-        kept = round((1 - HELD_OUT) * len(self.text))
+        kept = round((1 - HELD_OUT_SHARE) * len(self.text))
         inner, outer = copy.copy(self), copy.copy(self)
         inner.text, outer.text = self.text[:kept], self.text[kept:]
         return inner, outer
@@ -155,12 +155,12 @@ Cell = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 hidden state, and the two states ``(batch, width)``; only the LSTM uses the second."""
 
 
-def rnn_cell(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+def rnn_step(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Elman 1990."""
     return torch.tanh(driven + recurrent), cell
 
 
-def gru_cell(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+def gru_step(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Cho et al. 2014, in the order of gates and the form of ``torch.nn.GRU``."""
     reset_in, update_in, new_in = driven.chunk(3, -1)
     reset, update, new = recurrent.chunk(3, -1)
@@ -168,14 +168,14 @@ def gru_cell(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) ->
     return candidate + torch.sigmoid(update_in + update) * (hidden - candidate), cell
 
 
-def lstm_cell(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_step(driven: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Hochreiter and Schmidhuber 1997 with a forget gate, in the order of gates of ``torch.nn.LSTM``."""
     input_gate, forget_gate, candidate, output_gate = (driven + recurrent).chunk(4, -1)
     cell = torch.sigmoid(forget_gate) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate)
     return torch.sigmoid(output_gate) * torch.tanh(cell), cell
 
 
-CELLS: dict[str, Cell] = {"rnn": rnn_cell, "gru": gru_cell, "lstm": lstm_cell}
+CELLS: dict[str, Cell] = {"rnn": rnn_step, "gru": gru_step, "lstm": lstm_step}
 
 
 # Transformer. Attention is written out: the fused kernels have no second derivatives.
@@ -256,7 +256,7 @@ def encode(text: bytes) -> np.ndarray:
     return codes
 
 
-def prose(source: bytes) -> bytes:
+def docstring_text(source: bytes) -> bytes:
     """The text between triple double quotation marks, each piece on lines of its own."""
     return b"\n".join(re.findall(rb'"""(.*?)"""', source, flags=re.DOTALL))
 
@@ -270,7 +270,7 @@ def corpus(split: Split, kind: Text = "code") -> Tensor:
     """
     folder = Path(sysconfig.get_path("stdlib"))
     files = [path.read_bytes() for name, path in source_files(folder).items() if split_of(name) == split]
-    text = b"".join(files if kind == "code" else map(prose, files))
+    text = b"".join(files if kind == "code" else map(docstring_text, files))
     if len(text) < 100_000:  # a thirtieth of what a release brings: a stripped or zipped installation
         raise DataNotFoundError(
             f"language models are trained on the source text of Python's standard library, and {folder} has none; "

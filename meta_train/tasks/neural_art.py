@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.meta_train.style_transfer.style import (
-    NETWORKS,
-    SMALLEST,
+    FEATURE_NETWORKS,
+    SMALLEST_SIDE,
     ArtLoss,
     FeatureNetwork,
     Targets,
-    find_file,
+    find_neural_art_file,
     load_picture,
     to_coordinates,
     to_picture,
@@ -66,10 +66,10 @@ class NeuralArtFamily(TaskFamily):
     initial: Literal["noise", "content"] = "noise"
 
     def __post_init__(self) -> None:
-        if self.size < SMALLEST:
-            raise ValueError(f"size must be at least {SMALLEST} pixels, got {self.size}")
+        if self.size < SMALLEST_SIDE:
+            raise ValueError(f"size must be at least {SMALLEST_SIDE} pixels, got {self.size}")
         check_choices("styles", self.styles, get_args(Style))
-        check_choices("network", (self.network,), NETWORKS)
+        check_choices("network", (self.network,), FEATURE_NETWORKS)
         check_choices("initial", (self.initial,), ("noise", "content"))
         weights = {f"{part}_weight": getattr(self, f"{part}_weight") for part in ArtLoss._fields}
         check_not_negative(**weights)
@@ -111,7 +111,7 @@ class NeuralArtTask(Task):
         contents: photographs ``(3, height, width)``, the shorter side ``size``; each instance draws one.
         style: a painting; all of it counts.
         size: height and width of the optimizee.
-        weights: of the loss.
+        weights: weights of the loss's terms.
         initial: "noise" or "content".
     """
 
@@ -123,7 +123,7 @@ class NeuralArtTask(Task):
 
     def module(self) -> nn.Module:
         """A photograph's features and the Gram matrices as buffers, the picture as the parameter."""
-        content = cut(self.contents[int(torch.randint(len(self.contents), ()))], self.size)
+        content = random_crop(self.contents[int(torch.randint(len(self.contents), ()))], self.size)
         content, style = (pixels.to(torch.get_default_dtype()) for pixels in (content, self.style))
         start = to_coordinates(content) if self.initial == "content" else torch.randn_like(content)
         return Canvas(start, self.network.targets(content, style))
@@ -162,7 +162,7 @@ class Canvas(nn.Module):
         return Targets(self.content, tuple(self.get_buffer(f"gram{layer}") for layer in range(self.layers)))
 
 
-def cut(pixels: Tensor, size: int) -> Tensor:
+def random_crop(pixels: Tensor, size: int) -> Tensor:
     """A square of ``size`` pixels a side at a random place, drawn with torch's global random state."""
     _, height, width = pixels.shape
     top, left = (int(torch.randint(extent - size + 1, ())) for extent in (height, width))
@@ -172,7 +172,7 @@ def cut(pixels: Tensor, size: int) -> Tensor:
 @functools.cache
 def picture(kind: str, name: str, size: int) -> Tensor:
     """A picture of the data set, scaled, read once and then shared: do not write to it."""
-    return load_picture(find_file(f"{kind}/{name}.jpg"), size)
+    return load_picture(find_neural_art_file(f"{kind}/{name}.jpg"), size)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from learned_optim.meta_train.tasks.sampling import (
     log_uniform_integer,
 )
 
-ACTIVATIONS = ("tanh", "sine")
+FIELD_ACTIVATIONS = ("tanh", "sine")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PhysicsFamily(TaskFamily):
         check_range("layers", self.layers, 1)
         check_range("width", self.width, 1)
         check_range("points", self.points, 1)
-        check_choices("activations", self.activations, ACTIVATIONS)
+        check_choices("activations", self.activations, FIELD_ACTIVATIONS)
         check_not_negative(reaction=self.reaction, boundary=self.boundary)
 
     @property

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from learned_optim.meta_train.tasks.base import Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.classification import ClassificationTask
+from learned_optim.meta_train.tasks.conv_net import NORMS
 from learned_optim.meta_train.tasks.mlp import ACTIVATIONS, Activation, image_rows, restriction, scale_parameters
 from learned_optim.meta_train.tasks.sampling import (
     check_choices,
@@ -17,7 +18,6 @@ from learned_optim.meta_train.tasks.sampling import (
     log_uniform_integer,
 )
 
-NORMS = ("none", "layer", "batch")
 PLACES = ("pre", "post")
 
 
@@ -103,7 +103,9 @@ class ResidualTask(ClassificationTask):
 
     def module(self) -> nn.Module:
         """A residual perceptron with fresh weights."""
-        blocks = [Block(self.width, self.hidden, self.activation, self.norm, self.place) for _ in range(self.blocks)]
+        blocks = [
+            ResidualBlock(self.width, self.hidden, self.activation, self.norm, self.place) for _ in range(self.blocks)
+        ]
         last = normalization(self.norm, self.width) if self.place == "pre" else nn.Identity()
         network = nn.Sequential(
             nn.Linear(self.data[0].shape[1], self.width), *blocks, last, nn.Linear(self.width, self.classes)
@@ -111,7 +113,7 @@ class ResidualTask(ClassificationTask):
         return scale_parameters(network, self.gain)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """``x + V act(U norm(x))`` or ``norm(x + V act(U x))``."""
 
     def __init__(self, width: int, hidden: int, activation: str, norm: str, place: str) -> None:

@@ -22,12 +22,12 @@ class SoftmaxRegressionFamily(TaskFamily):
         dataset: "gaussian", drawn afresh for every task, so that all splits are disjoint; or images: "mnist",
             "cifar10", "digits" ("fashion-mnist" is for evaluation only: configurations refuse it).
         image_size: images are averaged down to this many pixels a side; None keeps them.
-        dimensions: of the Gaussian data: range of the number of features.
-        classes: of the Gaussian data: range of the number of classes, at least 2.
-        rows: of the Gaussian data: range of their number.
-        separation: of the Gaussian data: range of the standard deviation of the centres of the classes; each class has
+        dimensions: range of the number of features of the Gaussian data.
+        classes: range of the number of classes of the Gaussian data, at least 2.
+        rows: range of the number of rows of the Gaussian data.
+        separation: range of the standard deviation of the centres of the classes of the Gaussian data; each class has
             the deviation 1 around its centre.
-        condition: of the Gaussian data: range of the squared ratio of the largest to the smallest scale of a feature.
+        condition: range of the squared ratio of the largest to the smallest scale of a feature of the Gaussian data.
         batch_size: range of the mini-batch size.
         weight_decay: the loss has ``weight_decay / 2`` times the squared weights.
         initial_deviation: standard deviation of the initial weights; biases start at 0.

@@ -21,7 +21,7 @@ from learned_optim.meta_train.tasks.sampling import (
 )
 
 Table = Literal["diabetes", "cancer", "wine", "friedman"]
-SPLITS: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
+SPLIT_RANGES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 """Share of the rows, after they were shuffled once, at which each split begins and ends."""
 FRIEDMAN_ROWS, FRIEDMAN_NOISE = 1000, 1.0
 
@@ -62,7 +62,7 @@ class TableFamily(TaskFamily):
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture; ``split`` chooses the rows."""
         columns, targets = rows(self.table)
-        first, last = (round(share * len(columns)) for share in SPLITS[split])
+        first, last = (round(share * len(columns)) for share in SPLIT_RANGES[split])
         classes = 0 if targets.is_floating_point() else int(targets.max()) + 1  # of the whole table
         layers = int(rng.integers(self.layers[0], self.layers[1] + 1))
         return TableTask(
@@ -82,7 +82,7 @@ class TableTask(DataTask):
         data: columns ``(rows, columns)``, and numbers or classes ``(rows,)``.
         batch_size: rows of a batch.
         classes: how many there are; 0 if the targets are numbers.
-        widths: of the hidden layers.
+        widths: widths of the hidden layers.
         activation: a name of :data:`~learned_optim.meta_train.tasks.mlp.ACTIVATIONS`.
         gain: factor on the initial parameters.
     """

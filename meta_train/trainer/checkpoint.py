@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
@@ -19,7 +18,7 @@ from learned_optim.meta_train.common.strict import check_shape
 from learned_optim.meta_train.estimators import Trajectory
 from learned_optim.meta_train.inner.unroll import InnerState
 
-FILE = "checkpoint.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class _Progress(TypedDict):
@@ -51,7 +50,7 @@ def write_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> None:
         "progress": json.dumps(checkpoint.progress, allow_nan=False),
     }
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    write_atomically(folder / FILE, save(contents, metadata))
+    write_atomically(folder / CHECKPOINT_FILE, save(contents, metadata))
 
 
 def read_checkpoint(folder: Path, *, with_tensors: bool = True) -> RunCheckpoint:
@@ -61,7 +60,7 @@ def read_checkpoint(folder: Path, *, with_tensors: bool = True) -> RunCheckpoint
         FileNotFoundError: there is none.
         ValueError: it is damaged, or not a meta-training checkpoint.
     """
-    path = folder / FILE
+    path = folder / CHECKPOINT_FILE
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: no {path}")
     try:
@@ -85,7 +84,7 @@ def restoring(folder: Path) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         kind = type(error).__name__
-        raise ValueError(f"{folder / FILE} is damaged, or of another version ({kind}: {error})") from error
+        raise ValueError(f"{folder / CHECKPOINT_FILE} is damaged, or of another version ({kind}: {error})") from error
 
 
 def flatten(state: Trajectory) -> dict[str, Tensor]:
@@ -106,8 +105,3 @@ def unflatten(tensors: Mapping[str, Tensor], device: torch.device) -> Trajectory
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Entries whose name starts with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def finite_or_none(value: float) -> float | None:
-    """``value`` for JSON, which knows neither infinity nor NaN: these become null."""
-    return value if math.isfinite(value) else None

@@ -11,7 +11,7 @@ from learned_optim.meta_train.config.settings import CurriculumConfig
 
 
 class Curriculum:
-    """Which stage a run is at.
+    """The stage that a run is at.
 
     Args:
         settings: horizons of the stages, and when a stage is over.
@@ -59,7 +59,7 @@ class Curriculum:
                 self.finished = True
 
     def state(self) -> dict[str, Any]:
-        """All of this, for JSON."""
+        """The state of the curriculum, for JSON."""
         return {name: value for name, value in vars(self).items() if name != "settings"}
 
     def restore(self, state: Mapping[str, Any]) -> None:

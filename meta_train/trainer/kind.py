@@ -16,7 +16,7 @@ from learned_optim.meta_train.common.strict import Count, without_former
 from learned_optim.meta_train.config.load import config_from_tables, load_tables, shipped_configs
 from learned_optim.meta_train.config.settings import Config, ValidationConfig
 from learned_optim.meta_train.estimators import ESTIMATORS
-from learned_optim.meta_train.estimators.lookup import FORMER_DEFAULTS
+from learned_optim.meta_train.estimators.lookup import FORMER_ESTIMATOR_DEFAULTS
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.trainer.checkpoint import read_checkpoint
@@ -30,7 +30,7 @@ Tables = Mapping[str, Any]
 
 
 class RunKind(ABC):
-    """How runs of one kind are configured, begun and resumed, and how reports describe them."""
+    """A kind of run: its configuration, its beginning, how it is resumed and how reports describe it."""
 
     config_class: ClassVar[type]
     """The dataclass of their configurations."""
@@ -155,7 +155,7 @@ class RuleKind(RunKind):
         """The tables without options of other estimators."""
         table = tables["estimator"]
         estimator = ESTIMATORS.get(table["name"])
-        table = table if estimator is None else without_former(estimator, table, FORMER_DEFAULTS)
+        table = table if estimator is None else without_former(estimator, table, FORMER_ESTIMATOR_DEFAULTS)
         return {**tables, "estimator": table}
 
     def summary(self, tables: Tables) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class RunLog:
     """Metrics of a run as CSV and TensorBoard; rows after ``meta_step`` (of a run cut off) are dropped at the start.
 
     Args:
-        folder: of the run; None: nothing is written.
+        folder: folder of the run; None: nothing is written.
         meta_step: meta-steps done so far.
         details: names of all :attr:`Progress.details` that may come.
     """

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim import __version__
+from learned_optim.files import finite_or_none
 from learned_optim.meta_train.common.seeds import cpu_by_default
 from learned_optim.meta_train.config.load import Recorded
 from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.inner.distributed import World, recorded
-from learned_optim.meta_train.trainer.checkpoint import RunCheckpoint, below, finite_or_none, write_checkpoint
+from learned_optim.meta_train.trainer.checkpoint import RunCheckpoint, below, write_checkpoint
 from learned_optim.meta_train.trainer.log import Progress, RunLog
 from learned_optim.meta_train.trainer.meta_optimizer import MetaOptimizer, norm_of
 from learned_optim.meta_train.trainer.record import record_session
@@ -30,7 +31,7 @@ from learned_optim.meta_train.trainer.record import record_session
 CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill; a checkpoint takes milliseconds
 
 Trained = TypeVar("Trained", bound=nn.Module)
-Configuration = TypeVar("Configuration", bound="RunConfig")
+ConfigType = TypeVar("ConfigType", bound="RunConfig")
 
 
 class RunConfig(Recorded, Protocol):
@@ -47,16 +48,16 @@ class RunConfig(Recorded, Protocol):
         ...
 
 
-class MetaTraining(ABC, Generic[Configuration, Trained]):
+class MetaTraining(ABC, Generic[ConfigType, Trained]):
     """A run that improves a module step by step, and keeps its average and the best version of this.
 
     Sub-classes say what a step is and what belongs into a checkpoint beside the weights.
 
     Args:
-        config: of the run.
-        folder: where checkpoints, weights and logs go; None keeps everything in memory.
-        device: where it runs.
-        module: what is meta-trained.
+        config: configuration of the run.
+        folder: folder of checkpoints, weights and logs; None keeps everything in memory.
+        device: device of the run.
+        module: the module that is meta-trained.
         world: the processes of the run.
     """
 
@@ -64,7 +65,7 @@ class MetaTraining(ABC, Generic[Configuration, Trained]):
     """The name of the module in checkpoints."""
 
     def __init__(
-        self, config: Configuration, folder: Path | None, device: torch.device, module: Trained, world: World
+        self, config: ConfigType, folder: Path | None, device: torch.device, module: Trained, world: World
     ) -> None:
         self.config, self.folder, self.device, self.world = config, folder, device, world
         self.module = module.to(device)
@@ -206,7 +207,7 @@ class MetaTraining(ABC, Generic[Configuration, Trained]):
         self.save_weights(self.averaged, self.folder / "latest.safetensors", self.meta_step)
 
     def provenance(self, meta_step: int) -> dict[str, Any]:
-        """How the weights after ``meta_step`` came about: what their file records."""
+        """The origin of the weights after ``meta_step``, which their file records."""
         return {
             "config": json.loads(self.config.to_json()),
             "meta_step": meta_step,

@@ -15,7 +15,7 @@ class MetaOptimizer:
 
     Args:
         module: its parameters that require a gradient are stepped.
-        settings: which optimizer, schedule and clipping.
+        settings: choice of optimizer, schedule and clipping.
         steps: meta-steps of the whole run.
     """
 

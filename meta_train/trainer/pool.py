@@ -33,7 +33,7 @@ class Header(NamedTuple):
     """Inner steps of the window."""
     meta_loss: float
     inner_loss: float
-    """At the end of the window."""
+    """The share's part of the mean inner loss at the end of the window."""
     lost: float
     """Shares in which an instance has diverged."""
 
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     """Whether nothing in any window's meta-loss and gradient is NaN or infinite."""
     meta_loss: float
     inner_loss: float
-    """At the end of the windows."""
+    """Mean inner loss at the end of the windows."""
     truncation: float
     """Inner steps of a window."""
     report: dict[str, float]
@@ -63,8 +63,8 @@ class Pool:
     of inner trainings stays where it is, and is collected for checkpoints.
 
     Args:
-        config: of the run.
-        device: where inner training runs.
+        config: configuration of the run.
+        device: device of inner training.
         rule: is meta-trained; its parameters change between meta-steps.
         world: the processes of the run; None: this one alone.
 

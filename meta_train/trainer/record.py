@@ -18,7 +18,7 @@ from learned_optim.meta_train.common.provenance import provenance
 from learned_optim.meta_train.common.strict import check_shape
 from learned_optim.meta_train.config.load import Recorded
 
-FILE = "run.json"
+RECORD_FILE = "run.json"
 
 
 class _Session(TypedDict):
@@ -49,7 +49,7 @@ def record_session(folder: Path, config: Recorded, meta_step: int, device: torch
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
     contents = {"config": json.loads(config.to_json()), "sessions": [*record.get("sessions", []), session]}
-    write_atomically(folder / FILE, json.dumps(contents, indent=2) + "\n")
+    write_atomically(folder / RECORD_FILE, json.dumps(contents, indent=2) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / FILE
+    path = folder / RECORD_FILE
     if not path.is_file():
         return {}
     try:

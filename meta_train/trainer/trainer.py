@@ -13,7 +13,7 @@ from learned_optim.meta_train.common.seeds import cpu_by_default
 from learned_optim.meta_train.config.load import Config, config_from_tables
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.tasks import Split
-from learned_optim.meta_train.trainer.checkpoint import FILE, below, read_checkpoint, restoring
+from learned_optim.meta_train.trainer.checkpoint import CHECKPOINT_FILE, below, read_checkpoint, restoring
 from learned_optim.meta_train.trainer.curriculum import Curriculum
 from learned_optim.meta_train.trainer.log import Progress
 from learned_optim.meta_train.trainer.loop import MetaTraining
@@ -30,9 +30,9 @@ class Trainer(MetaTraining[Config, UpdateRule]):
 
     Args:
         config: the run's configuration.
-        folder: where checkpoints, weights and logs go; None keeps everything in memory.
-        device: where inner training runs.
-        rule: what is meta-trained, from its present weights; None: the configuration's.
+        folder: folder of checkpoints, weights and logs; None keeps everything in memory.
+        device: device of inner training.
+        rule: the rule that is meta-trained, from its present weights; None: the configuration's.
         world: the processes of the run, each with a trainer of its own; None: this one alone. All hold the same
             meta-parameters, to the bit; the leader writes.
     """
@@ -143,7 +143,7 @@ class Trainer(MetaTraining[Config, UpdateRule]):
             ValueError: it is damaged, or not a meta-training checkpoint.
         """
         checkpoint = read_checkpoint(folder)
-        config = config_from_tables(checkpoint.config, str(folder / FILE), resuming=True)
+        config = config_from_tables(checkpoint.config, str(folder / CHECKPOINT_FILE), resuming=True)
         trainer = cls(config, folder, device, rule=config.rule.fresh(config.seed), world=world)
         with restoring(folder):
             trainer._restore(checkpoint.progress, checkpoint.tensors)

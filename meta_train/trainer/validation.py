@@ -1,4 +1,4 @@
-"""How good a rule is on held-out tasks: one number for a suite."""
+"""The score of a rule on held-out tasks: one number for a suite."""
 
 import math
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ class ValidationSuite:
     """Held-out tasks of some families; the same ones, with the same batches, at every call.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         suite: the suite's part of it.
-        device: where tasks run.
+        device: device on which tasks are trained.
         world: processes that the tasks are divided among; None: this one alone.
     """
 

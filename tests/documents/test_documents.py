@@ -14,7 +14,7 @@ from learned_optim.meta_train.config.load import TaskConfig, config_from_tables
 from learned_optim.meta_train.few_shot import FewShotModel
 from learned_optim.meta_train.few_shot.options import ALGORITHMS, MAMLOptions
 from learned_optim.meta_train.few_shot.settings import FEW_SHOT_TASKS, few_shot_config
-from learned_optim.meta_train.style_transfer.style import NETWORKS, FeatureNetwork
+from learned_optim.meta_train.style_transfer.style import FEATURE_NETWORKS, FeatureNetwork
 from learned_optim.meta_train.tasks import FAMILIES
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
 
@@ -64,7 +64,7 @@ def test_table_of_families_is_complete() -> None:
 
 
 def test_shown_networks_and_held_out_styles_are_those_of_the_code() -> None:
-    assert all(f"`features/{network.file}` | `{name}`" in NEURAL_ART for name, network in NETWORKS.items())
+    assert all(f"`features/{network.file}` | `{name}`" in NEURAL_ART for name, network in FEATURE_NETWORKS.items())
     assert f"as new styles {' and '.join(TEST_STYLES)} |" in NEURAL_ART
     assert all(name in NEURAL_ART for name in CONTENT["validation"])
     with pytest.raises(ValueError, match="not for meta-training"):

@@ -1,1 +1,1 @@
-"""What several test files use."""
+"""Common code of the test files."""

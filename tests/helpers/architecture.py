@@ -77,5 +77,8 @@ def pyproject() -> dict[str, Any]:
 MODULES = modules(ROOT)
 """Every module of the checkout."""
 
+SOURCES = [*MODULES.values(), *(ROOT / "docs").glob("*.py"), *(ROOT / "examples").glob("*.py")]
+"""Every Python file of the project, also those that nothing imports."""
+
 INSTALLED = {name: path for name, path in MODULES.items() if is_within(name, "learned_optim")}
 """The modules of the wheel."""

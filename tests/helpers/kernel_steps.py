@@ -25,15 +25,15 @@ from learned_optim.step import fused, programs
 from learned_optim.step.plain import apply_per_tensor
 
 needs_compiler = pytest.mark.skipif(cpu_kernel.compiler() is None, reason="needs a C compiler")
-BLOCK = 1024
+INTERPRETED_BLOCK_SIZE = 1024
 """Coordinates of a program in the interpreter, whose time goes by programs."""
 COUNTING: dict[str, Build] = {"scale-free-lstm": ScaleFreeLSTM, "schedule-free-lstm": ScheduleFreeLSTM}
 """Rules that depend on the step count, and move no coordinate whose gradients are zero."""
 EACH_KERNEL = COUNTING | {"lstm-l2l": functools.partial(LSTML2L, 2)}
 
 
-class Place(NamedTuple):
-    """Where kernels run, and the size of a program there."""
+class KernelPlace(NamedTuple):
+    """A device or interpreter that kernels run on, and the size of a program there."""
 
     device: str
     block: int | None
@@ -41,7 +41,7 @@ class Place(NamedTuple):
     """Whether bfloat16 is cut off there instead of rounded, as Triton's interpreter does."""
 
 
-def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
+def slots_on(slots: Sequence[Slot], device: str) -> list[Slot]:
     return [
         Slot(
             slot.parameter.to(device),
@@ -56,9 +56,9 @@ def moved(slots: Sequence[Slot], device: str) -> list[Slot]:
 
 
 @torch.no_grad()
-def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: Place) -> None:
+def apply_fused(rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: KernelPlace) -> None:
     """The kernel's step of slots on the CPU, wherever it runs; parameters and states lie between poisoned margins."""
-    there = moved(slots, where.device)
+    there = slots_on(slots, where.device)
     guarded = [
         slot._replace(
             parameter=in_poison(slot.parameter),
@@ -100,13 +100,13 @@ def oracle_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Results
         else:
             assert not value.any()
     grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-    update = torch.from_numpy(reference.step(grad.numpy(), *told(rule, slot, settings)))
+    update = torch.from_numpy(reference.step(grad.numpy(), *conditions_in_float64(rule, slot, settings)))
     state = {entry: torch.from_numpy(getattr(reference, entry)) for entry in slot.state}
     return {"parameter": stepped(rule, slot, update, settings), **state}
 
 
-def told(rule: UpdateRule, slot: Slot, settings: StepSettings) -> tuple[Any, ...]:
-    """What a rule that uses conditions is told of the slot, in float64."""
+def conditions_in_float64(rule: UpdateRule, slot: Slot, settings: StepSettings) -> tuple[Any, ...]:
+    """The conditions of the slot as the oracle takes them, in float64; none for a rule that uses no conditions."""
     if not rule.uses_conditions:
         return ()
     scale = 1.0 if slot.scale is None else slot.scale.double()
@@ -131,7 +131,7 @@ def spread_of_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Resu
 
     def step() -> Results:
         grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-        values, *others = told(rule, slot, settings) or [0.0]
+        values, *others = conditions_in_float64(rule, slot, settings) or [0.0]
         update, new_state = rule.forward_under(
             Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double()
         )
@@ -160,7 +160,7 @@ def values_of(slots: Sequence[Slot]) -> Results:
 
 @torch.no_grad()
 def assert_only_rounded_step(
-    rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: Place
+    rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: KernelPlace
 ) -> list[Slot]:
     """One step by the kernel and by the plain path, both held to the oracle; returns the plain path's slots."""
     steps = [oracle_step(rule, slot, settings) for slot in slots]

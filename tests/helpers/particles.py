@@ -32,23 +32,24 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class SlowScaleFree(ScaleFreeLSTM):
-    """Without a fast path for particles."""
+    """A scale-free LSTM without a fast path for particles."""
 
     def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         return super().forward(grad, state, step)
 
 
-RULES: dict[str, Callable[[], UpdateRule]] = {
+PARTICLE_RULES: dict[str, Callable[[], UpdateRule]] = {
     "lstm-l2l": lambda: LSTML2L(hidden_size=2, layers=2, output_scale=0.3),
     "scale-free-lstm": lambda: ScaleFreeLSTM(2, momentum_decays=(0.9, 0.5), rate=0.1),
     "schedule-free-lstm": lambda: ScheduleFreeLSTM(2, rate=0.1),
     "mlp": lambda: MLP(4, rate=0.1, magnitude_rate=0.5),
     "no-fast-path": lambda: SlowScaleFree(2, momentum_decays=(0.9, 0.5), rate=0.1),
 }
-each_rule = pytest.mark.parametrize("build_rule", list(RULES.values()), ids=list(RULES))
+each_rule = pytest.mark.parametrize("build_rule", list(PARTICLE_RULES.values()), ids=list(PARTICLE_RULES))
 
 
 def randomised(rule: UpdateRule) -> UpdateRule:
+    """Meta-parameters N(0, 0.3^2), since a weight that starts at zero would hide terms of the gradient."""
     with torch.no_grad():
         for index, parameter in enumerate(rule.parameters()):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator(100 + index)))
@@ -99,7 +100,7 @@ class Still(UpdateRule):
         pass
 
 
-ALL: dict[str, Callable[[], Estimator]] = {
+ALL_ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "truncated-bptt": TruncatedBPTT,
     "reparameterization": Reparameterization,
     "es": ES,

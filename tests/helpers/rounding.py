@@ -1,4 +1,4 @@
-"""How far roundings alone may carry a float32 result from the truth, by Monte Carlo arithmetic.
+"""The error of a float32 result that roundings alone explain, by Monte Carlo arithmetic.
 
 A tolerance that is taken from another float32 path depends on that path's luck, which changes with the processor. Here
 the mathematics runs in float64, and what each operation returns is off by a random relative error as large as float32's
@@ -106,10 +106,10 @@ def assert_only_rounded(
 
     Args:
         found: results by name.
-        truth: the same in float64.
-        spreads: of :func:`spread`.
-        stored: by name what may be lost besides, in a coarser dtype.
-        roundings: of this implementation for each one of the path that the spread was taken on.
+        truth: the results in float64.
+        spreads: errors that :func:`spread` returns.
+        stored: name -> error that storing the result in a coarser dtype may add.
+        roundings: number of roundings of this implementation for each one of the path that the spread was taken on.
     """
     for name, expected in truth.items():
         apart = (found[name].double() - expected).abs()

@@ -111,10 +111,7 @@ class ScheduleFreeLSTMReference:
         """The update, to be added to the parameter, of its shape. The arguments are those of the rule's conditions."""
         grad = float64(grad)
         if self.steps_taken == 0:
-            units = self.output_weight.shape[1]
-            self.momentum, self.second_moment = np.zeros((2, *grad.shape)), np.zeros((2, *grad.shape))
-            self.displacement, self.log_rate = np.zeros((1, *grad.shape)), np.zeros((1, *grad.shape))
-            self.hidden, self.cell = np.zeros((units, *grad.shape)), np.zeros((units, *grad.shape))
+            self.begin(grad.shape)
         self.steps_taken += 1
         t = self.steps_taken
 
@@ -137,25 +134,17 @@ class ScheduleFreeLSTMReference:
 
         signals = [direction, *averaged, agreement, np.log(fast / rms_of_all), log_rate / self.BOUND]
         signals.append(relative / (1.0 + np.abs(relative)))
-        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
-        inputs = np.concatenate([np.stack(signals), self.hidden], axis=0)
-        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
-        self.hidden, self.cell = lstm_step(gates, self.cell)
-        scale, gain, recency = affine(self.output_weight, self.hidden, self.output_bias)
-
-        def bounded(values: Array) -> Array:
-            result: Array = self.BOUND * np.tanh(values / self.BOUND)
-            return result
+        scale, gain, recency = self.network(np.stack(signals), t)
 
         rate = lr * min((1.0 - progress) / self.FALL, 1.0)
-        gain = min(lr, 1.0) * self.GAIN * np.exp(bounded(self.GAIN_SLOPE * gain))
+        gain = min(lr, 1.0) * self.GAIN * np.exp(self.bounded(self.GAIN_SLOPE * gain))
         log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
         log_rate = np.clip(log_rate, -self.BOUND, self.HIGHEST)
         shrunk = np.minimum(fast / rms_of_all, 1.0)
-        log_factor = bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
+        log_factor = self.bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
         factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
         move = -self.rate * factor * direction
-        share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - bounded(self.RECENCY_SLOPE * recency)))
+        share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - self.bounded(self.RECENCY_SLOPE * recency)))
         fast_share = self.FAST_SHARE_OF_KNOWN_LENGTH if progress > 0.0 else self.FAST_SHARE
         fast_share = fast_share if averaging else 1.0
         update: Array = fast_share * move + (1.0 - fast_share) * share * (displacement + move)
@@ -164,6 +153,26 @@ class ScheduleFreeLSTMReference:
         self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
         self.log_rate = log_rate[np.newaxis]
         return update
+
+    def begin(self, coordinates: tuple[int, ...]) -> None:
+        """The state before the first step."""
+        units = self.output_weight.shape[1]
+        self.momentum, self.second_moment = np.zeros((2, *coordinates)), np.zeros((2, *coordinates))
+        self.displacement, self.log_rate = np.zeros((1, *coordinates)), np.zeros((1, *coordinates))
+        self.hidden, self.cell = np.zeros((units, *coordinates)), np.zeros((units, *coordinates))
+
+    def network(self, signals: Array, t: int) -> Array:
+        """The LSTM's outputs at step ``t``, ``(3, *coordinates)``, from its signals ``(signals, *coordinates)``."""
+        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
+        inputs = np.concatenate([signals, self.hidden], axis=0)
+        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
+        self.hidden, self.cell = lstm_step(gates, self.cell)
+        return affine(self.output_weight, self.hidden, self.output_bias)
+
+    def bounded(self, values: Array) -> Array:
+        """A smooth bound: near ``values`` where these are small, never beyond ``BOUND``."""
+        result: Array = self.BOUND * np.tanh(values / self.BOUND)
+        return result
 
 
 def schedule_free_points(

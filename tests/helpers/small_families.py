@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from learned_optim.meta_train.style_transfer.style import NETWORKS, save_picture
+from learned_optim.meta_train.style_transfer.style import FEATURE_NETWORKS, save_picture
 from learned_optim.meta_train.tasks import (
     Augmentation,
     AutoencoderFamily,
@@ -162,7 +162,7 @@ def write_neural_art(folder: Path) -> None:
         weight = rng.normal(0, (inputs * size**2 / 2) ** -0.5, (outputs, inputs, size, size))
         return {f"{name}.weight": weight.astype(np.float16), f"{name}.bias": np.full(outputs, 0.1, np.float32)}
 
-    for architecture in NETWORKS.values():
+    for architecture in FEATURE_NETWORKS.values():
         arrays: dict[str, np.ndarray] = {}
         channels = 3
         for layer in architecture.layers:

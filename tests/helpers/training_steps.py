@@ -26,7 +26,7 @@ class Case(NamedTuple):
     weights_of_results: list[Tensor]
 
 
-Results = dict[str, Tensor]
+StepResults = dict[str, Tensor]
 """Update, new state, and gradients of meta-parameters, gradient and state, by name."""
 
 
@@ -50,7 +50,7 @@ def case_of(rule: UpdateRule, particles: int, coordinates: int, step: float = 7.
     )
 
 
-def collect(case: Case, leaves: list[Tensor], update: Tensor, state: RuleState) -> Results:
+def collect(case: Case, leaves: list[Tensor], update: Tensor, state: RuleState) -> StepResults:
     values = {"update": update, **state}
     total = torch.zeros((), dtype=update.dtype, device=update.device)
     for value, weight in zip(values.values(), case.weights_of_results, strict=True):
@@ -66,14 +66,14 @@ def leaves_of(case: Case, dtype: torch.dtype, device: str) -> list[Tensor]:
     return [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
 
 
-def by_kernels(case: Case, device: str) -> Results:
+def by_kernels(case: Case, device: str) -> StepResults:
     weights, grad, *state = leaves_of(case, torch.float32, device)
     rule = FusedRule(case.rule, weights)
     update, new_state = rule(grad, dict(zip(case.state, state, strict=True)), case.step.to(device))
     return collect(case, [weights, grad, *state], update, new_state)
 
 
-def plain(case: Case, dtype: torch.dtype) -> Results:
+def plain(case: Case, dtype: torch.dtype) -> StepResults:
     """The rule itself, one particle after the other, by autograd."""
     rule = case.rule.to(dtype)
     weights, grad, *state = leaves_of(case, dtype, "cpu")
@@ -93,7 +93,7 @@ def plain(case: Case, dtype: torch.dtype) -> Results:
 
 
 @torch.no_grad()
-def oracle(case: Case) -> Results:
+def oracle(case: Case) -> StepResults:
     """Update and new state by the oracle that was written from the papers."""
     found: list[dict[str, Tensor]] = []
     for particle, vector in enumerate(case.meta_parameters):

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.devices import needs_cuda
-from helpers.kernel_steps import BLOCK, Place, needs_compiler
+from helpers.kernel_steps import INTERPRETED_BLOCK_SIZE, KernelPlace, needs_compiler
 from helpers.triton import HAS_TRITON
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install learned-optim[gpu])")
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed 
         pytest.param("cuda", marks=needs_cuda),
     ]
 )
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> KernelPlace:
     if request.param == "interpreter":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        return Place("cpu", BLOCK, cuts=True)
+        return KernelPlace("cpu", INTERPRETED_BLOCK_SIZE, cuts=True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    return Place("cpu" if request.param == "c" else "cuda", None)
+    return KernelPlace("cpu" if request.param == "c" else "cuda", None)
 
 
 @pytest.fixture(params=["interpreter", pytest.param("c", marks=needs_compiler)])

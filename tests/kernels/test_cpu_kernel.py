@@ -24,7 +24,7 @@ from learned_optim.kernels.cache import CompilationError
 from learned_optim.kernels.cpu import kernel as cpu_kernel
 from learned_optim.kernels.cpu.compiler import Compiler
 from learned_optim.meta_train.inner.particles import ParticleRule, flat_meta_parameters
-from learned_optim.meta_train.inner.training_kernels import step_in_place
+from learned_optim.meta_train.inner.training_kernels import in_place_step
 from learned_optim.rules import LSTML2L, MLP, Conditions, RuleState, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 from learned_optim.step import fused, programs
 
@@ -303,7 +303,7 @@ def test_particles_match_the_plain_path(build: Build, monkeypatch: pytest.Monkey
     plain_state = {entry: tensor.clone() for entry, tensor in state.items()}
     parameters, plain = torch.ones(shape), torch.ones(shape)
     shown = (torch.arange(9) % 2).float()  # of every other coordinate the rule is told the parameter
-    step = step_in_place(particles, plain)
+    step = in_place_step(particles, plain)
     assert step is not None
     for count in range(1, 4):
         grad = normal(2, 9, 3, seed=count).float().permute(2, 0, 1)  # any strides
@@ -329,14 +329,14 @@ def test_meta_training_uses_the_kernel_where_there_is_one(monkeypatch: pytest.Mo
     like = torch.zeros(1)
 
     def served(rule: UpdateRule, like: Tensor = like) -> bool:
-        return step_in_place(rule, like) is not None
+        return in_place_step(rule, like) is not None
 
     assert served(ScheduleFreeLSTM().float())
     assert not served(ScheduleFreeLSTM().double(), like.double())
     assert not served(ScheduleFreeLSTM().float(), like.to("meta"))
     assert served(MLP().float())
     assert not served(Centred().float())
-    assert step_in_place(lambda grad, state, step: (grad, state), like) is None
+    assert in_place_step(lambda grad, state, step: (grad, state), like) is None
     monkeypatch.setattr(cpu_kernel, "compiler", lambda: None)
     assert not served(ScheduleFreeLSTM().float())
 
@@ -345,5 +345,5 @@ def test_meta_training_falls_back_with_one_warning(compiled_anew: Path, monkeypa
     monkeypatch.setattr(Compiler, "shared_library", cannot_compile)
     rule = ScheduleFreeLSTM().float()
     with pytest.warns(UserWarning, match="a slower one instead: out of ink"):
-        assert step_in_place(rule, torch.zeros(1)) is None
-    assert step_in_place(rule, torch.zeros(1)) is None
+        assert in_place_step(rule, torch.zeros(1)) is None
+    assert in_place_step(rule, torch.zeros(1)) is None

@@ -9,7 +9,7 @@ from torch import Tensor
 from helpers.kernel_steps import (
     COUNTING,
     EACH_KERNEL,
-    Place,
+    KernelPlace,
     apply_fused,
     assert_only_rounded_step,
     needs_compiler,
@@ -59,7 +59,7 @@ DTYPES = [
 @each(KERNEL_RULES)
 @pytest.mark.parametrize(("dtype", "recurrent"), DTYPES)
 def test_kernel_matches_the_oracle_within_rounding(
-    build: Build, dtype: torch.dtype, recurrent: torch.dtype, place: Place
+    build: Build, dtype: torch.dtype, recurrent: torch.dtype, place: KernelPlace
 ) -> None:
     rule = randomised(build()).float()
     every_size = dtype == recurrent == torch.float32
@@ -87,13 +87,13 @@ def test_float64_step_matches_the_plain_path(build: Build, monkeypatch: pytest.M
         torch.testing.assert_close(values_of(by_kernel)[name], values, rtol=1e-11, atol=1e-13)
 
 
-def test_kernel_of_the_papers_size_matches_the_oracle(place: Place) -> None:
+def test_kernel_of_the_papers_size_matches_the_oracle(place: KernelPlace) -> None:
     rule = randomised(LSTML2L()).float()
     slots = [slot._replace(step=torch.tensor(2.0)) for slot in slots_of(rule, (65,), torch.float32, torch.float32)]
     assert_only_rounded_step(rule, slots, PLAIN, place)
 
 
-def test_clipped_values_match_the_oracle(place: Place) -> None:
+def test_clipped_values_match_the_oracle(place: KernelPlace) -> None:
     rule = randomised(ScheduleFreeLSTM()).float()
     (slot,) = slots_of(rule, (200,), torch.float32, torch.float32)
     slot = slot._replace(step=torch.tensor(400.0))  # gradients of many times their root mean square come late
@@ -109,7 +109,7 @@ def test_clipped_values_match_the_oracle(place: Place) -> None:
 
 
 @each(COUNTING)
-def test_first_steps_match_the_oracle(build: Build, place: Place) -> None:
+def test_first_steps_match_the_oracle(build: Build, place: KernelPlace) -> None:
     # Bias corrections 1 / (1 - decay ** step) lose their digits in the first steps, if anywhere.
     rule = randomised(build()).float()
     (slot,) = as_slots(rule, [normal(500)], torch.float32)
@@ -120,7 +120,7 @@ def test_first_steps_match_the_oracle(build: Build, place: Place) -> None:
 
 
 @each(EACH_KERNEL)
-def test_non_contiguous_tensors_match_the_plain_path(build: Build, place: Place) -> None:
+def test_non_contiguous_tensors_match_the_plain_path(build: Build, place: KernelPlace) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, layouts(), torch.float32)
     # Gradients in other layouts than their parameters: the other way round, and in steps of two.
@@ -171,7 +171,7 @@ def test_non_contiguous_state_is_refused(on_cpu: None) -> None:
         pytest.param(PLAIN._replace(lr=0.0), id="lr-zero"),
     ],
 )
-def test_settings_match_the_plain_path(build: Build, settings: StepSettings, place: Place) -> None:
+def test_settings_match_the_plain_path(build: Build, settings: StepSettings, place: KernelPlace) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(20), normal(7)], torch.float32, torch.bfloat16)
     spoilt = {3: float("nan"), 5: float("inf"), 7: float("-inf")} if settings.lr else {}
@@ -208,7 +208,7 @@ def test_settings_match_the_plain_path(build: Build, settings: StepSettings, pla
 
 
 @each(COUNTING)
-def test_each_tensor_uses_its_own_step_count(build: Build, place: Place) -> None:
+def test_each_tensor_uses_its_own_step_count(build: Build, place: KernelPlace) -> None:
     rule = randomised(build()).float()
     slots = as_slots(rule, [normal(3), normal(4), normal(100)], torch.float32)
     slots = [slot._replace(step=torch.tensor(float(count))) for slot, count in zip(slots, (1, 50, 7), strict=True)]
@@ -228,7 +228,7 @@ def test_host_step_counts_are_moved_to_the_device() -> None:
 
 
 @each(COUNTING)
-def test_coordinate_with_zero_gradients_does_not_move(build: Build, place: Place) -> None:
+def test_coordinate_with_zero_gradients_does_not_move(build: Build, place: KernelPlace) -> None:
     rule = randomised(build()).float()
     (slot,) = as_slots(rule, [normal(50)], torch.float32)
     slot.grad.zero_()

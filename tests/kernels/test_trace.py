@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from helpers.rules import RULES, Build, each, randomised
-from learned_optim.kernels.tracing.program import Constant, Elementwise, Input, Product, Program, Scalar, Weight
+from learned_optim.kernels.tracing.program import Constant, Elementwise, Input, MatrixProduct, Program, Scalar, Weight
 from learned_optim.kernels.tracing.trace import NotCoordinatewiseError, trace
 from learned_optim.rules import UpdateRule
 
@@ -35,7 +35,7 @@ def evaluated(program: Program, parameters: Mapping[str, Tensor], grad: Tensor, 
 
     for operation in program.operations:
         operands = [value(operand) for operand in operation.operands]
-        if isinstance(operation, Product):
+        if isinstance(operation, MatrixProduct):
             results.append(uniform[operation.matrix] @ torch.stack(operands))
         else:
             results.append([getattr(torch, operation.name)(*operands)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers.devices import needs_cuda
 from helpers.rounding import OF_KERNELS, assert_only_rounded, spread
 from helpers.rules import Build, each, normal, randomised
-from helpers.training_steps import Case, Results, by_kernels, case_of, leaves_of, oracle, plain
+from helpers.training_steps import Case, StepResults, by_kernels, case_of, leaves_of, oracle, plain
 from helpers.triton import HAS_TRITON, ONE_UNIT, StandInDriver
 from learned_optim.kernels.gpu import training
 from learned_optim.kernels.gpu.modules import module_of
@@ -65,7 +65,7 @@ def poisoned() -> Iterator[None]:
 
 
 def assert_step_is_only_rounded(
-    case: Case, device: str, unit: Callable[[Results], Results] = lambda results: results
+    case: Case, device: str, unit: Callable[[StepResults], StepResults] = lambda results: results
 ) -> None:
     """Held to the plain path in float64, which is held to the oracle; the plain path in float32 is the control."""
     truth = plain(case, torch.float64)
@@ -158,7 +158,7 @@ def test_first_step_from_the_zero_state_matches_float64(build: Callable[..., Upd
     case = case_of(build(rate=0.1), 4, 20, step=1.0)
     case = case._replace(state={entry: torch.zeros_like(tensor) for entry, tensor in case.state.items()})
 
-    def in_units_of_the_gradient(results: Results) -> Results:
+    def in_units_of_the_gradient(results: StepResults) -> StepResults:
         """Averages are then 1 in all coordinates, and gradients with respect to them of one magnitude."""
         powers = {"momentum": 1, "second_moment": 2, "d_grad": -1, "d_momentum": -1, "d_second_moment": -2}
         return {
@@ -259,7 +259,7 @@ def test_meta_training_window_matches_the_plain_path(
     launches = count_launches(monkeypatch)
 
     def window(use_kernels: bool) -> list[Tensor]:
-        monkeypatch.setattr(dispatch, "wanted", lambda device: use_kernels)
+        monkeypatch.setattr(dispatch, "uses_training_kernels", lambda device: use_kernels)
         rule = randomised(build()).float().to(device)
         task = VectorizedTask(QuadraticTask(3, None, 0.1, 1.0), 2, seed=0, device=torch.device(device))
         generator = torch.Generator().manual_seed(1)
@@ -293,7 +293,7 @@ def test_evaluation_matches_the_plain_path(build: Build, device: str, monkeypatc
     task = VectorizedTask(QuadraticTask(3, None, 0.1, 1.0), 2, seed=0, device=torch.device(device))
     losses = []
     for use_kernels in (False, True):
-        monkeypatch.setattr(dispatch, "wanted", lambda device, choice=use_kernels: choice)
+        monkeypatch.setattr(dispatch, "uses_training_kernels", lambda device, choice=use_kernels: choice)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             losses.append(unroll(rule, task, start(rule, task, generator), 3, generator).losses)
@@ -312,7 +312,7 @@ class TestDispatch:
                 return super().forward(grad - grad.mean(), state, step)
 
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        monkeypatch.setattr(dispatch, "wanted", lambda device: True)
+        monkeypatch.setattr(dispatch, "uses_training_kernels", lambda device: True)
         like = torch.zeros(1)
         rule = ScaleFreeLSTM()
         assert fused_equivalent(rule, like) is not None

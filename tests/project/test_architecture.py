@@ -1,4 +1,4 @@
-"""The layout that the code promises: packages, direction of imports, cost of ``import learned_optim``, public names."""
+"""The layout that the code promises: packages, direction of imports, cost of the import, public names, lengths."""
 
 import ast
 import subprocess
@@ -18,6 +18,7 @@ from helpers.architecture import (
     META_TRAIN,
     MODULES,
     ROOMS,
+    SOURCES,
     is_within,
     modules,
     pyproject,
@@ -27,6 +28,7 @@ from helpers.paths import ROOT
 
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
 PUBLIC_NAMES = {"LearnedOptimizer", "UpdateRule", "load_rule", "save_rule", "available_rules", "__version__"}
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines: a file to be read in one sitting, a function to be seen at once
 OPTIONAL = ("triton", "matplotlib", "sklearn", "pydantic", "tqdm", "tensorboard", "learned_optim.meta_train")
 
 
@@ -133,6 +135,19 @@ def pickle_violations(source: str, module: str) -> list[str]:
     return found
 
 
+def length_violations(source: str, file: str) -> list[str]:
+    """A file of more than :data:`LONGEST_FILE` lines, and its functions, decorators apart, that are too long."""
+    lines = len(source.splitlines())
+    found = [f"{file} has {lines} lines, more than {LONGEST_FILE}"] if lines > LONGEST_FILE else []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            if lines > LONGEST_FUNCTION:
+                found.append(f"{file}:{node.lineno} {node.name} has {lines} lines, more than {LONGEST_FUNCTION}")
+    return found
+
+
 def packages_in(root: Path) -> set[str]:
     """Folders of the installed part of the checkout that directly hold files, by import name."""
     return {
@@ -204,6 +219,17 @@ def test_every_room_is_there_and_few_shot_comes_last() -> None:
 @pytest.mark.parametrize("module", INSTALLED)
 def test_package_never_pickles(module: str) -> None:
     assert pickle_violations(INSTALLED[module].read_text(), module) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert length_violations(path.read_text(), str(path.relative_to(ROOT))) == []
+
+
+def test_every_python_file_is_measured() -> None:
+    folders = {path.relative_to(ROOT).parts[0] for path in SOURCES}
+    assert folders == {*FOLDERS, "docs", "examples"}
+    assert len(set(SOURCES)) == len(SOURCES)
 
 
 @pytest.mark.slow
@@ -319,6 +345,20 @@ class TestChecksCanFail:
     def test_other_loading_passes(self) -> None:
         source = "import torch\nfrom safetensors import torch as st\nst.load(b'')\nst.save({})\nload = torch.zeros(1)"
         assert pickle_violations(source, "learned_optim.checkpoint") == []
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    @pytest.mark.parametrize("indent", ["", "    "])
+    def test_long_function_is_found(self, kind: str, indent: str) -> None:
+        head = "class Example:\n" if indent else ""
+        for lines, found in ((LONGEST_FUNCTION, 0), (LONGEST_FUNCTION + 1, 1)):
+            function = f"{indent}@decorated(\n    1\n)\n{indent}{kind} f():\n" + f"{indent}    pass\n" * (lines - 1)
+            assert len(length_violations(head + function, "example.py")) == found
+
+    def test_long_file_is_found(self) -> None:
+        assert length_violations("pass\n" * LONGEST_FILE, "example.py") == []
+        assert length_violations("pass\n" * (LONGEST_FILE + 1), "example.py") == [
+            "example.py has 401 lines, more than 400"
+        ]
 
     def test_folder_with_files_is_a_package(self, tmp_path: Path) -> None:
         files = "learned_optim/__init__.py", "learned_optim/weights/a.safetensors", "kernels/lstm.py", "tests/x.py"

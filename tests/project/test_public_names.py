@@ -26,7 +26,6 @@ PUBLIC = {
         "ScheduleFreeLSTM",
         "UpdateRule",
     },
-    "learned_optim.meta_train.benchmark": {"provenance", "save_rows"},
     "learned_optim.meta_train.config.load": {
         "Config",
         "ConfigError",

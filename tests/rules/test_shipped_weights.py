@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from learned_optim.checkpoint import SHIPPED, available_rules, read_provenance
+from learned_optim.checkpoint import WEIGHTS_FOLDER, available_rules, read_provenance
 from learned_optim.meta_train.config.load import Config, config_from_tables, load_config, shipped_configs
 from learned_optim.meta_train.tasks.neural_art import CONTENT, TEST_STYLES
 
@@ -33,7 +33,7 @@ class TestWeights:
         ]
 
     def test_shipped_weights_have_a_card_with_configuration_cost_and_choice(self, name: str) -> None:
-        card = (SHIPPED / f"{name}.md").read_text(encoding="utf-8")
+        card = (WEIGHTS_FOLDER / f"{name}.md").read_text(encoding="utf-8")
         assert card.startswith(f"# {name}\n")
         assert f"meta_train/configs/{name}.toml" in card
         assert all(f"| {entry} |" in card for entry in ("cost", "chosen", "tasks"))

@@ -12,7 +12,7 @@ from learned_optim.meta_train.few_shot.episodes import Episodes, Examples
 from learned_optim.meta_train.few_shot.learner import Learner
 
 
-class Comparison(Algorithm):
+class ComparisonAlgorithm(Algorithm):
     """Classification by comparing features of a query with those of the support examples.
 
     The features are what the learner's last layer sees; that layer itself is not used.
@@ -66,7 +66,7 @@ class Comparison(Algorithm):
 class ComparedExamples(Adapted):
     """B tasks, whose support examples queries are compared with."""
 
-    def __init__(self, algorithm: Comparison, learner: Learner, support: Examples) -> None:
+    def __init__(self, algorithm: ComparisonAlgorithm, learner: Learner, support: Examples) -> None:
         self.algorithm, self.learner, self.inputs = algorithm, learner, support[0]
         self.labels = F.one_hot(support[1], learner.few_shot.outputs).to(algorithm.initial.dtype)
         self.features = algorithm.features(learner, self.inputs)

@@ -15,7 +15,7 @@ from learned_optim.meta_train.inner.unroll import InnerOptimizer, start, unroll
 from learned_optim.rules import UpdateRule
 
 NO_RANDOMNESS = torch.Generator()
-"""For the unroll, which hands it to the learner, whose batches have been drawn already."""
+"""The generator that the unroll passes on and nothing draws from: the learner's batches have been drawn already."""
 
 
 class Point(NamedTuple):
@@ -24,7 +24,7 @@ class Point(NamedTuple):
     parameters: Tensor
     """``(B, N)``"""
     loss: Tensor
-    """On the batch of the next step, ``(B,)``."""
+    """Loss on the batch of the next step, ``(B,)``."""
     grad: Tensor
     """Gradient of the loss, ``(B, N)``."""
 
@@ -85,11 +85,11 @@ class GradientAlgorithm(Algorithm):
             steps: inner steps.
             second_derivatives: let gradients flow through the inner gradients as well.
         """
-        fed, inner = learner.fed(self.starting_points(learner, count), batches), self._inner_for(learner)
-        state = start(inner, fed, NO_RANDOMNESS, second_derivatives=second_derivatives)
+        adapted, inner = learner.with_batches(self.starting_points(learner, count), batches), self._inner_for(learner)
+        state = start(inner, adapted, NO_RANDOMNESS, second_derivatives=second_derivatives)
         yield Point(state.parameters, state.initial_loss, state.grad)
         for _ in range(steps):
-            window = unroll(inner, fed, state, 1, NO_RANDOMNESS, second_derivatives=second_derivatives)
+            window = unroll(inner, adapted, state, 1, NO_RANDOMNESS, second_derivatives=second_derivatives)
             state = window.state
             yield Point(state.parameters, window.losses[0], state.grad)
 

@@ -30,7 +30,7 @@ class Gate(nn.Module):
     Args:
         signals: features of the signal.
         bias: range of the first bias, which decides where the gate starts.
-        generator: of the first weights and bias.
+        generator: source of the first weights and bias.
     """
 
     def __init__(self, signals: int, bias: tuple[float, float], generator: torch.Generator) -> None:
@@ -56,7 +56,7 @@ class MetaLSTM(QueryTrained):
         hidden_size: units of the LSTM (paper: 20).
         forget_bias: range of the first bias of the forget gate: it starts with keeping nearly everything.
         input_bias: range of the first bias of the input gate: it starts with a small rate.
-        seed: of the first weights.
+        seed: seed of the first weights.
     """
 
     second_derivatives = False
@@ -86,9 +86,9 @@ class MetaLSTM(QueryTrained):
         parameters = self.initial.expand(count, -1)
         hidden = parameters.new_zeros(self.lstm.hidden, *parameters.shape)
         cell, kept, rate = hidden, torch.zeros_like(parameters), torch.zeros_like(parameters)
-        fed = learner.fed(parameters, batches)
+        adapted = learner.with_batches(parameters, batches)
         for step in range(steps + 1):
-            loss, grad = (value.detach() for value in fed.losses_and_grads(parameters, next(batches)))
+            loss, grad = (value.detach() for value in adapted.losses_and_grads(parameters, next(batches)))
             yield Point(parameters, loss, grad)
             if step == steps:
                 return

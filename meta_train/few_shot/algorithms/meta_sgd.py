@@ -15,7 +15,7 @@ class MetaSGD(MAML):
 
     Args:
         initial: the first starting point, ``(N,)``.
-        lr: where all rates start.
+        lr: initial value of all rates.
         steps: inner steps in meta-training (paper: 1).
         batch_size: support examples of an inner step; None: all.
     """

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.few_shot.algorithms.comparison import Comparison
+from learned_optim.meta_train.few_shot.algorithms.comparison import ComparisonAlgorithm
 from learned_optim.meta_train.few_shot.learner import Learner
 
 
-class NearestNeighbour(Comparison):
+class NearestNeighbour(ComparisonAlgorithm):
     """Nearest neighbour by Euclidean distance: of inputs, or of features of a learner that is trained already.
 
     Args:

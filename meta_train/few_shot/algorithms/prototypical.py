@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from learned_optim.meta_train.few_shot.algorithms.comparison import Comparison
+from learned_optim.meta_train.few_shot.algorithms.comparison import ComparisonAlgorithm
 
 
-class Prototypical(Comparison):
+class Prototypical(ComparisonAlgorithm):
     """Nearest class mean in a learned space."""
 
     def logits(self, support: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ class Scratch(GradientAlgorithm):
     """The baseline that learns nothing across tasks.
 
     Args:
-        initial: of a learner, ``(N,)``; only its size matters.
+        initial: a learner's parameters, ``(N,)``; only their number matters.
         inner: the optimizer.
-        seed: of the starting points.
+        seed: seed of the starting points.
     """
 
     def __init__(self, initial: Tensor, inner: InnerOptimizer, seed: int = 0) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.results import COMPARISON, TUNING, read_parts
 from benchmarks.suites import metz_2019
-from benchmarks.suites.metz_2019 import Losses, Problem, best_rate
+from benchmarks.suites.metz_2019 import ImageProblem, Losses, best_rate
 from learned_optim.meta_train.config.load import differences, load_config
 
 needs_images = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def test_best_rate_belongs_to_the_optimizer_and_the_measure() -> None:
 
 @needs_images
 def test_recorded_losses_are_those_of_the_run(small: Path) -> None:
-    problem = Problem("test", 2, seed=3, steps=8)
+    problem = ImageProblem("test", 2, seed=3, steps=8)
     points = [problem.task.initial_parameters]
 
     def descent(parameters: object) -> torch.optim.Optimizer:
@@ -82,11 +82,11 @@ def test_evaluation_writes_table_and_figure_and_tunes_once(small: Path, monkeypa
     assert len(rows) == 2 * 3 + 1
     assert (small / "curves.png").stat().st_size > 10_000
     assert {(row["optimizer"], row["rate"]) for row in metz_2019.summary(TUNING)} == {
-        (name, rate) for name in metz_2019.BASELINES for rate in ("0.01", "0.03")
+        (name, rate) for name in metz_2019.METZ_BASELINES for rate in ("0.01", "0.03")
     }  # a best rate at the upper edge draws the next one; the edge is marked
     assert "0.03\\*" in before
 
-    monkeypatch.setattr(Problem, "run", None)
+    monkeypatch.setattr(ImageProblem, "run", None)
     metz_2019.tune()  # nothing is left to run
     metz_2019.step_times(rules)
     metz_2019.plot()

@@ -13,7 +13,7 @@ from benchmarks.suites import neural_art as benchmark
 @pytest.fixture
 def small(neural_art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a run on small pictures writes to."""
-    for name, value in {"SIZE": 32, "STEPS": 3, "ADAM_RATES": (0.001, 0.1), "RESULTS": tmp_path}.items():
+    for name, value in {"PICTURE_SIZE": 32, "STEPS": 3, "ADAM_RATES": (0.001, 0.1), "RESULTS": tmp_path}.items():
         monkeypatch.setattr(benchmark, name, value)
     monkeypatch.setattr(benchmark, "PICTURES", benchmark.PICTURES[:2])
     return tmp_path

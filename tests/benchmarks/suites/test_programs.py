@@ -10,9 +10,9 @@ from torch import nn
 
 from benchmarks.results import Row
 from benchmarks.suites import programs
-from benchmarks.suites.program_games import LONGEST, frechet, moments, moved, played
+from benchmarks.suites.program_games import LONGEST, cart_pole_episodes, frechet, moments, moved_cart
 from benchmarks.suites.program_list import PROGRAMS
-from benchmarks.suites.program_loop import Outcome, batches, end_of, evaluate, fit
+from benchmarks.suites.program_loop import TrainingOutcome, batches, end_of, evaluate, fit
 from benchmarks.suites.programs import COLUMNS, UNTUNED, main, read, summary
 
 SMALL = ("cancer", "friedman", "policy-gradient")  # of tables and a cart: no data set is needed
@@ -58,7 +58,7 @@ def test_every_program_and_optimizer_has_a_row_and_a_summary(
 @pytest.mark.usefixtures("few_steps")
 def test_stored_run_is_repeated_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = itertools.count(1)
-    monkeypatch.setattr(programs, "trained", lambda *_: Outcome(next(count)))
+    monkeypatch.setattr(programs, "trained", lambda *_: TrainingOutcome(next(count)))
     command = ["learned", "--programs", "friedman", "--output", str(tmp_path)]
     main(command)
     main(command)
@@ -202,7 +202,7 @@ def test_cart_moves_as_gym_moves_it() -> None:
         0.05 + 0.02 * 0.3,
         0.3 + 0.02 * turn,
     ]
-    torch.testing.assert_close(moved(state, torch.tensor([1]))[0], torch.tensor(expected))
+    torch.testing.assert_close(moved_cart(state, torch.tensor([1]))[0], torch.tensor(expected))
 
 
 def test_episode_ends_where_the_pole_falls() -> None:
@@ -210,7 +210,7 @@ def test_episode_ends_where_the_pole_falls() -> None:
     with torch.no_grad():
         always_right.weight.zero_()
         always_right.bias.copy_(torch.tensor([-100.0, 100.0]))
-    states, actions, alive = played(always_right)
+    states, actions, alive = cart_pole_episodes(always_right)
     assert bool((actions == 1).all())
     lengths = alive.sum(0)
     assert 7 <= lengths.min() <= lengths.max() <= 12 < LONGEST  # Gym's: 8 to 10 from the usual starts

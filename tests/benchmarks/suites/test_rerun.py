@@ -85,7 +85,7 @@ def test_drawn_speedups_are_those_of_the_rows(
 def test_speedup_lies_within_its_bar(committed: tuple[Path, list[Result]]) -> None:
     folder, _ = committed
     results = read_suite(folder)
-    for group in figures.drawn(results, load_suite(folder / "suite.toml")).values():
+    for group in figures.drawn_results(results, load_suite(folder / "suite.toml")).values():
         for each in group:
             speed = figures.speed(results, each)
             assert speed.low <= speed.factor <= speed.high

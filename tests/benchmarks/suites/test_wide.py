@@ -33,7 +33,7 @@ def group(ours: float, **others: Any) -> list[Result]:
     return [result(name, last, **others) for name, last in names.items()]
 
 
-def own_row(ours: float, **others: Any) -> wide.Row:
+def own_row(ours: float, **others: Any) -> wide.ProblemRow:
     return wide.rows(group(ours, **others))[-1]
 
 

@@ -49,7 +49,9 @@ def test_other_key_is_computed(change: dict[str, object], tmp_path: Path) -> Non
     assert compute.calls == 2
 
 
-@pytest.mark.parametrize(("owner", "name", "value"), [(cache_module, "VERSION", -1), (torch, "__version__", "9.9")])
+@pytest.mark.parametrize(
+    ("owner", "name", "value"), [(cache_module, "CACHE_VERSION", -1), (torch, "__version__", "9.9")]
+)
 def test_other_version_is_computed(
     owner: object, name: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from learned_optim import available_rules
 from learned_optim.meta_train.benchmark.contenders import baselines
 from learned_optim.meta_train.benchmark.evaluation import RATES, comparison_task
-from learned_optim.meta_train.benchmark.suites import SHIPPED, Suite, load_suite, shipped_suites, suite_of_model
+from learned_optim.meta_train.benchmark.suites import SUITES_FOLDER, Suite, load_suite, shipped_suites, suite_of_model
 from learned_optim.meta_train.common.strict import ConfigError
 from learned_optim.meta_train.data.datasets import DataNotFoundError
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
@@ -32,7 +32,7 @@ def test_shipped_suite_is_valid(name: str) -> None:
     for problem in found.problems:
         assert problem.build()
         assert problem.title
-    assert load_suite(SHIPPED / f"{name}.toml") == found
+    assert load_suite(SUITES_FOLDER / f"{name}.toml") == found
 
 
 PROBLEMS = {f"{name}/{problem.name}": problem for name in shipped_suites() for problem in load_suite(name).problems}

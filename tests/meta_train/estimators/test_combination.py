@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from benchmarks.estimators.toy_problems import RateSchedule, RuggedPlane
-from helpers.particles import ROUNDING, RULES, STEPS, Still, generator, noisy_quadratics, randomised
+from helpers.particles import PARTICLE_RULES, ROUNDING, STEPS, Still, generator, noisy_quadratics, randomised
 from learned_optim.meta_train.estimators import (
     ES,
     Combined,
@@ -111,7 +111,7 @@ def test_weights_take_the_covariance_into_account() -> None:
 
 
 def test_combination_is_the_reported_weighted_mean() -> None:
-    rule, task = randomised(RULES["lstm-l2l"]()), noisy_quadratics()
+    rule, task = randomised(PARTICLE_RULES["lstm-l2l"]()), noisy_quadratics()
     state = ES().start(rule, task, start(rule, task, generator(1)), generator())
     results = {
         estimator.name: estimator.window(rule, task, state, STEPS, generator(2))

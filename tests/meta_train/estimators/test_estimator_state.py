@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helpers.particles import ALL, RULES, STEPS, generator, noisy_quadratics, randomised
+from helpers.particles import ALL_ESTIMATORS, PARTICLE_RULES, STEPS, generator, noisy_quadratics, randomised
 from learned_optim.meta_train.estimators import (
     ES,
     PES,
@@ -54,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
 def test_memory_is_constant_in_the_window_except_for_backpropagation(name: str) -> None:
     rule = randomised(ScaleFreeLSTM(2))
     task = VectorizedTask(QuadraticTask(20, None, 0.1, 1.0), 2, seed=0)
-    estimator = ALL[name]()
+    estimator = ALL_ESTIMATORS[name]()
     state = estimator.start(rule, task, start(rule, task, generator()), generator())
     peaks = []
     for steps in (5, 5, 50):  # the first one warms up: caches
@@ -68,9 +68,9 @@ def test_memory_is_constant_in_the_window_except_for_backpropagation(name: str) 
         assert growth <= 45 * 8 * 2 * task.instances * 3  # the losses of the particles, listed, stacked and averaged
 
 
-@pytest.mark.parametrize("build", list(ALL.values()), ids=list(ALL))
+@pytest.mark.parametrize("build", list(ALL_ESTIMATORS.values()), ids=list(ALL_ESTIMATORS))
 def test_state_has_constant_size_and_determines_the_next_window(build: Callable[[], Estimator]) -> None:
-    rule, task = randomised(RULES["scale-free-lstm"]()), noisy_quadratics()
+    rule, task = randomised(PARTICLE_RULES["scale-free-lstm"]()), noisy_quadratics()
     estimator = build()
     state = estimator.start(rule, task, start(rule, task, generator(1)), generator(2))
     learned: dict[str, Tensor] = {}
@@ -94,7 +94,7 @@ def test_state_has_constant_size_and_determines_the_next_window(build: Callable[
 
 
 def test_invalid_settings_are_refused() -> None:
-    rule, task = randomised(RULES["lstm-l2l"]()), noisy_quadratics()
+    rule, task = randomised(PARTICLE_RULES["lstm-l2l"]()), noisy_quadratics()
     inner = start(rule, task, generator())
     for options, message in [
         ({"sigma": 0.0}, "sigma must be positive, got 0"),

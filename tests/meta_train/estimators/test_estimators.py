@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from helpers.numerical_gradients import central_difference
+from helpers.particles import generator, randomised
 from helpers.user_tasks import Plane
 from learned_optim.meta_train.estimators import WindowGradient, truncated_bptt
 from learned_optim.meta_train.estimators.truncated_bptt import sample_coordinates
@@ -26,18 +27,6 @@ pytestmark = pytest.mark.usefixtures("double")
 INSTANCES, WARM_UP, STEPS = 2, 3, 4
 ROUNDING = 1e-10  # relative; float64 carries 16 digits, and the chain runs through 4 steps of an LSTM
 DIFFERENCE = 1e-6  # of finite differences: rounding 1e-16 / 1e-6 and truncation 1e-12, times curvatures up to 1e4
-
-
-def randomised(rule: UpdateRule) -> UpdateRule:
-    """Meta-parameters N(0, 0.3^2), since a weight that starts at zero would hide terms of the gradient."""
-    with torch.no_grad():
-        for index, parameter in enumerate(rule.parameters()):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator(100 + index)))
-    return rule.double()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def perceptrons() -> Task:

@@ -15,12 +15,12 @@ from learned_optim.meta_train.estimators.output_es import (
     ANCHORED,
     CHUNK,
     COORDINATES,
-    LARGEST,
+    LARGEST_SIGNAL,
     PHASES,
     Experience,
-    credited,
     experiences,
     observed,
+    per_step_gradient,
     some_coordinates,
     with_outputs,
     without_outputs,
@@ -156,7 +156,7 @@ class TestExperience:
         estimate = estimator.window(rule, task, state, 700, generator(), learned)
         (experience,) = experiences(learned)
         assert experience.signals.isfinite().all()
-        assert experience.signals[-1].max() == LARGEST
+        assert experience.signals[-1].max() == LARGEST_SIGNAL
         assert all(grad.isfinite().all() for grad in estimate.grads)
 
     def test_coordinates_are_drawn_evenly_from_tensors_and_instances(self) -> None:
@@ -170,7 +170,7 @@ class TestExperience:
     def test_output_gradient_of_a_phase_is_divided_among_its_steps(self) -> None:
         gradient = torch.arange(1.0, 10.0).view(3, 3)
         for steps, phases in ((40, 1), (100, 1), (300, 2), (900, 3)):
-            credit = credited(gradient, steps)
+            credit = per_step_gradient(gradient, steps)
             assert credit.shape == (steps, 3)
             torch.testing.assert_close(credit.sum(0), gradient[:phases].sum(0))
             torch.testing.assert_close(credit[: min(100, steps)].sum(0), gradient[0])

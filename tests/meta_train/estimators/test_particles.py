@@ -10,8 +10,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from helpers.particles import (
     INSTANCES,
+    PARTICLE_RULES,
     ROUNDING,
-    RULES,
     STEPS,
     each_meta_loss,
     each_rule,
@@ -97,7 +97,10 @@ def looped(
 
 @pytest.mark.parametrize(  # of three rules, one runs in the fast tests
     "build_rule",
-    [pytest.param(build, id=name, marks=[] if name == "mlp" else pytest.mark.slow) for name, build in RULES.items()],
+    [
+        pytest.param(build, id=name, marks=[] if name == "mlp" else pytest.mark.slow)
+        for name, build in PARTICLE_RULES.items()
+    ],
 )
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("build", [ES, PES, ESSingle])
@@ -198,7 +201,7 @@ def test_reparameterization_is_the_mean_of_bptt_at_the_perturbed_weights(
 
 @pytest.mark.slow
 def test_sampled_replay_is_unbiased_for_particles(monkeypatch: pytest.MonkeyPatch) -> None:
-    rule, task = randomised(RULES["scale-free-lstm"]()), noisy_quadratics()
+    rule, task = randomised(PARTICLE_RULES["scale-free-lstm"]()), noisy_quadratics()
     inner = start(rule, task, generator(1))
 
     def grads(count: int | None, seed: int) -> Tensor:
@@ -219,7 +222,7 @@ def test_sampled_replay_is_unbiased_for_particles(monkeypatch: pytest.MonkeyPatc
 
 
 def test_particles_of_a_group_start_from_its_instances() -> None:
-    rule, task = randomised(RULES["scale-free-lstm"]()), noisy_quadratics()
+    rule, task = randomised(PARTICLE_RULES["scale-free-lstm"]()), noisy_quadratics()
     with torch.no_grad():
         inner = unroll(rule, task, start(rule, task, generator(1)), 2, generator(2)).state
     particles = as_particles(inner, groups=2, copies=3)
@@ -234,6 +237,6 @@ def test_particles_of_a_group_start_from_its_instances() -> None:
 
 
 def test_flat_meta_parameters_and_meta_gradients_share_one_order() -> None:
-    rule = randomised(RULES["lstm-l2l"]())
+    rule = randomised(PARTICLE_RULES["lstm-l2l"]())
     parts = as_meta_grads(rule, flat_meta_parameters(rule))
     assert all(torch.equal(part, parameter) for part, parameter in zip(parts, rule.parameters(), strict=True))

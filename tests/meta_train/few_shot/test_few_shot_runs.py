@@ -18,7 +18,7 @@ from learned_optim.meta_train.config.settings import MetaOptimizerConfig
 from learned_optim.meta_train.few_shot.evaluation import evaluate, mean_and_interval
 from learned_optim.meta_train.few_shot.images import ImageClasses
 from learned_optim.meta_train.few_shot.model import FewShotModel
-from learned_optim.meta_train.few_shot.omniglot import TRAINING, Omniglot
+from learned_optim.meta_train.few_shot.omniglot import TRAINING_CHARACTERS, Omniglot
 from learned_optim.meta_train.few_shot.settings import FewShotConfig, few_shot_config, shipped_few_shot_configs
 from learned_optim.meta_train.few_shot.trainer import FewShotTrainer
 from learned_optim.meta_train.inner.distributed import World
@@ -79,7 +79,10 @@ COMPARING = ("prototypical", "matching")
 def test_every_algorithm_trains_on_the_shipped_tasks(name: str, shipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if shipped == "maml-sinusoid" and name in COMPARING:
         pytest.skip("these classify")
-    images, classes = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8), torch.zeros(TRAINING, dtype=torch.int64)
+    images, classes = (
+        torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8),
+        torch.zeros(TRAINING_CHARACTERS, dtype=torch.int64),
+    )
     monkeypatch.setattr(Omniglot, "classes", lambda *_: ImageClasses(images, classes, classes + 20))  # all the same
     changes = ["steps=1", "episodes=1", "validation.episodes=2", "validation.steps=1"]
     tables = load_tables(shipped, changes, shipped_few_shot_configs())

@@ -187,7 +187,7 @@ class TestMiniImageNet:
     def task(self, tmp_path: Path) -> Iterator[MiniImageNet]:
         write_pictures(tmp_path, {"train": 4, "val": 3, "test": 3}, 4)
         yield MiniImageNet(str(tmp_path), ways=3, shots=1, queries=2, size=32, filters=4, evaluation_queries=3)
-        mini_imagenet.pictures.cache_clear()
+        mini_imagenet.read_pictures.cache_clear()
 
     def test_episodes_of_a_users_own_folder(self, task: MiniImageNet) -> None:
         assert task.training_classes == 4

@@ -13,7 +13,7 @@ from learned_optim.meta_train.reports.responses import (
     MAGNITUDES,
     PRESENT,
     STOP,
-    Curves,
+    Responses,
     adam_updates,
     portrait,
     updates_of,
@@ -56,7 +56,7 @@ def test_portrait_of_gradient_descent_matches_its_formula() -> None:
 
 def test_portrait_of_the_untrained_scale_free_lstm_is_adams() -> None:
     found = portrait(ScaleFreeLSTM(2, rate=3 * ADAM_RATE), steps=200)
-    for name in Curves._fields:
+    for name in Responses._fields:
         rule, adam = getattr(found.rule, name), getattr(found.adam, name)
         kept = slice(2, None) if name == "magnitudes" else slice(None)  # Adam's eps acts on the smallest gradients
         np.testing.assert_allclose(rule[kept], 3 * adam[kept], rtol=2e-3, atol=2e-8, err_msg=name)

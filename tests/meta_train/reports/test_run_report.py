@@ -16,7 +16,7 @@ from helpers.small_runs import configuration, run
 from learned_optim import cli
 from learned_optim.meta_train.reports.rule_plots import PANELS
 from learned_optim.meta_train.reports.run_plots import titles
-from learned_optim.meta_train.reports.run_report import COLOURS, _rule, write_report
+from learned_optim.meta_train.reports.run_report import STYLE_SHEET_COLOURS, _rule, write_report
 from learned_optim.meta_train.reports.runs import read_run
 from learned_optim.meta_train.trainer.trainer import Trainer
 
@@ -104,7 +104,7 @@ def test_pictures_refer_to_unique_identifiers(page: Path) -> None:
 
 def test_colours_are_css_variables_of_the_page(page: Path) -> None:
     text = page.read_text()
-    assert [colour for colour in COLOURS if colour in text[text.index("<body>") :]] == []
+    assert [colour for colour in STYLE_SHEET_COLOURS if colour in text[text.index("<body>") :]] == []
     defined = set(re.findall(r"(--\w+):", text))
     assert set(re.findall(r"var\((--\w+)\)", text)) <= defined
 

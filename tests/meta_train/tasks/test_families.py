@@ -129,7 +129,7 @@ def test_every_option_is_documented(cls: type[TaskFamily]) -> None:
         (ResidualFamily, {"batch_size": (1, 2)}, "batch_size"),
         (ResidualFamily, {"gain": (0.0, 2.0)}, "gain"),
         (ResidualFamily, {"activations": ("swish",)}, "activations"),
-        (ResidualFamily, {"norms": ("group",)}, "norms must be some of none, layer, batch"),
+        (ResidualFamily, {"norms": ("group",)}, "norms must be some of none, batch, layer"),
         (ResidualFamily, {"places": ("middle",)}, "places must be some of pre, post"),
         (LanguageModelFamily, {"models": ("mamba",)}, "models must be some of rnn, gru, lstm, transformer"),
         (LanguageModelFamily, {"width": (0, 2)}, "width"),

@@ -62,7 +62,7 @@ class TestLanguageModel:
 
     def test_prose_is_the_text_in_triple_quotes(self) -> None:
         source = b'def f(x):\n    """The first.\n\n    More."""\n    return ""\n\nTEXT = """two "" three"""\n'
-        assert language_model.prose(source) == b'The first.\n\n    More.\ntwo "" three'
+        assert language_model.docstring_text(source) == b'The first.\n\n    More.\ntwo "" three'
         for split in SPLITS:
             code, prose = (language_model.corpus(split, kind) for kind in language_model.TEXTS)
             assert 50_000 < len(prose) < len(code) / 3

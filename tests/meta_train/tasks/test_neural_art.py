@@ -15,7 +15,7 @@ from learned_optim import cli
 from learned_optim.meta_train.style_transfer import style as neural_art
 from learned_optim.meta_train.style_transfer.command import descend, make_optimizer
 from learned_optim.meta_train.style_transfer.style import (
-    NETWORKS,
+    FEATURE_NETWORKS,
     ArtLoss,
     FeatureNetwork,
     Targets,
@@ -59,7 +59,7 @@ class TestFeatures:
         found = FeatureNetwork(name).activations(random_picture())
         assert {layer: tuple(found[layer].shape[1:]) for layer in sizes} == sizes
 
-    @pytest.mark.parametrize("name", NETWORKS)
+    @pytest.mark.parametrize("name", FEATURE_NETWORKS)
     def test_network_stops_at_the_last_layer_of_the_loss(self, name: str) -> None:
         network = FeatureNetwork(name)
         wanted = {network.architecture.content, *network.architecture.style}
@@ -73,7 +73,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize("content", [b"not an archive", b""], ids=["text", "empty"])
     def test_damaged_file_is_named(self, content: bytes, tmp_path: Path) -> None:
-        path = tmp_path / "neural_art" / "features" / NETWORKS["vgg19"].file
+        path = tmp_path / "neural_art" / "features" / FEATURE_NETWORKS["vgg19"].file
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"{path.name} is damaged or no archive of features"):
@@ -91,7 +91,7 @@ class TestLoss:
         down, across = np.mean([9, 4, 0, 0]), np.mean([1, 0, 0])
         assert float(neural_art.total_variation(picture)) == pytest.approx(down + across)
 
-    @pytest.mark.parametrize("name", NETWORKS)
+    @pytest.mark.parametrize("name", FEATURE_NETWORKS)
     def test_losses_vanish_at_their_targets_and_are_one_for_zero_features(self, name: str) -> None:
         network = FeatureNetwork(name)
         content, style = random_picture(1), random_picture(2, 40, 60)

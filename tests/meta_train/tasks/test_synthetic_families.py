@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from helpers.draws import SIGMAS, drawn, generator
 from learned_optim.meta_train.config.load import ConfigError, TaskConfig
 from learned_optim.meta_train.tasks import FactorizationFamily
-from learned_optim.meta_train.tasks.factorization import FactorizationTask, Product
+from learned_optim.meta_train.tasks.factorization import FactorizationTask, FactorProduct
 from learned_optim.meta_train.tasks.physics import Field, PhysicsTask
 from learned_optim.meta_train.tasks.softmax_regression import SoftmaxRegressionTask, gaussian_classes
 from learned_optim.meta_train.tasks.valleys import Coordinates, ValleyTask
@@ -46,7 +46,7 @@ class TestFactorization:
     @pytest.mark.usefixtures("double")
     def test_target_has_rank_condition_and_size_of_entries(self) -> None:
         task = FactorizationTask([9, 4, 7], 3, condition=20.0, observed=1.0, minibatch=1.0, noise=0.0, gain=1.0)
-        module: Product = drawn(task)
+        module: FactorProduct = drawn(task)
         values = torch.linalg.svdvals(module.target)
         assert float(values[0] / values[2]) == pytest.approx(20.0, rel=1e-8)
         assert float(values[3]) < 1e-10
@@ -55,7 +55,7 @@ class TestFactorization:
 
     def test_only_observed_and_seen_entries_count(self) -> None:
         task = FactorizationTask([10, 3, 20], 2, 1.0, observed=0.3, minibatch=0.5, noise=0.0, gain=1.0)
-        module: Product = drawn(task)
+        module: FactorProduct = drawn(task)
         assert float(module.known.sum()) == 60
         seen = task.batch(50, generator())
         assert float(seen.mean()) == pytest.approx(0.5, abs=SIGMAS * 0.5 / math.sqrt(seen.numel()))

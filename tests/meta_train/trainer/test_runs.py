@@ -19,7 +19,7 @@ from helpers.small_runs import STEPS, configuration, run, weights
 from learned_optim import __version__, cli
 from learned_optim.meta_train.config.load import config_from_tables
 from learned_optim.meta_train.reports.run_plots import (
-    Panel,
+    MetricPanel,
     draw_curve,
     known,
     plot_comparison_of_runs,
@@ -278,7 +278,7 @@ def test_changed_settings_leave_out_defaults(folder: Path) -> None:
     assert changed["unroll.rescale"] == 0.5
 
 
-def axes_of(panels: list[Panel]) -> list[str]:
+def axes_of(panels: list[MetricPanel]) -> list[str]:
     """The scales of the vertical axes that are drawn."""
     scales = []
     for panel in panels:
@@ -295,17 +295,17 @@ def test_curves_with_negative_values_use_a_linear_or_symlog_axis() -> None:
     steps = [1.0, 2.0, 3.0]
     positive = {"meta_step": steps, "meta_loss": [1.0, 0.1, 0.01]}
     negative = {"meta_step": steps, "meta_loss": [-1.0, -1.5, -2.0]}
-    together = Panel("meta_loss", "", {"positive": positive, "negative": negative})
-    assert axes_of([Panel("meta_loss", "", {"positive": positive}), together]) == ["log", "linear"]
+    together = MetricPanel("meta_loss", "", {"positive": positive, "negative": negative})
+    assert axes_of([MetricPanel("meta_loss", "", {"positive": positive}), together]) == ["log", "linear"]
     wild = {"meta_step": steps, "meta_loss": [1e6, 2.0, 1.0]}
-    assert axes_of([Panel("meta_loss", "", {"wild": wild, "negative": negative})]) == ["symlog"]
+    assert axes_of([MetricPanel("meta_loss", "", {"wild": wild, "negative": negative})]) == ["symlog"]
 
 
 def test_validations_of_different_lengths_have_separate_axes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(Trainer(configuration(validation={"every": 4, "horizon": 6}), tmp_path / "longer"))
-    drawn: list[Panel] = []
+    drawn: list[MetricPanel] = []
     monkeypatch.setattr("learned_optim.meta_train.reports.run_plots._draw", lambda panels, path: drawn.extend(panels))
     plot_comparison_of_runs(find_runs([folder, tmp_path / "longer"]), tmp_path / "figure.png")
     assert [len(panel.runs) for panel in drawn if panel.metric == "validation"] == [2, 1]
