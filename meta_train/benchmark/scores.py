@@ -36,6 +36,8 @@ class Result:
     data."""
     seconds: float = math.nan
     """That its trainings took, side by side; not a number where they were stored without."""
+    setting: str = ""
+    """What was tuned beside the rate, such as a weight decay, at its best value."""
 
     @property
     def is_tuned(self) -> bool:
