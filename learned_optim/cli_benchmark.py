@@ -19,6 +19,7 @@ def add_benchmark(commands: Commands) -> None:
         examples=[
             "benchmark --list",
             "benchmark quick --rules default,runs/mine/best.safetensors",
+            "benchmark quick --rivals untuned",
             "benchmark --model my_model.py:MyTask --steps 500",
         ],
     )
@@ -32,6 +33,12 @@ def add_benchmark(commands: Commands) -> None:
         type=_names,
         metavar="A,B",
         help="names, tuned, or NAME@RATE, as it is; Adam is always among them (the suite's choice)",
+    )
+    benchmark.add_argument(
+        "--rivals",
+        choices=("untuned", "tuned", "all"),
+        help="Schedule-Free, Prodigy, D-Adaptation, Muon, SOAP and AdEMAMix too: as they come, at their best rate with "
+        "AdamW at its best rate and decay, or both (the suite's choice)",
     )
     benchmark.add_argument("--problems", type=_names, metavar="A,B", help="some of the suite's problems (all)")
     benchmark.add_argument("--seeds", type=int, help="training runs of each optimizer (the suite's choice)")
@@ -69,6 +76,7 @@ def run_benchmark(options: argparse.Namespace) -> None:
             suite,
             options.rules,
             options.baselines,
+            options.rivals,
             out=options.out or Path("benchmark") / suite.name,
             cache=Cache(options.cache or default_folder()),
             settings={"command": "learned-optim benchmark"},

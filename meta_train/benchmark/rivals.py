@@ -128,7 +128,12 @@ RIVALS: dict[str, Rival] = {
 def missing(names: Iterable[str]) -> list[str]:
     """Packages that rivals of these names need and that are not installed."""
     modules = dict.fromkeys(RIVALS[name].module for name in names)
-    return [module for module in modules if importlib.util.find_spec(module) is None]
+    return [module for module in modules if not is_installed(module)]
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    return importlib.util.find_spec(module) is not None
 
 
 def need_packages(names: Sequence[str]) -> None:
