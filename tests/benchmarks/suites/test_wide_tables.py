@@ -1,11 +1,13 @@
 """The claim and the table that are made of the rows of the wide suites."""
 
 import math
+import statistics
 from pathlib import Path
 
 import pytest
 
 from benchmarks.suites import wide_tables
+from learned_optim.meta_train.benchmark.rivals import RIVALS
 from learned_optim.meta_train.benchmark.suites import load_suite
 
 HEADER = (
@@ -69,9 +71,24 @@ def test_readme_shows_every_loss_and_no_more_than_eight_problems() -> None:
 
 def test_readme_table_marks_the_lowest_loss_of_a_line_whoever_has_it() -> None:
     head, _, *lines = wide_tables.readme_table().splitlines()
-    assert head.startswith("| problem | default rule, nothing set | Adam, 0.001 | Adam, tuned | AdamW-cosine, tuned |")
+    own = " | ".join(wide_tables.IN_README.values())
+    assert head.startswith(f"| problem | {own} | speed-up |")
+    last = 1 + len(wide_tables.IN_README)
     for line in lines:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        losses = [float(cell.strip("*")) for cell in cells[1:5]]
-        bold = [cell.startswith("**") for cell in cells[1:5]]
+        losses = [float(cell.strip("*")) for cell in cells[1:last]]
+        bold = [cell.startswith("**") for cell in cells[1:last]]
         assert bold == [loss == min(losses) for loss in losses] or losses.count(min(losses)) > 1
+
+
+def test_readme_shows_of_each_rival_the_rate_that_is_better_in_the_mean() -> None:
+    rows = wide_tables.read("second")
+    problems = wide_tables.problems_of(rows)
+
+    def mean(name: str) -> float:
+        return statistics.geometric_mean(float(rows[problem, name]["speed-up"]) for problem in problems)
+
+    for shown in wide_tables.IN_README:
+        kind = shown.partition("@")[0]
+        if kind in RIVALS:
+            assert mean(shown) == max(mean(f"{kind}@{rate:g}") for rate in RIVALS[kind].untuned)
