@@ -25,7 +25,7 @@ IN_README: Mapping[str, str] = {
     RULE: "default rule, nothing set",
     "Schedule-Free@0.01": "Schedule-Free, 0.01",
     "Prodigy@1": "Prodigy",
-    "Muon@0.01": "Muon, 0.01",
+    "Muon@0.003": "Muon, 0.003",
     UNTUNED: "Adam, 0.001",
     "Adam": "Adam, tuned",
     SCHEDULED: "AdamW-cosine, tuned",

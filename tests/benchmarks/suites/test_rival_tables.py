@@ -20,11 +20,11 @@ def row(problem: str, optimizer: str, final: float, speedup: float = 1.0, held_o
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two problems with all rows, one on which a rival was not run, and one of the other half."""
-    lines = [row(problem, "Adam", 1.0, held_out=0.5) for problem in ("perceptron", "physics", "gru")]
-    lines += [row("perceptron", "default", 0.5, 4.0), row("physics", "default", 0.5, 1.0), row("gru", "default", 9.0)]
-    lines += [row("perceptron", "Prodigy@1", 0.25, 2.0), row("physics", "Prodigy@1", 1.0, 0.5)]
-    lines += [row(problem, "Muon@0.01", 2.0, 0.25) for problem in ("perceptron", "physics", "gru")]
-    lines += [row(problem, "Adam@0.001", 4.0, 0.25) for problem in ("perceptron", "physics", "gru")]
+    lines = [row(problem, "Adam", 1.0, held_out=0.5) for problem in ("perceptron", "valleys", "gru")]
+    lines += [row("perceptron", "default", 0.5, 4.0), row("valleys", "default", 0.5, 1.0), row("gru", "default", 9.0)]
+    lines += [row("perceptron", "Prodigy@1", 0.25, 2.0), row("valleys", "Prodigy@1", 1.0, 0.5)]
+    lines += [row(problem, "Muon@0.01", 2.0, 0.25) for problem in ("perceptron", "valleys", "gru")]
+    lines += [row(problem, "Adam@0.001", 4.0, 0.25) for problem in ("perceptron", "valleys", "gru")]
     lines.append(row("table", "Prodigy@1", 0.0).replace("second,", "first,"))
     (tmp_path / "wide.csv").write_text("\n".join([HEADER, *lines]))
     return tmp_path
@@ -33,10 +33,10 @@ def root(tmp_path: Path) -> Path:
 def test_means_are_over_the_problems_that_all_ran(root: Path) -> None:
     _, _, *lines = rival_tables.means_table(root).splitlines()
     assert lines == [
-        "| default rule | **2.00** | **1.00** | **0.50** | **2.00** | **2.00** |  |",
-        "| Prodigy | 1.00 | 0.50 | **0.50** | **2.00** | **2.00** | 1 of 2 |",
-        "| Muon, 0.01 | 0.25 | 0.13 | 2.00 | **2.00** | **2.00** | 2 of 2 |",
-        "| Adam, 0.001 | 0.25 | 0.13 | 4.00 | **2.00** | **2.00** | 2 of 2 |",
+        "| default rule | **2.00** | **4.00** | **1.00** | **0.50** | **2.00** | **2.00** |  |",
+        "| Prodigy | 1.00 | 2.00 | 0.50 | **0.50** | **2.00** | **2.00** | 1 of 2 |",
+        "| Muon, 0.01 | 0.25 | 0.25 | 0.13 | 2.00 | **2.00** | **2.00** | 2 of 2 |",
+        "| Adam, 0.001 | 0.25 | 0.25 | 0.13 | 4.00 | **2.00** | **2.00** | 2 of 2 |",
     ]
 
 
