@@ -33,7 +33,7 @@ def of_suites(build: Callable[[Results], str]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "claim": wide_tables.claim,
-    "readme": wide_tables.readme_table,
+    "readme": rival_tables.readme_table,
     "wide": wide_tables.table,
     "rivals-claim": rival_tables.claim,
     "rivals": rival_tables.means_table,

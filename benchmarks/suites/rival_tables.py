@@ -5,10 +5,10 @@ python -m benchmarks.suites.wide --half second --rivals untuned --save
 
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.suites.wide import NOISELESS, UNTUNED, geometric_mean
+from benchmarks.suites.wide import NOISELESS, SCHEDULED, UNTUNED, geometric_mean
 from benchmarks.suites.wide_tables import BEST, HELD_OUT, RESULTS, RULE, Rows, lower, mean_ratio, problems_of, read
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.rivals import RIVALS
@@ -46,40 +46,77 @@ def speed_up(rows: Rows, name: str, problems: Sequence[str], column: str = "spee
     return statistics.geometric_mean(float(rows[problem, name][column]) for problem in problems)
 
 
-def means_table(root: Path = RESULTS) -> str:
-    """A line for each optimizer with nothing tuned: geometric means over all problems, over tuned Adam.
+def means(rows: Rows, name: str) -> list[float]:
+    """Of an optimizer, geometric means over tuned Adam.
 
-    The best figure of a column is bold.
+    Speed-up, that of networks alone, strict speed-up; final loss, and loss on data held out, at its lowest and at the
+    end.
     """
-    rows = rows_of_rivals(root)
-    problems, names = problems_of(rows), measured(rows)
+    problems = problems_of(rows)
     families = {problem.name: problem.family for problem in load_suite(f"wide-{HALF}").problems}
-    networks = [problem for problem in problems if families[problem] not in NOISELESS]
-    figures: dict[str, list[float]] = {
-        name: [
-            speed_up(rows, name, problems),
-            speed_up(rows, name, networks),
-            speed_up(rows, name, problems, "strict"),
-            geometric_mean(float(rows[problem, name]["/ Adam"]) for problem in problems),
-            mean_ratio(rows, name, REFERENCE, BEST),
-            mean_ratio(rows, name, REFERENCE, HELD_OUT),
-        ]
-        for name in names
-    }
-    best = [
-        (max, max, max, min, min, min)[place](column)
-        for place, column in enumerate(zip(*figures.values(), strict=True))
+    return [
+        speed_up(rows, name, problems),
+        speed_up(rows, name, [problem for problem in problems if families[problem] not in NOISELESS]),
+        speed_up(rows, name, problems, "strict"),
+        geometric_mean(float(rows[problem, name]["/ Adam"]) for problem in problems),
+        mean_ratio(rows, name, REFERENCE, BEST),
+        mean_ratio(rows, name, REFERENCE, HELD_OUT),
     ]
+
+
+BETTER: tuple[Callable[[Iterable[float]], float], ...] = (max, max, max, min, min, min)
+"""Of each of :func:`means`, which one is best."""
+
+
+def means_table(root: Path = RESULTS) -> str:
+    """A line for each optimizer with nothing tuned, with its means; the best figure of a column is bold."""
+    rows = rows_of_rivals(root)
+    figures = {name: means(rows, name) for name in measured(rows)}
     lines = [
         "| nothing tuned | speed-up | of networks alone | strict speed-up | final loss | held out, lowest "
         "| held out, at the end | the default ends lower on |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, own in figures.items():
-        cells = [f"**{value:.2f}**" if value == top else f"{value:.2f}" for value, top in zip(own, best, strict=True)]
-        ahead = "" if name == RULE else f"{lower(rows, RULE, name)} of {len(problems)}"
+    for name, cells in bold(figures, BETTER).items():
+        ahead = "" if name == RULE else f"{lower(rows, RULE, name)} of {len(problems_of(rows))}"
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} | {ahead} |")
     return "\n".join(lines)
+
+
+def readme_table(root: Path = RESULTS) -> str:
+    """The default rule beside each kind of rival, at the better of its rates, and tuned Adam and AdamW.
+
+    With speed-up, final loss and lowest loss on data held out, as means over tuned Adam, and the number of problems on
+    which each ends below the default rule.
+    """
+    rows = rows_of_rivals(root)
+    kinds: dict[str, list[str]] = {}
+    for name in measured(rows):
+        kinds.setdefault(name.partition("@")[0], []).append(name)
+    shown = {name: TITLES[name] for own in kinds.values() for name in [max(own, key=lambda name: means(rows, name)[0])]}
+    shown = {RULE: "default rule, nothing set", **{name: title for name, title in shown.items() if name != RULE}}
+    shown |= {REFERENCE: "Adam, tuned", SCHEDULED: "AdamW-cosine, tuned"}
+    columns = (0, 3, 4)
+    figures = {name: [means(rows, name)[column] for column in columns] for name in shown}
+    lines = [
+        "| | speed-up | final loss | held out | ends below the default rule on |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, cells in bold(figures, [BETTER[column] for column in columns]).items():
+        ahead = "" if name == RULE else f"{lower(rows, name, RULE)} of {len(problems_of(rows))}"
+        lines.append(f"| {shown[name]} | {' | '.join(cells)} | {ahead} |")
+    return "\n".join(lines)
+
+
+def bold(
+    figures: Mapping[str, Sequence[float]], better: Sequence[Callable[[Iterable[float]], float]]
+) -> dict[str, list[str]]:
+    """Figures by name as cells; the best of each column is bold."""
+    best = [choose(column) for choose, column in zip(better, zip(*figures.values(), strict=True), strict=True)]
+    return {
+        name: [f"**{value:.2f}**" if value == top else f"{value:.2f}" for value, top in zip(own, best, strict=True)]
+        for name, own in figures.items()
+    }
 
 
 def problems_table(root: Path = RESULTS) -> str:

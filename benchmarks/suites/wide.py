@@ -265,12 +265,19 @@ def run(half: str, contenders: Sequence[Contender], problems: Sequence[str], cac
     return found
 
 
-def save(half: str, lines: Sequence[Sequence[str]]) -> None:
-    """Put rows in the place of committed ones of the same half, problem and optimizer; the header comes first."""
+def save(half: str, lines: Sequence[Sequence[str]], packages: Sequence[str] = ()) -> None:
+    """Put rows in the place of committed ones of the same half, problem and optimizer.
+
+    Args:
+        half: of the problems.
+        lines: rows, the header first.
+        packages: names and versions of what rivals came from, for the provenance.
+    """
     header, *rows = lines
     table = [["half", *header], *([half, *row] for row in rows)]
+    details = {"packages": list(packages)} if packages else {}
     optimizers = ", ".join(dict.fromkeys(row[1] for row in rows))
-    save_part(RESULTS / "wide" / "wide.csv", ("half", "problem", "optimizer"), table, {}, f"{half}: {optimizers}")
+    save_part(RESULTS / "wide" / "wide.csv", ("half", "problem", "optimizer"), table, details, f"{half}: {optimizers}")
 
 
 def parsed(settings: Iterable[str]) -> dict[str, Any]:
@@ -312,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_atomically(given.csv, csv_text(lines))
     if given.save:
         names = {each.name for each in chosen} if given.rivals else {row.optimizer for row in found}
-        save(given.half, [lines[0], *(line for line in lines[1:] if line[1] in names)])
+        packages = sorted({each.identity["package"] for each in chosen if "package" in each.identity})
+        save(given.half, [lines[0], *(line for line in lines[1:] if line[1] in names)], packages)
     shown = [line for line, row in zip(lines[1:], found, strict=True) if not chosen or row.optimizer != REFERENCE]
     say(aligned([lines[0], *shown]))
     say(f"\n{aligned(summary(found))}")
