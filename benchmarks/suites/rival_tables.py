@@ -3,6 +3,7 @@
 python -m benchmarks.suites.wide --half second --rivals untuned --save
 """
 
+import math
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.rivals import RIVALS
 from learned_optim.meta_train.benchmark.suites import load_suite
 
+MOST_IN_README = 8  # rows: the default rule, two that are tuned, and untuned Adam with the fastest rivals
 HALF = "second"  # no constant of the default rule was chosen by it
 TITLES: Mapping[str, str] = {
     RULE: "default rule",
@@ -93,8 +95,11 @@ def readme_table(root: Path = RESULTS) -> str:
     kinds: dict[str, list[str]] = {}
     for name in measured(rows):
         kinds.setdefault(name.partition("@")[0], []).append(name)
-    shown = {name: TITLES[name] for own in kinds.values() for name in [max(own, key=lambda name: means(rows, name)[0])]}
-    shown = {RULE: "default rule, nothing set", **{name: title for name, title in shown.items() if name != RULE}}
+    better = [max(own, key=lambda name: means(rows, name)[0]) for kind, own in kinds.items() if kind != RULE]
+    kept = sorted(better, key=lambda name: -means(rows, name)[0] if name != UNTUNED else -math.inf)[
+        : MOST_IN_README - 3
+    ]
+    shown = {RULE: "default rule, nothing set", **{name: TITLES[name] for name in better if name in kept}}
     shown |= {REFERENCE: "Adam, tuned", SCHEDULED: "AdamW-cosine, tuned"}
     columns = (0, 3, 4)
     figures = {name: [means(rows, name)[column] for column in columns] for name in shown}
