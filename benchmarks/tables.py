@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.few_shot import tables as few_shot
 from benchmarks.results import RESULTS, ROOT, read, read_parts
 from benchmarks.speed import scale
-from benchmarks.suites import cookbook_tables, metz_2019, robustness, summary_tables, wide_tables
+from benchmarks.suites import cookbook_tables, metz_2019, rival_tables, robustness, summary_tables, wide_tables
 from benchmarks.suites.summary_tables import Results, read_results, speedup_table
 from learned_optim.files import write_atomically
 
@@ -33,8 +33,11 @@ def table_of_suites(build: Callable[[Results], str]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "claim": wide_tables.claim,
-    "readme": wide_tables.readme_table,
+    "readme": rival_tables.readme_table,
     "wide": wide_tables.table,
+    "rivals-claim": rival_tables.claim,
+    "rivals": rival_tables.means_table,
+    "rivals-problems": rival_tables.problems_table,
     **{name: partial(table_of_suites, partial(speedup_table, folder=name)) for name in SPEEDUP_TABLES},
     "held-out": partial(table_of_suites, summary_tables.held_out_table),
     "paper": partial(table_of_suites, summary_tables.paper_table),

@@ -4,13 +4,15 @@
     python -m benchmarks.suites.wide default,default@0,my.safetensors # @0: the same rule with outputs of zero
     python -m benchmarks.suites.wide default --set GAIN=0.3 --set rate=0.02
     python -m benchmarks.suites.wide default --half second --save     # only when a version is final
+    python -m benchmarks.suites.wide --half second --rivals untuned --save   # what people would pick instead
 
 A name in capitals that is set is a constant of :mod:`learned_optim.rules.schedule_free_lstm`, one in small letters a
 setting of the rule; all rules of the command get them. Speed-ups are over tuned Adam, in steps, as the benchmark counts
 them; in those called "strict", a problem on which Adam's final loss is never reached counts as 1/4. Ratios are of final
 losses (below 1: the rule's is lower), in means bounded by 1/10 and 10. Held-out losses, at the end and at their lowest,
-are compared with untuned Adam's at 1e-3. ``--save`` puts the rows into
-results/wide/wide.csv. Seconds are those of the comparison's trainings, of whatever day they ran on.
+are compared with untuned Adam's at 1e-3. ``--save`` puts the rows into results/wide/wide.csv; with ``--rivals``, those
+of the rivals and rules alone. Rivals are names such as ``Prodigy@1``, or ``untuned``, ``tuned``, ``all``. Seconds are
+those of the comparison's trainings, of whatever day they ran on.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from benchmarks.results import RESULTS, save_part
 from learned_optim import LearnedOptimizer, load_rule
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark.cache import Cache, code_fingerprint, default_folder, rule_fingerprint
-from learned_optim.meta_train.benchmark.contenders import REFERENCE, Contender, baselines
+from learned_optim.meta_train.benchmark.contenders import REFERENCE, Asked, Contender, baseline, baselines, rival_names
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import reference_of
@@ -243,6 +245,14 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
+def rivals_of(text: str) -> list[Contender]:
+    """Rivals by their names, or all as ``untuned``, ``tuned`` or ``all``; raises like :func:`.contenders.baseline`."""
+    names = text.split(",") if text else []
+    if len(names) == 1 and names[0] in get_args(Asked):
+        names = rival_names(names[0])  # type: ignore[arg-type]
+    return [baseline(name) for name in names]
+
+
 def run(half: str, contenders: Sequence[Contender], problems: Sequence[str], cache: Cache) -> list[ProblemRow]:
     """Run the suite, tell of each problem as it is done, and give the rows of all."""
     suite = load_suite(f"wide-{half}")
@@ -255,12 +265,19 @@ def run(half: str, contenders: Sequence[Contender], problems: Sequence[str], cac
     return found
 
 
-def save(half: str, lines: Sequence[Sequence[str]]) -> None:
-    """Put rows in the place of committed ones of the same half, problem and optimizer; the header comes first."""
+def save(half: str, lines: Sequence[Sequence[str]], packages: Sequence[str] = ()) -> None:
+    """Put rows in the place of committed ones of the same half, problem and optimizer.
+
+    Args:
+        half: of the problems.
+        lines: rows, the header first.
+        packages: names and versions of what rivals came from, for the provenance.
+    """
     header, *rows = lines
     table = [["half", *header], *([half, *row] for row in rows)]
+    details = {"packages": list(packages)} if packages else {}
     optimizers = ", ".join(dict.fromkeys(row[1] for row in rows))
-    save_part(RESULTS / "wide" / "wide.csv", ("half", "problem", "optimizer"), table, {}, f"{half}: {optimizers}")
+    save_part(RESULTS / "wide" / "wide.csv", ("half", "problem", "optimizer"), table, details, f"{half}: {optimizers}")
 
 
 def parsed(settings: Iterable[str]) -> dict[str, Any]:
@@ -281,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rules", nargs="?", default="", help="names or paths, comma-separated; none: baselines alone")
+    parser.add_argument("--rivals", default="", metavar="A,B", help="hand-designed optimizers beside the suite's own")
     parser.add_argument("--half", choices=("first", "second"), default="first", help="of the problems (%(default)s)")
     parser.add_argument("--problems", default="", help="comma-separated; all by default")
     parser.add_argument(
@@ -293,13 +311,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     settings = parsed(given.set)
     set_constants({name: value for name, value in settings.items() if name.isupper()})
-    chosen = [contender(name, settings, total_steps=given.total_steps) for name in given.rules.split(",") if name]
+    chosen = rivals_of(given.rivals)
+    chosen += [contender(name, settings, total_steps=given.total_steps) for name in given.rules.split(",") if name]
     found = run(given.half, chosen, [name for name in given.problems.split(",") if name], Cache(given.cache))
     lines = [[name for name, _ in TABLE_COLUMNS], *([show(row) for _, show in TABLE_COLUMNS] for row in found)]
     if given.csv is not None:
         write_atomically(given.csv, csv_text(lines))
     if given.save:
-        save(given.half, lines)
+        names = {each.name for each in chosen} if given.rivals else {row.optimizer for row in found}
+        packages = sorted({each.identity["package"] for each in chosen if "package" in each.identity})
+        save(given.half, [lines[0], *(line for line in lines[1:] if line[1] in names)], packages)
     shown = [line for line, row in zip(lines[1:], found, strict=True) if not chosen or row.optimizer != REFERENCE]
     say(aligned([lines[0], *shown]))
     say(f"\n{aligned(summary(found))}")

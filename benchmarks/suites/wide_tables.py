@@ -1,4 +1,4 @@
-"""The documents' tables of the wide suites: the README's claim and table, and the table of all problems.
+"""The documents' tables of the wide suites: the claim, and the table of all problems.
 
 python -m benchmarks.suites.wide default --half second --save
 python -m benchmarks.suites.wide default --half second --total-steps --save
@@ -20,7 +20,6 @@ RESULTS = ALL_RESULTS / "wide"
 RULE, TOLD = "default", "default total steps"
 HELD_OUT, BEST = "held out, end", "best"
 """Columns: losses on data held out, over those of Adam at its default rate."""
-MOST_IN_README = 8  # problems
 Rows = Mapping[tuple[str, str], Row]
 """(problem, optimizer) -> row."""
 
@@ -86,48 +85,3 @@ def table(half: str = "second", root: Path = RESULTS) -> str:
 def cell(loss: float, others: Sequence[float]) -> str:
     """A loss, bold where it is below all others."""
     return f"**{loss:.3g}**" if loss < min(others) else f"{loss:.3g}"
-
-
-def chosen_for_readme(rows: Rows, families: Mapping[str, str]) -> list[str]:
-    """The README's problems: at most eight of the second half, in its order.
-
-    Those on which the default rule with nothing set ends above tuned Adam, all of them; then the first of each family,
-    until there are eight.
-
-    Args:
-        rows: the rows of the half.
-        families: problem -> its family.
-    """
-    problems = problems_of(rows)
-    chosen = [name for name in problems if float(rows[name, RULE]["final"]) > float(rows[name, "Adam"]["final"])]
-    shown: set[str] = set()
-    for name in problems:
-        if families[name] not in shown and name not in chosen and len(chosen) < MOST_IN_README:
-            chosen.append(name)
-        shown.add(families[name])
-    return [name for name in problems if name in chosen]
-
-
-def readme_table(root: Path = RESULTS) -> str:
-    """Final training losses of the chosen problems, speed-up, and the lowest losses on data held out.
-
-    The latter are over that of Adam at its default rate. Bold: below all others of the line.
-    """
-    rows = read("second", root)
-    known = {problem.name: problem for problem in load_suite("wide-second").problems}
-    names = (RULE, UNTUNED, "Adam", SCHEDULED)
-    titles = ["default rule, nothing set", "Adam, 0.001", "Adam, tuned", "AdamW-cosine, tuned"]
-    lines = [["problem", *titles, "speed-up", "held out: default rule", "held out: AdamW-cosine, tuned"]]
-    lines.append(["---"] * len(lines[0]))
-    for problem in chosen_for_readme(rows, {name: each.family for name, each in known.items()}):
-        losses = [float(rows[problem, name]["final"]) for name in names]
-        held_out = [float(rows[problem, name][BEST]) for name in (RULE, SCHEDULED)]
-        lines.append(
-            [
-                f"{known[problem].title}, {known[problem].steps:,} steps",
-                *(cell(loss, [*losses[:place], *losses[place + 1 :]]) for place, loss in enumerate(losses)),
-                rows[problem, RULE]["speed-up"],
-                *(f"{ratio:.2f}" if math.isfinite(ratio) else "" for ratio in held_out),
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,6 +27,7 @@ def add_to(commands: Commands) -> None:
         examples=[
             "benchmark --list",
             "benchmark quick --rules default,runs/mine/best.safetensors",
+            "benchmark quick --rivals untuned",
             "benchmark --model my_model.py:MyTask --steps 500",
         ],
     )
@@ -40,6 +41,12 @@ def add_to(commands: Commands) -> None:
         type=_names,
         metavar="A,B",
         help="names, tuned, or NAME@RATE, as it is; Adam is always among them (the suite's choice)",
+    )
+    benchmark.add_argument(
+        "--rivals",
+        choices=("untuned", "tuned", "all"),
+        help="Schedule-Free, Prodigy, D-Adaptation, Muon, SOAP and AdEMAMix too: as they come, at their best rate with "
+        "AdamW at its best rate and decay, or both (the suite's choice)",
     )
     benchmark.add_argument("--problems", type=_names, metavar="A,B", help="some of the suite's problems (all)")
     benchmark.add_argument("--seeds", type=int, help="training runs of each optimizer (the suite's choice)")
@@ -79,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
             suite,
             options.rules,
             options.baselines,
+            options.rivals,
             out=options.out or Path("benchmark") / suite.name,
             cache=Cache(options.cache or default_folder()),
             settings={"command": "learned-optim benchmark"},

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from learned_optim.meta_train.benchmark.stepping import ForEach, stepper
+from learned_optim.meta_train.benchmark.stepping import MakeOptimizer as MakeOptimizer
 from learned_optim.meta_train.common.seeds import (
     cpu_by_default,
     derive_seed,
@@ -20,9 +22,6 @@ from learned_optim.meta_train.tasks import Split, Task, TaskFamily
 
 Look = Callable[[int, Tensor], None]
 """A function of the steps done and the parameters ``(instances, N)``, called before each step and after all."""
-
-MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
-"""Parameters -> optimizer: what a user writes, ``lambda parameters: torch.optim.Adam(parameters, lr=1e-3)``."""
 
 RATES = tuple(float(f"{mantissa}e{exponent}") for exponent in range(0, -6, -1) for mantissa in (3, 1))[1:]
 """The grid 1, 0.3, 0.1, ... 1e-5 on which baselines are tuned."""
@@ -52,6 +51,24 @@ BASELINES: dict[str, Callable[[Iterable[Tensor], float, int], Optimizer]] = {
 }
 """Hand-designed optimizers from (parameters, rate, steps of the whole training), else at PyTorch's defaults."""
 
+
+def _adamw_cosine(parameters: Iterable[Tensor], lr: float, steps: int, decay: float) -> Optimizer:
+    return _cosine(torch.optim.AdamW(parameters, lr=lr, weight_decay=decay), steps)
+
+
+def _adamw_linear(parameters: Iterable[Tensor], lr: float, steps: int, decay: float) -> Optimizer:
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    return optimizer
+
+
+DECAYED: dict[str, Callable[..., Optimizer]] = {
+    "AdamW-cosine+decay": _adamw_cosine,
+    "AdamW-linear+decay": _adamw_linear,
+}
+"""Optimizers whose weight decay is tuned as well as their rate, which falls to zero at the last step; from parameters,
+rate, steps of the whole training, and ``decay``."""
 
 Edge = Literal["lower", "upper"]
 
@@ -96,7 +113,7 @@ LOOK_EVERY = 20  # steps between looks at whether a run is still finite; a look 
 
 def train(
     task: VectorizedTask,
-    make_optimizer: MakeOptimizer,
+    make_optimizer: MakeOptimizer | ForEach,
     steps: int,
     generator: torch.Generator,
     tick: Callable[[], None] = lambda: None,
@@ -107,11 +124,12 @@ def train(
     """Train every instance of ``task`` and record its loss before each step and after the last.
 
     One optimizer steps all instances. For one that treats every coordinate by itself, as all of :data:`BASELINES` do,
-    that is the same as one optimizer for each. When all of them have diverged, training ends early.
+    that is the same as one optimizer for each; others are made by a
+    :class:`~learned_optim.meta_train.benchmark.stepping.ForEach`. When all of them have diverged, training ends early.
 
     Args:
         task: what is trained, from its initial parameters.
-        make_optimizer: the optimizer of all instances.
+        make_optimizer: the optimizer of all instances, or what makes one for each.
         steps: number of updates.
         generator: where batches are drawn from.
         tick: called after each step.
@@ -122,20 +140,15 @@ def train(
     Returns:
         Losses ``(steps + 1, instances)``, float64; what follows a non-finite loss counts as infinite.
     """
-    parameters = task.initial_parameters.clone()
-    optimized = task.tensors(parameters) if by_tensor else [parameters.view(-1)]
-    optimizer = make_optimizer([tensor.requires_grad_() for tensor in optimized])
+    runs = stepper(task, task.initial_parameters.clone(), make_optimizer, by_tensor=by_tensor)
     losses = torch.full((steps + 1, task.instances), torch.inf, dtype=torch.float64, device=task.device)
     for step in range(steps + 1):
-        with torch.no_grad():
-            losses[step], grads = task.losses_and_grads(parameters, task.batch(generator))
-            for tensor, grad in zip(optimized, task.tensors(grads) if by_tensor else [grads.reshape(-1)], strict=True):
-                tensor.grad = grad
+        losses[step] = runs.losses(task.batch(generator))
         if step % LOOK_EVERY == 0 and not losses[step].isfinite().any():
             break
-        look(step, parameters)
+        look(step, runs.shown)
         if step < steps:
-            optimizer.step()
+            runs.step()
             tick()
     broken = (~losses.isfinite()).cummax(dim=0).values
     return losses.masked_fill(broken, torch.inf).cpu().numpy()
@@ -197,7 +210,7 @@ class Problem:
     @cpu_by_default()
     def run(
         self,
-        make_optimizer: MakeOptimizer,
+        make_optimizer: MakeOptimizer | ForEach,
         tick: Callable[[], None] = lambda: None,
         *,
         by_tensor: bool = False,

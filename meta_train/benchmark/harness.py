@@ -69,14 +69,17 @@ class Harness:
         )
 
     def _steps(self, problem: SuiteProblem, contender: Contender) -> int:
-        tuning = len(self.suite.rates) * _blocks(problem, problem.tuning_seeds) if contender.is_tuned else 0
-        return problem.steps * (tuning + _blocks(problem, problem.seeds))
+        rates = len(self._rates(contender)) * max(1, len(contender.variants)) if contender.is_tuned else 0
+        return problem.steps * (rates * _blocks(problem, problem.tuning_seeds) + _blocks(problem, problem.seeds))
+
+    def _rates(self, contender: Contender) -> tuple[float, ...]:
+        return contender.grid or self.suite.rates
 
     def _result(self, contender: Contender, runs: "_Runs", bar: Bar) -> Result:
-        tuned = None
+        tuned, setting = None, ""
         if contender.is_tuned:
-            bar.say(f"{runs.problem.label}: tuning {contender.name} over {len(self.suite.rates)} rates")
-            tuned = self._tune(contender, runs, bar)
+            contender, tuned = self._best(contender, runs, bar)
+            setting = contender.setting
         rate = contender.rate if tuned is None else tuned.rate
         bar.say(f"{runs.problem.label}: running {contender.name}")
         blocks = runs.comparison(contender, rate)
@@ -90,7 +93,17 @@ class Harness:
             tuned.scores if tuned else {},
             np.concatenate([block["held_out"] for block in blocks], axis=1) if "held_out" in blocks[0] else None,
             sum(float(block["seconds"].sum()) if "seconds" in block else math.nan for block in blocks),
+            setting,
         )
+
+    def _best(self, contender: Contender, runs: "_Runs", bar: Bar) -> tuple[Contender, Tuned]:
+        """The variant with the lowest score, of equals the first, at its best rate."""
+        found = []
+        for variant in contender.variants or (contender,):
+            with_setting = f"{variant.name}{f', {variant.setting},' if variant.setting else ''}"
+            bar.say(f"{runs.problem.label}: tuning {with_setting} over {len(self._rates(variant))} rates")
+            found.append((variant, self._tune(variant, runs, bar)))
+        return min(found, key=lambda pair: pair[1].scores[pair[1].rate])
 
     def _tune(self, contender: Contender, runs: "_Runs", bar: Bar) -> Tuned:
         tried = 0
@@ -98,11 +111,11 @@ class Harness:
         def score(rate: float) -> float:
             nonlocal tried
             tried += 1
-            if tried > len(self.suite.rates):
+            if tried > len(self._rates(contender)):
                 bar.plan(runs.problem.steps * _blocks(runs.problem, runs.problem.tuning_seeds))
             return runs.tuning_score(contender, rate)
 
-        return tune(score, self.suite.rates)
+        return tune(score, self._rates(contender))
 
 
 class _Runs:

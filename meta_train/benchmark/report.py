@@ -60,6 +60,7 @@ def problem_table(results: Sequence[Result]) -> str:
     rows = [("optimizer", "rate", "final loss", "95% band", "/ best tuned", f"speed-up over {REFERENCE}", *held_out)]
     for result in sorted(results, key=lambda result: result.final[0]):
         rate = "none to tune" if result.rate is None else f"{result.rate:g}{EDGE_MARK if result.edge else ''}"
+        rate += f", {result.setting}" if result.setting else ""
         final, low, high = result.final
         ratio, speed = _ratio(final, best), problem_speedups(result, reference)[0]
         rows.append(

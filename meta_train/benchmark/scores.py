@@ -36,6 +36,8 @@ class Result:
     data."""
     seconds: float = math.nan
     """Seconds that its trainings took, side by side; NaN for stored runs without them."""
+    setting: str = ""
+    """A setting that was tuned beside the rate, such as a weight decay, at its best value."""
 
     @property
     def is_tuned(self) -> bool:

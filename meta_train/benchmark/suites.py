@@ -73,6 +73,9 @@ class Suite(Strict):
     baselines: tuple[str, ...] = ("Adam", "AdamW", "AdamW-cosine", "RMSprop", "SGD", "Momentum", "NAG")
     """Names from :data:`~learned_optim.meta_train.benchmark.evaluation.BASELINES`, tuned; ``NAME@RATE`` is taken as it
     is."""
+    rivals: tuple[str, ...] = ()
+    """Names from :data:`~learned_optim.meta_train.benchmark.rivals.RIVALS`, likewise, that are shown too where their
+    packages are installed, unless others are asked for."""
     rates: tuple[Positive, ...] = RATES
     """Grid on which baselines are tuned; continued while one of its ends is the best."""
 

@@ -52,7 +52,7 @@ class _Training:
         self.task, self.device = task, device
         with fixed_global_state(0):
             self.module = task.module().to(device)
-        self.optimizer = contender.maker(contender.rate or RATE, steps)(self.module.parameters())
+        self.optimizer = contender.for_module(self.module, contender.rate or RATE, steps)
         self.generator = torch_generator(0, "timing batches")
 
     def seconds(self, steps: int) -> float:

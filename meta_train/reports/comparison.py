@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from learned_optim.meta_train.benchmark.cache import Cache
-from learned_optim.meta_train.benchmark.contenders import baselines
+from learned_optim.meta_train.benchmark.contenders import Asked, baselines, installed, rival_names
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import as_json, problem_table, save_results, scores, summary_table
@@ -22,6 +22,7 @@ def compare(
     suite: Suite,
     rules: Sequence[str | Path] | None = None,
     baseline_names: Sequence[str] | None = None,
+    rivals: Asked | None = None,
     *,
     out: Path,
     cache: Cache,
@@ -35,7 +36,9 @@ def compare(
     Args:
         suite: the suite that is run.
         rules: names or paths; None: those that the problems name.
-        baseline_names: see :func:`~learned_optim.meta_train.benchmark.contenders.baseline`; None: the suite's.
+        baseline_names: see :func:`~learned_optim.meta_train.benchmark.contenders.baseline`; None: the suite's, with
+            those of its rivals whose packages are installed.
+        rivals: further ones, instead of the suite's own.
         out: folder for results.
         cache: store of runs.
         settings: recorded as provenance.
@@ -43,7 +46,10 @@ def compare(
         timed: measure the seconds of a step too; for a quiet machine.
         json: print one JSON document instead of tables.
     """
-    harness = Harness(suite, baselines(baseline_names or suite.baselines), rules, cache=cache, device=device)
+    names, absent = _compared(suite, baseline_names, rivals)
+    harness = Harness(suite, baselines(names), rules, cache=cache, device=device)
+    if absent:
+        say(f"without {', '.join(absent)}: pip install 'learned-optim[rivals]' shows these too", error=True)
     details = {
         **settings,
         "suite": suite.name,
@@ -74,3 +80,14 @@ def compare(
         say(f"\n{summary_table(scores(results, timings), 'seconds')}")
     say(f"\nwritten to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
     return results
+
+
+def _compared(suite: Suite, baseline_names: Sequence[str] | None, rivals: Asked | None) -> tuple[list[str], list[str]]:
+    """Names of the hand-designed optimizers, and of the suite's rivals that are left out."""
+    names = list(baseline_names or suite.baselines)
+    if rivals is not None:
+        return [*names, *rival_names(rivals)], []
+    if baseline_names:
+        return names, []
+    found, absent = installed(suite.rivals)
+    return [*names, *found], absent

@@ -26,10 +26,26 @@ COLOURS = {
     "SGD": "#b8b8b8",
     "Momentum": "#55a868",
     "NAG": "#64b5cd",
+    "Schedule-Free": "#1b7837",
+    "Schedule-Free@0.0025": "#1b7837",
+    "Schedule-Free@0.01": "#7fbf7b",
+    "Prodigy": "#542788",
+    "Prodigy@1": "#542788",
+    "D-Adaptation": "#b2abd2",
+    "D-Adaptation@1": "#b2abd2",
+    "Muon": "#01665e",
+    "Muon@0.003": "#35978f",
+    "Muon@0.01": "#01665e",
+    "SOAP": "#2166ac",
+    "SOAP@0.003": "#2166ac",
+    "AdEMAMix": "#92c5de",
+    "AdEMAMix@0.001": "#92c5de",
+    "AdamW-cosine+decay": "#8c7a2f",
+    "AdamW-linear+decay": "#5c5020",
     "default": "#c44e52",
     "lstm-l2l": "#dd8452",
 }
-"""Contender -> its colour in every figure; learned rules have the warm ones."""
+"""Contender -> its colour in every figure, of a rival as it comes by its rate; learned rules have the warm ones."""
 OTHER_COLOUR = "#333333"  # of a baseline at a given rate
 TITLE_WIDTH, RATES_WIDTH = 38, 64  # letters that fit over a panel
 RATES_HEIGHT = 9  # points of a line of rates

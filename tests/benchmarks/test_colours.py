@@ -6,7 +6,8 @@ from benchmarks import colours
 from benchmarks.estimators.meta_training import META_RATES
 from benchmarks.few_shot.trainings import SINUSOID
 from helpers.benchmarks import result
-from learned_optim.meta_train.benchmark.evaluation import BASELINES
+from learned_optim.meta_train.benchmark.evaluation import BASELINES, DECAYED
+from learned_optim.meta_train.benchmark.rivals import RIVALS
 from learned_optim.meta_train.reports.plots import COLOURS, comparison_figure
 
 
@@ -23,6 +24,13 @@ def test_every_baseline_and_kind_of_rule_has_one_of_its_own() -> None:
     names = [*BASELINES, "default", "lstm-l2l-mnist"]
     assert len({colours.colour(name) for name in names}) == len(names)
     assert colours.colour("lstm-l2l-mnist") == colours.colour("lstm-l2l-cifar")
+
+
+def test_every_rival_as_it_comes_has_one_of_its_own() -> None:
+    untuned = [f"{name}@{rate:g}" for name, rival in RIVALS.items() for rate in rival.untuned]
+    names = [*BASELINES, *DECAYED, *untuned, "default", "mine"]
+    assert len({colours.colour(name) for name in names}) == len(names)
+    assert all(colours.colour(name) in {colours.colour(each) for each in untuned} for name in RIVALS)
 
 
 def test_estimators_and_algorithms_have_one_each() -> None:

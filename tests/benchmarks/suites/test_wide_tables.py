@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suites import wide_tables
-from learned_optim.meta_train.benchmark.suites import load_suite
 
 HEADER = (
     'half,problem,optimizer,final,Adam,cosine,speed-up,strict,/ Adam,/ cosine,"held out, end",best,seconds,diverged'
@@ -51,27 +50,3 @@ def test_table_is_bold_where_the_rule_is_below_all_others(root: Path) -> None:
     assert len(lines) == 4
     assert lines[2].endswith("| **0.5** | **0.4** | 1 | 1 | 1 | 4.0 |")
     assert lines[3].endswith("| 2 | **0.001** | 1 | 1 | 1 | 1.0 |")
-
-
-def test_readme_shows_every_loss_and_no_more_than_eight_problems() -> None:
-    suite = load_suite("wide-second")
-    families = {problem.name: problem.family for problem in suite.problems}
-    rows = wide_tables.read("second")
-    chosen = wide_tables.chosen_for_readme(rows, families)
-    assert len(chosen) <= 8
-    assert chosen == [name for name in families if name in chosen]
-    lost = {name for name in families if float(rows[name, "default"]["final"]) > float(rows[name, "Adam"]["final"])}
-    assert lost  # else the table would say that there is nothing that it is bad at
-    assert lost <= set(chosen)
-    others = [families[name] for name in chosen if name not in lost]
-    assert len(others) == len(set(others))
-
-
-def test_readme_table_marks_the_lowest_loss_of_a_line_whoever_has_it() -> None:
-    head, _, *lines = wide_tables.readme_table().splitlines()
-    assert head.startswith("| problem | default rule, nothing set | Adam, 0.001 | Adam, tuned | AdamW-cosine, tuned |")
-    for line in lines:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        losses = [float(cell.strip("*")) for cell in cells[1:5]]
-        bold = [cell.startswith("**") for cell in cells[1:5]]
-        assert bold == [loss == min(losses) for loss in losses] or losses.count(min(losses)) > 1

@@ -16,7 +16,7 @@ def test_baseline_is_tuned_unless_it_has_a_rate() -> None:
     assert baseline("SGD").is_tuned
     reference = baseline("Adam@1e-3")
     assert (reference.name, reference.rate, reference.is_tuned) == ("Adam@0.001", 1e-3, False)
-    optimizer = reference.maker(reference.rate, 10)([nn.Parameter(torch.zeros(2))])
+    optimizer = reference.for_module(nn.Linear(1, 1), reference.rate, 10)
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.param_groups[0]["lr"] == 1e-3
 
@@ -55,7 +55,7 @@ def test_rules_of_the_same_file_name_get_distinct_names(tmp_path: Path) -> None:
     assert [rule.name for rule in found] == ["default", "a/best", "a/latest", "b/best", "b/latest"]
     assert len({str(rule.identity) for rule in found}) == 5
     assert all(rule.is_rule and not rule.is_tuned for rule in found)
-    assert isinstance(found[1].maker(None, 10)([nn.Parameter(torch.zeros(2))]), LearnedOptimizer)
+    assert isinstance(found[1].for_module(nn.Linear(1, 1), None, 10), LearnedOptimizer)
     assert rules([]) == []
 
 
