@@ -72,14 +72,22 @@ def compare(
                 bar.print(f"\n{problem.label}, {problem.seeds} seeds\n{problem_table(group)}\n")
             save_results(results, out, details, timings)  # after each problem: an interruption loses little
     figures = plot_all(results, out, timings)
-    if json:
-        say(as_json(results, details, timings))
-        return results
-    say(summary_table(scores(results)))
-    if timings:
-        say(f"\n{summary_table(scores(results, timings), 'seconds')}")
-    say(f"\nwritten to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
+    say(as_json(results, details, timings) if json else _summary(results, timings, out, figures))
     return results
+
+
+def _summary(
+    results: Mapping[str, list[Result]],
+    timings: Mapping[tuple[str, str], Timing],
+    out: Path,
+    figures: Sequence[Path],
+) -> str:
+    """The scores in steps, and in seconds where they were measured, and the files that were written."""
+    lines = [summary_table(scores(results))]
+    if timings:
+        lines.append(summary_table(scores(results, timings), "seconds"))
+    lines.append(f"written to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
+    return "\n\n".join(lines)
 
 
 def _compared(suite: Suite, baseline_names: Sequence[str] | None, rivals: Asked | None) -> tuple[list[str], list[str]]:

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from helpers.user_tasks import DropoutFamily, OverflowingFamily
 from learned_optim.meta_train.benchmark import rivals as rivals_module
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.contenders import (
-    DECAYS,
     Contender,
     baseline,
     baselines,
     installed,
     rival_names,
 )
-from learned_optim.meta_train.benchmark.evaluation import DECAYED, Problem, final_loss, train
+from learned_optim.meta_train.benchmark.evaluation import DECAYED, train
 from learned_optim.meta_train.benchmark.harness import Harness
-from learned_optim.meta_train.benchmark.report import problem_table
 from learned_optim.meta_train.benchmark.rivals import FACTORS, RIVALS, MuonWithAdamW, hidden_matrices, missing
 from learned_optim.meta_train.benchmark.stepping import ForEach, Model
 from learned_optim.meta_train.benchmark.suites import load_suite
@@ -378,52 +375,8 @@ def test_stored_runs_of_a_rival_are_not_run_again(monkeypatch: pytest.MonkeyPatc
     assert [each.final for each in first] == [each.final for each in second]
 
 
-@pytest.mark.slow
-def test_decay_is_tuned_with_the_rate_and_shown() -> None:
-    name = "AdamW-linear+decay"
-    _, found = run(suite(), names=(name,))["noisy"]
-    assert found.setting in [f"decay {decay:g}" for decay in DECAYS]
-    assert found.is_tuned
-    assert f"{found.rate:g}" in problem_table([found, _])
-    assert found.setting in problem_table([found, _])
-    scores = {
-        decay: min(
-            float(
-                final_loss(
-                    Problem(suite().problems[0].build(), 3, 5, 1).run(partial(decayed, name, rate, decay))
-                ).mean()
-            )
-            for rate in found.tuning
-        )
-        for decay in DECAYS
-    }
-    assert found.setting == f"decay {min(scores, key=lambda decay: scores[decay]):g}"
-
-
-def decayed(name: str, rate: float, decay: float, parameters: Any) -> Optimizer:
-    return DECAYED[name](parameters, rate, 5, decay=decay)
-
-
-@pytest.mark.parametrize(("name", "end"), [("AdamW-cosine+decay", 0.5), ("AdamW-linear+decay", 0.5)])
-def test_rate_falls_to_zero_at_the_last_step(name: str, end: float) -> None:
-    parameter = nn.Parameter(torch.ones(1))
-    optimizer = DECAYED[name]([parameter], 0.4, 10, decay=0.3)
-    rates = []
-    for _ in range(10):
-        parameter.grad = torch.ones(1)
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-    assert rates[0] == 0.4
-    assert rates[5] == pytest.approx(0.4 * end)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
-    assert optimizer.param_groups[0]["weight_decay"] == 0.3
-
-
-def test_planned_steps_count_every_decay_and_a_grid_of_its_own() -> None:
-    chosen = suite()
-    harness = Harness(chosen, baselines(["AdamW-cosine+decay"]), [], cache=Cache(None))
-    rates = len(chosen.rates)
-    assert harness.planned_steps() == 5 * ((rates + 1) + (rates * len(DECAYS) + 1))
+def test_planned_steps_count_the_grid_of_a_rival() -> None:
     need("Prodigy")
+    chosen = suite()
     harness = Harness(chosen, baselines(["Prodigy"]), [], cache=Cache(None))
-    assert harness.planned_steps() == 5 * ((rates + 1) + (len(FACTORS) + 1))
+    assert harness.planned_steps() == 5 * ((len(chosen.rates) + 1) + (len(FACTORS) + 1))
