@@ -73,11 +73,20 @@ def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
     docstrings and layout.
     """
     task = comparison_task(family, split, draw)
-    one = VectorizedTask(task, 1, seed=0)
+    return task_fingerprint(VectorizedTask(task, 1, seed=0), type(family))
+
+
+def task_fingerprint(task: VectorizedTask, *more: type) -> str:
+    """A hash of the instances of a task: parameters, buffers, first batch, code of its classes and their bases.
+
+    Args:
+        task: instances with their starting points.
+        more: further classes whose code counts.
+    """
     digest = hashlib.sha256()
-    for tensor in tree_leaves([one.initial_parameters, one.buffers, one.batch(torch_generator(0, "fingerprint"))]):
+    for tensor in tree_leaves([task.initial_parameters, task.buffers, task.batch(torch_generator(0, "fingerprint"))]):
         _add(digest, tensor)
-    classes = {type(family), type(task), *(type(module) for module in one.skeleton.module.modules())}
+    classes = {*more, type(task.task), *(type(module) for module in task.skeleton.module.modules())}
     for code in sorted({_code(ancestor) for cls in classes for ancestor in cls.__mro__}):
         digest.update(code.encode())
     return digest.hexdigest()

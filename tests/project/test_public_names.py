@@ -37,6 +37,7 @@ PUBLIC = {
         "load_config",
         "load_tables",
         "shipped_configs",
+        "tables_of",
         "toml_files",
     },
     "learned_optim.meta_train.estimators": {
