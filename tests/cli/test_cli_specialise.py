@@ -11,7 +11,7 @@ import torch
 
 from helpers.commands import error_of, run
 from helpers.small_runs import weights
-from learned_optim import LearnedOptimizer, load_rule
+from learned_optim import load_rule
 from learned_optim.meta_train import specialise as module
 from learned_optim.meta_train.config.load import config_from_tables
 from learned_optim.meta_train.reports.gain import Gain
@@ -19,15 +19,6 @@ from learned_optim.meta_train.specialise import changed_fields, default_folder, 
 from learned_optim.meta_train.tasks import QuadraticFamily
 from learned_optim.meta_train.trainer.trainer import Trainer
 
-FUNCTIONS = """
-import torch
-def model():
-    return torch.nn.Linear(3, 1)
-def batch(generator):
-    return torch.randn(4, 3, generator=generator)
-def loss(model, batch):
-    return (model(batch) - batch.sum(-1, keepdim=True)).square().mean()
-"""
 REQUEST = module.Request(task="quadratic", options={}, steps=10, minutes=1.0, rule="default")
 
 
@@ -61,22 +52,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Compared]:
 
 
 class TestCommand:
-    @pytest.mark.slow
-    def test_functions_become_a_rule_with_its_comparison(self, capsys: pytest.CaptureFixture[str]) -> None:
-        Path("mine.py").write_text(FUNCTIONS)
-        assert run("specialise", "mine.py", "--steps", "12", "--minutes", "0.05") == 0
-        out = capsys.readouterr().out
-        for words in ("take about", "meta-step 0: validation", "tuned Adam", "over the default rule", "95% interval"):
-            assert words in out, words
-        folder = Path("runs/specialise-mine")
-        assert (
-            out.splitlines()[-1] == f'use it: LearnedOptimizer(model.parameters(), "{folder}/specialised.safetensors")'
-        )
-        LearnedOptimizer([torch.zeros(2, requires_grad=True)], str(folder / "specialised.safetensors"))
-        rows = (folder / "comparison" / "summary.csv").read_text()
-        assert all(f",{name}," in rows for name in ("default", "specialised", "Adam", "AdamW-cosine"))
-        assert (folder / "comparison" / "comparison.png").is_file()
-
     def test_rule_and_request_are_in_the_run_folder(
         self, short: Callable[[float], Compared], capsys: pytest.CaptureFixture[str]
     ) -> None:
