@@ -37,7 +37,7 @@ def score_baselines(start: UpdateRule, suite: ValidationSuite, tell: Callable[[s
         suite: the tasks of validation.
         tell: is told how long it takes, before most of it is done.
     """
-    rules = {START: start, DEFAULT: load_rule("default").to(suite.device)}
+    rules = {START: start, DEFAULT: load_rule("default").to(next(start.parameters()))}  # its device and dtype
     if (zero := with_outputs_of_zero(start)) is not None:
         rules[ZERO] = zero
     identities = {name: identity(rule) for name, rule in rules.items()}
