@@ -55,6 +55,18 @@ def neural_art(small_neural_art: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _tuning_is_stored_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what meta-training finds about Adam's rate out of the user's cache."""
+    if importlib.util.find_spec("pydantic") is None:
+        yield
+        return
+    folder = tmp_path_factory.mktemp("tuning")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("learned_optim.meta_train.trainer.baselines.default_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _language_is_patched_once_a_launch() -> None:
     """Spare Triton's interpreter two thirds of its time.
 

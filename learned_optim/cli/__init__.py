@@ -8,11 +8,11 @@ from types import FrameType
 
 # Whatever loads torch is imported by the function that needs it, so that --help answers at once.
 from learned_optim import __version__
-from learned_optim.cli import benchmark, data, demo, doctor, few_shot, meta_train, neural_art, rules, runs
+from learned_optim.cli import benchmark, data, demo, doctor, few_shot, meta_train, neural_art, rules, runs, specialise
 from learned_optim.cli.common import CommandError, Parser, add_group
 from learned_optim.terminal import printable, settle_streams
 
-COMMANDS = (demo, meta_train, runs, rules, benchmark, few_shot, neural_art, data, doctor)
+COMMANDS = (demo, meta_train, specialise, runs, rules, benchmark, few_shot, neural_art, data, doctor)
 """The files of the sub-commands, in the order of the help."""
 FAILED = 1
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -25,6 +25,7 @@ EXAMPLES = (
     "data fetch mnist",
     "meta-train default --output runs/mine",
     "meta-train --resume runs/mine",
+    "specialise my_tasks.py:MyFamily",
     "runs plot runs/mine",
     "rules show runs/mine/best.safetensors --plot rule.png",
     "benchmark quick --rules default,runs/mine/best.safetensors",

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from learned_optim.meta_train.common.seeds import cpu_by_default, torch_generato
 from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Split, TaskFamily
+from learned_optim.meta_train.tasks.users import ModelTask
 from learned_optim.rules import UpdateRule
 
 CACHE_VERSION = 1
@@ -73,12 +75,24 @@ def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
     docstrings and layout.
     """
     task = comparison_task(family, split, draw)
-    one = VectorizedTask(task, 1, seed=0)
+    return task_fingerprint(VectorizedTask(task, 1, seed=0), type(family))
+
+
+def task_fingerprint(task: VectorizedTask, *more: type) -> str:
+    """A hash of the instances of a task: parameters, buffers, first batch, code of its classes and their bases.
+
+    Args:
+        task: instances with their starting points.
+        more: further classes whose code counts.
+    """
     digest = hashlib.sha256()
-    for tensor in tree_leaves([one.initial_parameters, one.buffers, one.batch(torch_generator(0, "fingerprint"))]):
+    for tensor in tree_leaves([task.initial_parameters, task.buffers, task.batch(torch_generator(0, "fingerprint"))]):
         _add(digest, tensor)
-    classes = {type(family), type(task), *(type(module) for module in one.skeleton.module.modules())}
-    for code in sorted({_code(ancestor) for cls in classes for ancestor in cls.__mro__}):
+    classes = {*more, type(task.task), *(type(module) for module in task.skeleton.module.modules())}
+    definitions: list[type | FunctionType] = [ancestor for cls in classes for ancestor in cls.__mro__]
+    if isinstance(task.task, ModelTask):  # a user's functions, which need no class of theirs
+        definitions += [value for value in vars(task.task).values() if isinstance(value, FunctionType)]
+    for code in sorted(set(map(_code, definitions))):
         digest.update(code.encode())
     return digest.hexdigest()
 
@@ -103,8 +117,8 @@ def _add(digest: Any, tensor: torch.Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
-def _code(cls: type) -> str:
-    """The module that defines a class as a syntax tree without docstrings; the mere name where there is no source."""
+def _code(cls: type | FunctionType) -> str:
+    """The module that defines a class or function, as a syntax tree without docstrings; without source its name."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     package = cls.__module__.partition(".")[0]

@@ -23,6 +23,7 @@ __all__ = [
     "load_config",
     "load_tables",
     "shipped_configs",
+    "tables_of",
     "toml_files",
 ]
 
@@ -169,6 +170,14 @@ def _gather_all(tables: Any, key: str) -> None:
     """Let the families in the list ``key`` have their options in a table of their own."""
     if isinstance(tables, dict) and isinstance(tables.get(key), list):
         tables[key] = [gather_options(entry, {"family", "weight", "anchor", "augment"}) for entry in tables[key]]
+
+
+def tables_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested tables from nothing but ``overrides``, texts ``key.path=value``; ``ConfigError`` for another text."""
+    tables: dict[str, Any] = {}
+    for override in overrides:
+        _override(tables, override)
+    return tables
 
 
 def _override(tables: dict[str, Any], override: str) -> None:

@@ -228,6 +228,9 @@ class ValidationConfig(Strict):
     """Suites of validation tasks."""
     select: str | None = None
     """Name of the suite whose score chooses the best weights; None: the first."""
+    baselines: bool = True
+    """Whether that suite also scores the start, the default rule, outputs of zero and tuned Adam, before the first
+    meta-step. The start then counts as the best weights so far."""
 
     def __post_init__(self) -> None:
         names = [suite.name for suite in self.suites]

@@ -43,7 +43,10 @@ def plot_run(run: Run, path: Path) -> None:
     metrics = run.metrics()
     names = [*LABELS, *(name for name in metrics if "/" in name)]
     drawn = [name for name in names if name in LABELS or len(set(known(metrics, name)[1])) > 1]
-    _draw([MetricPanel(name, titles(name), {run.folder.name: metrics}) for name in drawn], path)
+    baselines = {"validation": run.baselines}
+    _draw(
+        [MetricPanel(name, titles(name), {run.folder.name: metrics}, baselines.get(name, {})) for name in drawn], path
+    )
 
 
 def plot_comparison_of_runs(runs: Sequence[Run], path: Path) -> None:
@@ -61,7 +64,9 @@ class MetricPanel(NamedTuple):
     metric: str
     title: str
     runs: dict[str, Metrics]
-    """Name in the legend -> the run's metrics."""
+    """By the names that the legend gives them."""
+    baselines: Mapping[str, float] = {}
+    """Scores to compare with, by name."""
 
 
 def _panels(runs: Sequence[Run]) -> list[MetricPanel]:
@@ -95,9 +100,11 @@ def _draw(panels: Sequence[MetricPanel], path: Path) -> None:
         figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for place, panel in zip(axes, panels, strict=False):
-            set_scale(place, [known(metrics, panel.metric)[1] for metrics in panel.runs.values()])
+            curves = [known(metrics, panel.metric)[1] for metrics in panel.runs.values()]
+            set_scale(place, [*curves, np.array(list(panel.baselines.values()))])
             for label, metrics in panel.runs.items():
                 draw_curve(place, metrics, panel.metric, label, f"C{labels.index(label)}")
+            draw_baselines(place, panel.baselines)
             place.set(title=_literal(panel.title), xlabel="meta-step")
         for place in axes[len(panels) :]:
             place.set_visible(False)
@@ -146,6 +153,20 @@ def _literal(text: str) -> str:
     """``text`` as matplotlib draws it letter by letter: no formula, and no name that a legend leaves out."""
     text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def draw_baselines(panel: Axes, baselines: Mapping[str, float]) -> np.ndarray:
+    """Scores that the curve should get below, as broken lines with their names; returns their values."""
+    names: dict[float, list[str]] = {}
+    for name, score in baselines.items():
+        names.setdefault(score, []).append(name)
+    for score, alike in names.items():
+        line = panel.axhline(score, linestyle="--", linewidth=0.8, color=mpl.rcParams["text.color"])
+        line.set_label("_nolegend_")
+        panel.annotate(
+            ", ".join(alike), (0.99, score), xycoords=panel.get_yaxis_transform(), ha="right", va="bottom", fontsize=7
+        )
+    return np.array(list(names))
 
 
 def titles(name: str) -> str:

@@ -17,7 +17,7 @@ from learned_optim.files import write_atomically
 from learned_optim.meta_train.reports.plots import STYLE
 from learned_optim.meta_train.reports.responses import ADAM_RATE, portrait
 from learned_optim.meta_train.reports.rule_plots import ADAM, PANELS, RULE
-from learned_optim.meta_train.reports.run_plots import draw_curve, known, set_scale, titles
+from learned_optim.meta_train.reports.run_plots import draw_baselines, draw_curve, known, set_scale, titles
 from learned_optim.meta_train.reports.runs import Run, duration
 
 PICTURE_INCHES = 4.0, 2.7  # inches of a picture
@@ -94,7 +94,7 @@ def write_report(run: Run, path: Path) -> None:
         f"<h1>{escape(name)}</h1>",
         f'<p class="faint">{escape(summary["description"])}</p>' if summary["description"] else "",
         _facts(summary),
-        *(_curves(title, metrics, names) for title, names in GROUPS.items()),
+        *(_curves(title, metrics, names, run.baselines) for title, names in GROUPS.items()),
         _rule(run),
         _table("Settings that are not the defaults", run.changed_settings()),
         *(_table(f"Session from meta-step {session['meta_step']}", session, closed=True) for session in run.sessions),
@@ -110,6 +110,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "state": summary["state"],
         "meta-steps": f"{summary['meta_steps']:,} of {summary['of']:,}",
         "best validation": "–" if best is None else f"{best:.4g}" + (f" at {at:,}" if at is not None else ""),
+        **{f"validation of {name}": f"{score:.4g}" for name, score in summary.get("baselines", {}).items()},
         "validated on": summary["validated_on"],
         "time": duration(summary["seconds"]),
         "skipped steps": str(summary["skipped"]),
@@ -121,8 +122,10 @@ def _facts(summary: Mapping[str, Any]) -> str:
     return f'<dl class="facts">{entries}</dl>'
 
 
-def _curves(title: str, metrics: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
-    """The metrics of a group, each as a picture, apart from those that never changed."""
+def _curves(
+    title: str, metrics: Mapping[str, Sequence[float]], names: Sequence[str], baselines: Mapping[str, float]
+) -> str:
+    """The metrics of a group, each as a picture, apart from those that never changed; the score with its baselines."""
     wanted = [name for pattern in names for name in metrics if name == pattern or _begins(name, pattern)]
     drawn = [name for name in wanted if name in ALWAYS or len(set(known(metrics, name)[1])) > 1]
 
@@ -130,7 +133,8 @@ def _curves(title: str, metrics: Mapping[str, Sequence[float]], names: Sequence[
         def draw(axes: Axes) -> None:
             set_scale(axes, [known(metrics, name)[1]])
             draw_curve(axes, metrics, name, name)
-            set_scale(axes, [known(metrics, name)[1]])
+            lines = draw_baselines(axes, baselines if name == "validation" else {})
+            set_scale(axes, [known(metrics, name)[1], lines])
             axes.set(xlabel="meta-step")
 
         return _figure(svg(draw, name), f"<b>{escape(titles(name))}</b>")

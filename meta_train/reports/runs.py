@@ -43,11 +43,18 @@ class Run:
             "of": self.config["steps"],
             "best_validation": self.progress["best_validation"],
             "validated_on": self.validated_on(),
+            **({"baselines": self.baselines} if self.baselines else {}),
             "best_meta_step": self.progress.get("best_meta_step"),
             "skipped": self.progress["skipped"],
             "seconds": self.progress["seconds"],
             "state": "finished" if self.finished else "unfinished",
         }
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Validation scores before the first meta-step, of the start and others, by name; those that are numbers."""
+        scores = self.progress.get("baselines") or {}
+        return {name: score for name, score in scores.items() if score is not None}
 
     def validated_on(self) -> str:
         """The tasks of validation, and their length: scores on other ones are not to be compared."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ def load_model(name: str) -> type[TaskFamily] | TaskFamily:
 
     The class is a sub-class of ``TaskFamily`` (returned as it is), of ``Task`` or of ``nn.Module``; the last two are
     constructed without arguments, and beside a module the file defines ``batch(generator)``, the data of one step, and
-    ``loss(model, batch)``. The file is run, with its folder importable, as ``python FILE.py`` would.
+    ``loss(model, batch)``. A function that returns a fresh module may stand in place of its class.
+    The file is run, with its folder importable, as ``python FILE.py`` would.
 
     Raises:
         FileNotFoundError: no such file.
@@ -77,12 +78,16 @@ def load_model(name: str) -> type[TaskFamily] | TaskFamily:
     cls: Any = getattr(module, attribute, None)
     if cls is None:
         raise AttributeError(f"{file} defines no {attribute!r}; write FILE.py:CLASS")
-    if not isinstance(cls, type) or not issubclass(cls, TaskFamily | Task | nn.Module):
-        raise TypeError(f"{name!r} must be a sub-class of TaskFamily, of Task or of torch.nn.Module")
-    if issubclass(cls, TaskFamily):
-        return cls
-    if issubclass(cls, Task):
-        return SingleTask(cls())
+    if not isinstance(cls, FunctionType):
+        if not isinstance(cls, type) or not issubclass(cls, TaskFamily | Task | nn.Module):
+            raise TypeError(
+                f"{name!r} must be a sub-class of TaskFamily, of Task or of torch.nn.Module, or a function that "
+                "returns a module"
+            )
+        if issubclass(cls, TaskFamily):
+            return cls
+        if issubclass(cls, Task):
+            return SingleTask(cls())
     for function, signature in (("batch", "batch(generator)"), ("loss", "loss(model, batch)")):
         if not callable(getattr(module, function, None)):
             raise AttributeError(f"beside the module {attribute!r}, {file} must define a function {signature}")

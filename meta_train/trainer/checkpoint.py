@@ -30,6 +30,7 @@ class _Progress(TypedDict):
     best_validation: float | None
     best_meta_step: NotRequired[int]
     curriculum: NotRequired[dict[str, Any] | None]
+    baselines: NotRequired[dict[str, float | None]]
 
 
 class RunCheckpoint(NamedTuple):

@@ -9,7 +9,7 @@ import signal
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -77,6 +77,8 @@ class MetaTraining(ABC, Generic[ConfigType, Trained]):
         self.best_validation = math.inf
         self.best_meta_step = 0
         self.seconds = 0.0
+        self.tell: Callable[[str], None] = _nothing
+        """Is told what there is to say beside the figures of a step, line by line."""
 
     def run(self) -> Generator[Progress]:
         """Meta-train to the configured number of steps, one :class:`Progress` for each.
@@ -99,6 +101,11 @@ class MetaTraining(ABC, Generic[ConfigType, Trained]):
         consistent, together = True, self.world.size == 1
         last_checkpoint = last_clock = time.monotonic()
         try:
+            if self.meta_step == 0 and not self.finished:
+                consistent = False  # nothing is lost if this does not come to its end
+                with uninterrupted() if self.world.size > 1 else contextlib.nullcontext(), cpu_by_default():
+                    self._before_first_step()
+                consistent = True
             while not self.finished:
                 with uninterrupted(), cpu_by_default():
                     consistent = False
@@ -133,6 +140,9 @@ class MetaTraining(ABC, Generic[ConfigType, Trained]):
         """Whether all meta-steps are done."""
         return self.meta_step >= self.config.steps
 
+    def _before_first_step(self) -> None:
+        """What is done once, before meta-training."""
+
     @abstractmethod
     def _step(self) -> Progress:
         """One meta-step."""
@@ -160,8 +170,11 @@ class MetaTraining(ABC, Generic[ConfigType, Trained]):
                 average.lerp_(parameter, 1 - keep)
 
     def _keep_best(self, score: float) -> None:
-        """Keep the averaged weights if their validation ``score`` is the lowest so far."""
-        if score <= self.best_validation:
+        """Keep the averaged weights if their validation ``score`` is the lowest so far.
+
+        Of equals the latest are kept, but not in place of the start.
+        """
+        if score < self.best_validation or (score == self.best_validation and self.best_meta_step > 0):
             self.best_validation, self.best_meta_step = score, self.meta_step
             self.best.load_state_dict(self.averaged.state_dict())
 
@@ -226,6 +239,10 @@ class MetaTraining(ABC, Generic[ConfigType, Trained]):
         self.averaged.load_state_dict(below("averaged.", tensors))
         self.best.load_state_dict(below("best.", tensors))
         self.meta_optimizer.restore(below("meta_optimizer.", tensors))
+
+
+def _nothing(line: str) -> None:
+    """Say nothing."""
 
 
 def close_if_alive(loop: weakref.ref[Generator[Progress]]) -> None:

@@ -1,5 +1,6 @@
 """Meta-training of a rule: a pool of inner trainings, validation, what belongs into a checkpoint."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from learned_optim.checkpoint import save_rule
+from learned_optim.files import finite_or_none
 from learned_optim.meta_train.common.seeds import cpu_by_default
 from learned_optim.meta_train.config.load import Config, config_from_tables
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.tasks import Split
+from learned_optim.meta_train.trainer.baselines import START, score_baselines
 from learned_optim.meta_train.trainer.checkpoint import CHECKPOINT_FILE, below, read_checkpoint, restoring
 from learned_optim.meta_train.trainer.curriculum import Curriculum
 from learned_optim.meta_train.trainer.log import Progress
@@ -56,6 +59,22 @@ class Trainer(MetaTraining[Config, UpdateRule]):
             suite.name: ValidationSuite(config, suite, self.device, world) for suite in config.validation.suites
         }
         self.curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
+
+        self.baselines: dict[str, float] = {}
+        """Validation scores of the start, the default rule, outputs of zero and tuned Adam; empty where not taken."""
+        self.validation_seconds = 0.0
+        """What a validation takes on the suite that chooses the weights; 0 where it was not measured."""
+
+    def _before_first_step(self) -> None:
+        if self.config.validation.baselines and not self.baselines:
+            suite = self.suites[self.config.validation.selected]
+            self.baselines, self.validation_seconds = score_baselines(self.averaged, suite, self.tell)
+            self._keep_best(self.baselines[START])
+
+    @property
+    def gained(self) -> bool | None:
+        """Whether some weights have a better validation score than the start; None: the start was not scored."""
+        return self.best_meta_step > 0 if self.baselines else None
 
     # One meta-step
 
@@ -127,7 +146,13 @@ class Trainer(MetaTraining[Config, UpdateRule]):
         members, pool_tensors = self.pool.state()
         curriculum = None if self.curriculum is None else self.curriculum.state()
         parts = {"estimator": self.pool.learned, "pool": pool_tensors}
-        return {"pool": members, "curriculum": curriculum}, parts
+        baselines = {name: finite_or_none(score) for name, score in self.baselines.items()}
+        return {"pool": members, "curriculum": curriculum, "baselines": baselines}, parts
+
+    def provenance(self, meta_step: int) -> dict[str, Any]:
+        """How the weights after ``meta_step`` came about, with the scores of the baselines where there are any."""
+        baselines = {name: finite_or_none(score) for name, score in self.baselines.items()}
+        return super().provenance(meta_step) | ({"baselines": baselines} if baselines else {})
 
     def save_weights(self, module: UpdateRule, path: Path, meta_step: int) -> None:
         """Write a version of the rule, as it was after ``meta_step``, for use."""
@@ -159,3 +184,5 @@ class Trainer(MetaTraining[Config, UpdateRule]):
         self.pool.restore(progress["pool"], below("pool.", tensors))
         if self.curriculum is not None:
             self.curriculum.restore(progress["curriculum"])
+        baselines = progress.get("baselines", {})  # runs of earlier versions have none
+        self.baselines = {name: math.nan if score is None else score for name, score in baselines.items()}

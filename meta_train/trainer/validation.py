@@ -1,16 +1,19 @@
 """The score of a rule on held-out tasks: one number for a suite."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
+from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.common.seeds import derive_seed, fixed_global_state, numpy_generator, torch_generator
 from learned_optim.meta_train.config.settings import Config, SuiteConfig
 from learned_optim.meta_train.inner.distributed import World
 from learned_optim.meta_train.inner.unroll import check_positive, start, unroll
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import Split
+from learned_optim.meta_train.trainer.tuned_adam import Drawn, Train, tuned_adam
 from learned_optim.rules import UpdateRule
 
 SOLVED, WORST = 1e-3, 10.0  # initial losses: a final loss counts as at least, and as at most, so much
@@ -52,19 +55,39 @@ class ValidationSuite:
             ValueError: a task starts at a loss that is not positive.
         """
         steps = self.horizon if horizon is None else horizon
+
+        def train(task: VectorizedTask, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            task = task.in_steps_of(rule)
+            state = start(rule, task, generator)
+            check_positive(task, state, "a validation score is relative to the initial loss")
+            return unroll(rule, task, state, steps, generator).losses, state.initial_loss
+
+        return self.mean_of(lambda drawn: self.logarithm(drawn, train), split)
+
+    @torch.no_grad()
+    def adam_score(self, cache: Cache) -> float:
+        """The score of Adam at the best rate for each task of the split "validation", as :meth:`score` is taken.
+
+        Tuning is by the score itself, on the tasks that are scored. What it finds is stored by content, so that another
+        run with the same validation tasks does not tune again.
+        """
+        return self.mean_of(lambda drawn: tuned_adam(drawn, self.logarithm, self.horizon, cache), "validation")
+
+    def mean_of(self, logarithm: Callable[[Drawn], float], split: Split) -> float:
+        """Geometric mean over all tasks, of which every process takes some."""
         logarithms = torch.zeros(len(self.families) * self.tasks, dtype=torch.float64)
         own = range(self.world.rank, len(logarithms), self.world.size)
         for number, (task, seed) in zip(own, self.vectorized_tasks(split, own), strict=True):
-            task = task.in_steps_of(rule)
-            generator = torch_generator(seed, "validation", number)
-            with fixed_global_state(derive_seed(seed, "validation dropout"), self.device):
-                state = start(rule, task, generator)
-                check_positive(task, state, "a validation score is relative to the initial loss")
-                losses = unroll(rule, task, state, steps, generator).losses
-            final = losses[-max(1, steps // 10) :].mean(0)
-            final = torch.minimum(final.nan_to_num(math.inf), WORST * state.initial_loss)
-            logarithms[number] = math.log(max(float(final.mean() / state.initial_loss.mean()), SOLVED))
+            logarithms[number] = logarithm(Drawn(task, seed, number))
         return math.exp(sum(self.world.sum(logarithms).tolist()) / len(logarithms))
+
+    def logarithm(self, drawn: Drawn, train: Train) -> float:
+        """Log of the final over the initial loss of a training, within the bounds of :meth:`score`."""
+        with fixed_global_state(derive_seed(drawn.seed, "validation dropout"), self.device):
+            losses, initial = train(drawn.task, torch_generator(drawn.seed, "validation", drawn.number))
+        final = losses[-max(1, len(losses) // 10) :].mean(0)
+        final = torch.minimum(final.nan_to_num(math.inf), WORST * initial)
+        return math.log(max(float(final.mean() / initial.mean()), SOLVED))
 
     def vectorized_tasks(self, split: Split, numbers: range | None = None) -> Iterator[tuple[VectorizedTask, int]]:
         """The tasks, each with the seed that it was drawn with; of all, those with these numbers."""

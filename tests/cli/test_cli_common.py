@@ -15,6 +15,7 @@ COMMANDS = {
     "": [
         "demo",
         "meta-train",
+        "specialise",
         "runs",
         "benchmark",
         "neural-art",
@@ -27,6 +28,18 @@ COMMANDS = {
     "demo": ["--output"],
     "few-shot": ["--episodes", "--steps", "--split", "--one-by-one", "--device", "--json"],
     "meta-train": ["--list", "--set", "--output", "--resume", "--device", "--threads"],
+    "specialise": [
+        "--set",
+        "--steps",
+        "--minutes",
+        "--rule",
+        "--seed",
+        "--output",
+        "--resume",
+        "--device",
+        "--threads",
+        "--require-gain",
+    ],
     "neural-art": [
         "--content",
         "--style",

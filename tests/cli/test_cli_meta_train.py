@@ -26,7 +26,9 @@ def test_meta_train_runs_and_reports_where_the_weights_are(capsys: pytest.Captur
     small = ["--set", "unroll.truncation=2", "--set", "rule.settings.hidden_size=2"]
     assert run("meta-train", "mine.toml", *small) == 0
     output = capsys.readouterr().out.splitlines()
-    assert output[0].startswith("meta-step 2: validation ")
+    assert output[1].startswith("meta-step 0: validation ")
+    assert all(name in output[1] for name in (" start", " default", " outputs of zero", " tuned Adam"))
+    assert output[2].startswith("meta-step 2: validation ")
     assert output[-1].endswith("weights: runs/mine/best.safetensors")
     assert (tmp_path / "runs" / "mine" / "best.safetensors").is_file()
     for again in (["mine.toml", *small, "--resume"], ["mine.toml", *small, "--resume", "runs/mine"]):

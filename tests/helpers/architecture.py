@@ -28,13 +28,13 @@ ROOMS = (
     "inner",
     "estimators",
     "config",
-    "trainer",
     "benchmark",
+    "trainer",
     "reports",
     "few_shot",
 )
 """Rooms of meta_train/ from the bottom up: each may import those before it."""
-ENTRIES = ("demo", "kinds")
+ENTRIES = ("demo", "kinds", "specialise")
 """Modules of meta_train/ in no room: the command line starts there. They may import every room, and no room them."""
 
 

@@ -36,6 +36,7 @@ PUBLIC = {
         "load_config",
         "load_tables",
         "shipped_configs",
+        "tables_of",
         "toml_files",
     },
     "learned_optim.meta_train.estimators": {

@@ -176,3 +176,18 @@ class TestRule:
             next(changed.parameters()).view(-1)[-1] += 1e-6
         rules = [self.rule(), changed, self.rule(size=3), ScaleFreeLSTM(2, rate=0.1), LSTML2L(2)]
         assert len({rule_fingerprint(rule) for rule in rules}) == len(rules)
+
+
+def test_edited_function_of_a_user_is_another_problem(tmp_path: Path) -> None:
+    text = (
+        "import torch\ndef model():\n    return torch.nn.Linear(2, 1)\ndef batch(generator):\n"
+        "    return torch.randn(4, 2, generator=generator)\ndef loss(model, batch):\n"
+        "    return model(batch).square().mean()\n"
+    )
+    file = tmp_path / "functions.py"
+    fingerprints = []
+    for version in (text, text.replace("square", "abs"), f"# the first with a comment\n{text}"):
+        file.write_text(version)
+        fingerprints.append(problem_fingerprint(build_family(f"{file}:model", {}, "test"), "test", 0))
+    first, edited, commented = fingerprints
+    assert first == commented != edited

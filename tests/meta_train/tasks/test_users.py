@@ -1,4 +1,4 @@
-"""A user's own model from a Python file: all three kinds of class train, and what is missing is named."""
+"""A user's own model from a Python file: classes of three kinds and functions train, and what is missing is named."""
 
 import sys
 from pathlib import Path
@@ -61,6 +61,10 @@ class Fits(TaskFamily):
         return Fit(self.scale)
 
 
+def net():
+    return Net()
+
+
 class Other:
     pass
 """
@@ -81,7 +85,7 @@ def losses(family: TaskFamily) -> np.ndarray:
     return problem.run(lambda parameters: BASELINES["Adam"](parameters, 0.1, 60))
 
 
-@pytest.mark.parametrize("name", ["Net", "Fit", "Fits"])
+@pytest.mark.parametrize("name", ["Net", "net", "Fit", "Fits"])
 def test_every_kind_of_class_trains(name: str, file: Path) -> None:
     found = losses(build_family(f"{file}:{name}", {}, "test"))
     assert len(set(found[0].tolist())) == 3  # starting points and batches of their own

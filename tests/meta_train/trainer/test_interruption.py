@@ -50,6 +50,7 @@ average = 0.9
 every = 4
 horizon = 4
 instances = 2
+baselines = false
 """
 HOLD_AT = 35  # the batch at which the process is held: in the middle of a window of the sixth meta-step
 # The command line with a checkpoint at every step instead of every minute.

@@ -253,7 +253,7 @@ class TestCheckpoint:
         assert read_provenance(tmp_path / "latest.safetensors")["meta_step"] == STEPS
 
     def test_best_weights_are_written_from_the_first_validation_on(self, tmp_path: Path) -> None:
-        trainer = Trainer(plain(steps=4, validation={"every": 3}), tmp_path)
+        trainer = Trainer(plain(steps=4, validation={"every": 3, "baselines": False}), tmp_path)
         written = []
         for _ in trainer.run():
             trainer.save_checkpoint()
@@ -264,7 +264,7 @@ class TestCheckpoint:
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is not JSON")
 
-        trainer = Trainer(plain(steps=4), tmp_path)
+        trainer = Trainer(plain(steps=4, validation={"baselines": False}), tmp_path)
         next(trainer.run())
         trainer.save_checkpoint()
         for name in ("checkpoint", "latest"):

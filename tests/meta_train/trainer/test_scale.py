@@ -205,9 +205,10 @@ class TestTwoProcesses:
         counts = {name: int(count) for name, count in load_file(together / "bytes.safetensors").items()}
         grows = {estimate: counts[f"{estimate} 6"] > counts[f"{estimate} 2"] for estimate in ESTIMATES}
         assert {estimate for estimate, does in grows.items() if not does} == {"es", "pes", "es-single"}
-        # Two meta-steps: two headers of five, slopes of two windows, and an agreement of three; a validation of two.
+        # Two meta-steps: two headers of five, slopes of two windows, and an agreement of three. A validation of two,
+        # and before the first step as many each for the start, the default and Adam.
         instances, steps, windows = 2, 2, 2
-        assert counts["es 6"] == 8 * (steps * (windows * (5 + 2 * instances) + 3) + 2)
+        assert counts["es 6"] == 8 * (steps * (windows * (5 + 2 * instances) + 3) + 2 + 3 * 2)
 
     def test_signal_to_one_process_stops_both(self, alone: Path, together: Path) -> None:
         run(Trainer.resume(together / "stopped"))

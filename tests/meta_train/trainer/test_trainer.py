@@ -61,7 +61,7 @@ class TestStep:
     def test_logarithm_of_a_negative_loss_is_refused(self) -> None:
         tasks = [{"family": "helpers.user_tasks:PlaneFamily", "offset": -100.0}]
         with pytest.raises(ValueError, match=r"meta_loss = \"log\" .* must be positive; Plane starts at -\d"):
-            run(Trainer(plain(tasks=tasks, estimator={"meta_loss": "log"})))
+            run(Trainer(plain(tasks=tasks, estimator={"meta_loss": "log"}, validation={"baselines": False})))
 
     def test_score_of_a_negative_loss_is_refused(self) -> None:
         tasks = [{"family": "helpers.user_tasks:PlaneFamily", "offset": -100.0}]
@@ -176,7 +176,7 @@ def test_interruption_during_progress_saves_or_raises(tmp_path: Path, monkeypatc
 
 
 def test_progress_is_a_line_for_each_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_with_progress(Trainer(configuration(), tmp_path))
+    run_with_progress(Trainer(configuration(validation={"baselines": False}), tmp_path))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["meta-step 4", "meta-step 8", "meta-step 12"]
     assert all(re.search(r": validation \S+ \(best", line) for line in lines)

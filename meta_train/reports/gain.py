@@ -1,0 +1,158 @@
+"""What a specialised rule gains over the default, on draws of its task that were never seen."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learned_optim.meta_train.benchmark.cache import Cache, default_folder, problem_fingerprint
+from learned_optim.meta_train.benchmark.evaluation import comparison_task
+from learned_optim.meta_train.benchmark.scores import Result, Score, score
+from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem
+from learned_optim.meta_train.reports.comparison import compare
+from learned_optim.meta_train.tasks import TaskFamily
+from learned_optim.meta_train.tasks.lookup import build_family
+from learned_optim.terminal import say
+
+DRAWS, SEEDS, TUNING_SEEDS = 3, 8, 4
+"""Tasks, training runs of each optimizer on each, and runs of each rate that is tried."""
+BASELINES = ("Adam", "AdamW-cosine")
+RATES = (0.1, 0.03, 0.01, 0.003, 0.001)  # continued while one of the ends is the best
+HELD_OUT_ROWS = 256
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The speed-up of a specialised rule over the default: in steps, geometric mean over draws, with 95% interval."""
+
+    speedup: float
+    low: float
+    high: float
+    loss_ratio: float
+    """Final loss over that of the default, geometric mean over draws."""
+
+    @property
+    def better(self) -> bool:
+        """Whether the whole interval lies above 1."""
+        return self.low > 1
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one sentence."""
+        figures = (
+            f"{self.speedup:.2f} times as fast as the default rule in steps "
+            f"(95% interval {self.low:.2f} to {self.high:.2f}), final loss {self.loss_ratio:.2f} times the default's"
+        )
+        if self.better:
+            return f"the specialised rule is better: {figures}"
+        if self.high < 1:
+            return f"the specialised rule is worse than the default, do not use it: {figures}"
+        return f"the specialised rule is not shown to be better than the default: {figures}"
+
+
+def compare_with_default(
+    task: str, options: Mapping[str, Any], steps: int, weights: Path, out: Path, device: str = "cpu"
+) -> Gain:
+    """Train new tasks by the default, the specialised rule, and tuned baselines; print tables, write rows and plots.
+
+    Args:
+        task: name of a family.
+        options: of the family.
+        steps: of each training.
+        weights: of the specialised rule.
+        out: folder for results.
+        device: where trainings run.
+    """
+    family = build_family(task, options, "task")
+    problems = problems_of(task, options, family, steps)
+    say(
+        f"\ncomparing on {len(problems)} {'new draw' if len(problems) == 1 else 'new draws'} of the task, "
+        f"{problems[0].seeds} seeds each, with {' and '.join(BASELINES)} tuned there"
+    )
+    suite = Suite("specialised", tuple(problems), "A specialised rule beside the default", BASELINES, rates=RATES)
+    settings = {"command": "learned-optim specialise", "task": task}
+    results = compare(
+        suite, [DEFAULT, weights], out=out, cache=Cache(default_folder()), settings=settings, device=device, timed=True
+    )
+    say(f"\n{gain_table(results, seconds_of(out / 'timing.csv'))}")
+    own, reference = of(results, weights.stem), of(results, DEFAULT)
+    scored = score(own, reference)
+    return Gain(scored.speedup, scored.low, scored.high, ratio(own, reference))
+
+
+def problems_of(task: str, options: Mapping[str, Any], family: TaskFamily, steps: int) -> list[SuiteProblem]:
+    """Some draws of the family from the test split; of a family with one task that one, with as many seeds in all."""
+    draws = {problem_fingerprint(family, "test", draw): draw for draw in reversed(range(DRAWS))}.values()
+    return [
+        SuiteProblem(
+            name=f"draw-{draw}",
+            family=task,
+            steps=steps,
+            title=f"draw {draw}",
+            seeds=SEEDS * DRAWS // len(draws),
+            tuning_seeds=TUNING_SEEDS,
+            draw=draw,
+            held_out=HELD_OUT_ROWS if holds_out(family, draw) else 0,
+            options=dict(options),
+        )
+        for draw in sorted(draws)
+    ]
+
+
+def holds_out(family: TaskFamily, draw: int) -> bool:
+    """Whether data can be held out of a draw."""
+    try:
+        comparison_task(family, "test", draw).hold_out()
+    except ValueError:
+        return False
+    return True
+
+
+def of(results: Mapping[str, Sequence[Result]], optimizer: str) -> list[Result]:
+    """The results of an optimizer, problem by problem."""
+    return [next(result for result in group if result.optimizer == optimizer) for group in results.values()]
+
+
+def ratio(own: Sequence[Result], reference: Sequence[Result], part: str = "final") -> float:
+    """Final loss, or ``held_out_best``, over that of the reference: geometric mean over problems."""
+    pairs = zip((value(result, part) for result in own), (value(result, part) for result in reference), strict=True)
+    logs = [math.log(mine / theirs) if mine > 0 and theirs > 0 else math.nan for mine, theirs in pairs]
+    return math.exp(sum(logs) / len(logs))
+
+
+def value(result: Result, part: str) -> float:
+    """A loss of a result."""
+    return result.final[0] if part == "final" else result.held_out_best
+
+
+def seconds_of(path: Path) -> dict[tuple[str, str], float]:
+    """Seconds of a step by problem and optimizer, as a comparison has measured and written them."""
+    with path.open(newline="") as file:
+        return {(row["problem"], row["optimizer"]): float(row["seconds_per_step"]) for row in csv.DictReader(file)}
+
+
+def gain_table(results: Mapping[str, Sequence[Result]], seconds: Mapping[tuple[str, str], float]) -> str:
+    """One line for each optimizer, everything over the default rule.
+
+    Args:
+        results: by problem.
+        seconds: of a step, by problem and optimizer.
+    """
+    reference = of(results, DEFAULT)
+    holds = all(result.held_out is not None for result in reference)
+    lines = [
+        f"{'over the default rule':24}{'speed-up in steps':>20}{'95% interval':>18}{'in seconds':>12}{'final loss':>12}"
+    ]
+    lines[0] += f"{'held-out loss':>15}" if holds else ""
+    for result in next(iter(results.values())):
+        own = of(results, result.optimizer)
+        line: Score = score(own, reference)
+        text = f"{line.speedup:.2f}".rjust(20) + f"{line.low:.2f} ... {line.high:.2f}".rjust(18)
+        costs = [seconds[name, result.optimizer] / seconds[name, DEFAULT] for name in results]
+        text += f"{score(own, reference, costs).speedup:12.2f}"
+        text = f"{result.optimizer:24}{text}{ratio(own, reference):12.2f}"
+        lines.append(text + (f"{ratio(own, reference, 'held_out_best'):15.2f}" if holds else ""))
+    return "\n".join(lines)
