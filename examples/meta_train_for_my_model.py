@@ -66,7 +66,7 @@ class SpiralFamily(TaskFamily):
 def main() -> None:
     """Meta-train and compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300, help="meta-steps")
+    parser.add_argument("--steps", type=int, default=800, help="meta-steps")
     parser.add_argument("--output", type=Path, default=Path("spirals.safetensors"))
     options = parser.parse_args()
     config = config_from_tables(

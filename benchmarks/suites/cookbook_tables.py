@@ -38,6 +38,8 @@ HEADER = (
 )
 WAVEFORMS = ALL_RESULTS / "waveforms.csv"
 """The tutorial's rule on its test problem; beside it a JSON file that says what meta-training took."""
+TUTORIAL = "WaveformFamily"
+"""The name of that problem in the rows."""
 SHOWN = {
     "waveforms": "rule of the tutorial",
     "default": "default rule",
@@ -95,9 +97,9 @@ def plain(source: Mapping[str, float], column: str, form: str = "#.3g") -> str:
 
 
 def waveforms(path: Path = WAVEFORMS) -> Mapping[str, Mapping[str, str]]:
-    """Optimizer -> its row."""
+    """Optimizer -> its row, on the tutorial's problem; the file also has the draws of ``learned-optim specialise``."""
     with path.open(newline="", encoding="utf-8") as file:
-        return {row["optimizer"]: row for row in csv.DictReader(file)}
+        return {row["optimizer"]: row for row in csv.DictReader(file) if row["problem"] == TUTORIAL}
 
 
 def waveforms_table(path: Path = WAVEFORMS) -> str:
