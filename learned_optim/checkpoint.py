@@ -45,7 +45,10 @@ def save_rule(rule: UpdateRule, path: str | Path, provenance: Mapping[str, Any] 
         ValueError: the provenance holds a number that is infinite or NaN, which JSON does not know.
         ImportError: a place on the hub without huggingface_hub.
         OSError: the file cannot be written.
+        TypeError: ``rule`` is no rule, but its name for instance.
     """
+    if not isinstance(rule, UpdateRule):
+        raise TypeError(f"rule must be an UpdateRule, got {rule!r}; load_rule gives one by its name")
     metadata = {
         "format": RULE_FORMAT,
         "version": str(RULE_FORMAT_VERSION),

@@ -329,4 +329,4 @@ def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
         return load_rule(rule)
     if isinstance(rule, UpdateRule):
         return copy.deepcopy(rule).requires_grad_(False)
-    raise TypeError(f"rule must be a name, a path or an UpdateRule, got {type(rule).__name__}")
+    raise TypeError(f"rule must be a name, a path or an instance of an UpdateRule, got {rule!r}")

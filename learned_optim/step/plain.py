@@ -156,6 +156,11 @@ def _step(
     grad, unchanged = _without_nonfinite(grad, settings)
     conditions = _conditions(shown, scale, settings, _dtype(rule))
     update, new_state = rule.forward_under(conditions, grad, state, step)
+    if new_state.keys() != state.keys():
+        raise ValueError(
+            f"forward of the rule {rule.name!r} must return a new state with the entries of state_features, "
+            f"{', '.join(state) or 'none'}; it returned {', '.join(new_state) or 'none'}"
+        )
     change = _change(update, scale, parameter, settings, follows_lr=rule.uses_conditions)
     if unchanged is None:
         return change, new_state

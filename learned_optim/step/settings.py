@@ -1,5 +1,6 @@
 """The settings of a step: what a parameter group may hold, and what follows from it for one step."""
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -24,7 +25,7 @@ def check_group(group: dict[str, Any], rule: UpdateRule) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
-    if not lr >= 0.0:
+    if not 0.0 <= lr < math.inf:
         raise ValueError(f"Invalid learning rate: {lr}; it multiplies the learned update, 1.0 is the rule as trained")
     if group["weight_decay"] is not None and not group["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {group['weight_decay']}; None leaves it to the rule")

@@ -41,6 +41,7 @@ COMPLEX, INTEGER = torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=tor
     ("call", "error", "message"),
     [
         pytest.param(construct(VALUES, lr=-0.1), ValueError, "Invalid learning rate: -0.1", id="lr"),
+        pytest.param(construct(VALUES, lr=float("inf")), ValueError, "Invalid learning rate: inf", id="lr-infinite"),
         pytest.param(construct(VALUES, lr="1"), TypeError, "lr must be a number .* got '1'", id="lr-text"),
         pytest.param(construct(VALUES, lr=None), TypeError, "lr must be a number .* got None", id="lr-none"),
         pytest.param(
@@ -90,7 +91,10 @@ COMPLEX, INTEGER = torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=tor
         pytest.param(construct(VALUES, "adam"), ValueError, "unknown rule 'adam'; known names: .*default", id="name"),
         pytest.param(construct(VALUES, "runs/x.safetensors"), FileNotFoundError, "no rule file at", id="path"),
         pytest.param(
-            construct(VALUES, ScaleFreeLSTM), TypeError, "a name, a path or an UpdateRule, got", id="rule-type"
+            construct(VALUES, ScaleFreeLSTM),
+            TypeError,
+            "an instance of an UpdateRule, got <class",
+            id="rule-class",
         ),
         pytest.param(construct(VALUES, betas=(0.9, 0.99)), TypeError, "betas", id="unknown-option"),
         pytest.param(

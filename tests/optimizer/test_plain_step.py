@@ -11,6 +11,7 @@ from torch import Tensor
 
 from helpers.rules import RULES, Build, each, few_examples, normal, randomised
 from helpers.slots import FIRST, PLAIN, as_slots, assert_same_slots, clones, layouts
+from learned_optim import LearnedOptimizer
 from learned_optim.kernels.layout import blocks
 from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.rules import LSTML2L, RuleState, ScaleFreeLSTM, UpdateRule
@@ -250,3 +251,18 @@ def test_each_slot_uses_its_own_step_count() -> None:
     apply_per_tensor(rule, slots, PLAIN)
     apply_in_blocks(rule, blocked, PLAIN)
     assert_same_slots(blocked, slots, before)
+
+
+class Forgetful(ScaleFreeLSTM):
+    """A rule that leaves an entry out of its new state."""
+
+    def forward(self, grad: Tensor, state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
+        update, new_state = super().forward(grad, state, step)
+        return update, {entry: value for entry, value in new_state.items() if entry != "cell"}
+
+
+def test_state_without_an_entry_is_refused_by_name() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=r"must return a new state with the entries of state_features, .*cell; it"):
+        LearnedOptimizer([parameter], Forgetful(), fused=False).step()

@@ -125,3 +125,10 @@ def test_real_library_has_the_signatures_of_the_stand_in() -> None:
     for name in ("create_repo", "file_exists", "upload_file"):
         stand_in = inspect.signature(getattr(Hub, name)).parameters.keys()
         assert stand_in <= inspect.signature(getattr(real.HfApi, name)).parameters.keys()
+
+
+def test_name_in_place_of_a_rule_is_not_saved(tmp_path: Path) -> None:
+    for place in (str(tmp_path / "rule.safetensors"), "hf://somebody/rule"):
+        with pytest.raises(TypeError, match="rule must be an UpdateRule, got 'default'; load_rule gives one"):
+            save_rule("default", place)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
