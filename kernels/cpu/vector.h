@@ -8,15 +8,23 @@
 #include <immintrin.h>
 #endif
 
+/* As wide as the processor's: GCC compares wider vectors number by number. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
 #ifdef DOUBLE
-#define LANES 8
 typedef double real;
 typedef int64_t integer;
 #else
-#define LANES 16
 typedef float real;
 typedef int32_t integer;
 #endif
+#define LANES ((int)(VECTOR_BYTES / sizeof(real)))
 
 /* The inputs of a step that all coordinates share. */
 typedef struct {
