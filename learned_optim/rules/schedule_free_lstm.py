@@ -42,33 +42,36 @@ FAST_SHARE = 0.1  # share of the fast sequence z in the parameters, 1 - beta: re
 ANNEALED_PART = 0.5  # part of the training over which the rate falls to zero, where its length is known
 FAST_SHARE_OF_KNOWN_LENGTH = 0.2  # the share where the length is known: a rate that falls needs less averaging
 FACTOR_BOUND = 6.0  # every learned factor stays within exp(-6) ... exp(6)
-RATE_SLOPE, GAIN_SLOPE, RECENCY_SLOPE = 3.0, 2.0, 2.0  # d log(factor) / d output: the bound is reached by weights of 1
+SLOPES = (3.0, 2.0, 2.0, 2.0, 2.0)  # of the log factors on rate, gain, recency, decay, share: weights of 1 reach bounds
+LARGEST_DECAY = 0.1  # of a parameter in a step, so that no decay, however large, can overshoot
 RELATIVE_RATE = 92.0  # weights of a matrix with up to 53 inputs, drawn as PyTorch draws them, have the full rate
 NEARLY_ZERO = 2e-3  # of the size that PyTorch draws weights in: about there, and below, they do not show their size
-OTHER_SIGNALS = 4  # agreement, ratio of root mean squares, log rate, displacement
-AGREEMENT = 1 + len(MOMENTUM_DECAYS)  # place among the signals, after direction and momenta
-LSTM_INPUTS = AGREEMENT + OTHER_SIGNALS  # with the direction: what the LSTM reads, but for its own state
-OUTPUTS = 3
+LSTM_INPUTS = 9  # all of them are the same for the opposite gradients
+UNIFORM_INPUTS = len(TIME_SCALES) + 2  # the same for all coordinates: time, and what is known of the length
+OUTPUTS = len(SLOPES) + len(MOMENTUM_DECAYS)
+PERIOD = 4  # steps from one step of the LSTM to the next
 
 
 class ScheduleFreeLSTM(UpdateRule):
-    """One-layer coordinatewise LSTM that mixes directions and adapts the rate of a schedule-free optimizer.
+    """One-layer coordinatewise LSTM that steers direction, rate, averaging and decay of a schedule-free optimizer.
 
     The gradient over the root mean square of recent ones, ``d = g / rms``, cut at 3, is free of the loss's scale. Every
     coordinate has a log rate ``l`` that goes up while gradients agree and down while they alternate, a hypergradient
-    (Almeida et al. 1999, Baydin et al. 2018). The LSTM's outputs ``s``, ``k`` and ``q`` say how far to go beyond it,
-    how fast it changes, and how long the past is remembered. With ``bounded(v) = 6 tanh(v / 6)`` and ``rms_of_all``
-    the root mean square of all gradients since the first
+    (Almeida et al. 1999, Baydin et al. 2018). The LSTM has seven outputs. ``s`` says how far to go beyond ``l``, and
+    ``u1`` and ``u2`` how much of the momenta joins the direction. The others become factors ``exp(2 output)``, within
+    exp(-6) ... exp(6): ``K`` on how fast ``l`` changes, ``Q`` on how long the average remembers, ``Y`` on the decay of
+    weights and ``N`` on the part of a move that is made at once. With ``bounded(v) = 6 tanh(v / 6)`` and
+    ``rms_of_all`` the root mean square of all gradients since the first
 
         ``agreement = d * (momentum of the step before) / rms``
 
-        ``l <- 0.998 l + 0.2 exp(bounded(2 k)) agreement``, within -6 ... 4
+        ``l <- 0.998 l + 0.2 K agreement``, within -6 ... 4
 
         ``shrunk = min(rms / rms_of_all, 1)``
 
         ``f = lr * min(t / 50, 1) * exp(bounded(l + 0.5 log(shrunk) + 3 s))``
 
-        ``move = -rate * f * d`` .
+        ``move = -rate * f * (d + tanh(u1) momentum1 / rms + tanh(u2) momentum2 / rms)`` .
 
     Where gradients have become smaller than they were, less is left to be gained, and steps shorten with the root of
     the ratio.
@@ -78,12 +81,13 @@ class ScheduleFreeLSTM(UpdateRule):
     when training ends. The latest z has a share of ``w`` in the mean, a multiple of 1 / t; what is kept is
     ``displacement = z - x`` alone:
 
-        ``w = 1 / (1 + (t - 1) exp(-0.5 - bounded(2 q)))``, ``a = displacement + move`` ,
+        ``w = 1 / (1 + (t - 1) exp(-0.5) Q)``, ``n = min(0.1 N, 1)``, ``a = displacement + move`` ,
 
-        ``update = 0.1 move + 0.9 w a - 2e-4 shrunk f d^2 p``, ``displacement <- (1 - w) a`` .
+        ``update = n move + (1 - n) w a - min(2e-4 Y shrunk f d^2, 0.1) p``, ``displacement <- (1 - w) a`` .
 
     The last term of the update is a decay of weights. It goes with the coordinate's own rate, so that what hardly moves
-    is not drawn to zero, and it ends where gradients vanish; ``p`` is the parameter, for vectors zero.
+    is not drawn to zero, and it ends where gradients vanish; ``p`` is the parameter, for vectors zero. The move is zero
+    where the gradient is, whatever the momenta are.
 
     In a training of known length, f falls linearly to zero over the second half, and the parameter is
     ``0.2 z + 0.8 x``. Without averaging, it is z, and decays five times as fast. With a learning rate ``lr`` below 1,
@@ -96,10 +100,13 @@ class ScheduleFreeLSTM(UpdateRule):
 
         ``min(1, 92 initial_rms / sqrt(inputs))`` .
 
-    The LSTM reads d, momenta over rms (decays 0.9 and 0.99), agreement, ``log(rms / rms_of_all)``, ``l / 6``, how far
-    z has left x in terms of the rate, ``softsign(displacement / (rate exp(l) t))``, and ``tanh(t / time scale)``. Moves
-    and decay are zero where gradients are, so a coordinate whose gradient has always been zero never moves. The output
-    layer starts at zero: the untrained rule is schedule-free RMSprop with hypergradients.
+    At every fourth step the LSTM reads the absolute values of d and of the momenta over rms (decays 0.9 and 0.99, cut
+    at 3), agreement, d times the slow momentum, ``log(rms / rms_of_all)``, ``l / 6``, and how far z has left x in terms
+    of the rate, ``e = softsign(displacement / (rate exp(l) t))``, as ``|e|`` and ``d e``. All of these are the same for
+    the opposite gradients, so that the step for the opposite gradients is the opposite step. It also reads
+    ``tanh(t / time scale)``, the fraction of the training that is done, and whether that is known. The outputs stay
+    until it runs again. The output layer starts at zero: the untrained rule is schedule-free RMSprop with
+    hypergradients.
 
     Args:
         hidden_size: units of the LSTM.
@@ -110,10 +117,10 @@ class ScheduleFreeLSTM(UpdateRule):
     """
 
     name = "schedule-free-lstm"
-    recurrent_dtype = torch.bfloat16  # 48 bytes a parameter in all with 6 units
+    recurrent_dtype = torch.bfloat16  # 40 bytes a parameter in all with 4 units
     uses_conditions = True
 
-    def __init__(self, hidden_size: int = 6, rate: float = 0.02) -> None:
+    def __init__(self, hidden_size: int = 4, rate: float = 0.02) -> None:
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
@@ -121,7 +128,7 @@ class ScheduleFreeLSTM(UpdateRule):
             raise ValueError(f"rate must be positive, got {rate}")
         self.hidden_size, self.rate = hidden_size, rate
         self.cell = LSTMCell(LSTM_INPUTS, hidden_size)
-        self.step_weight = nn.Parameter(torch.zeros(4 * hidden_size, len(TIME_SCALES)))
+        self.step_weight = nn.Parameter(torch.zeros(4 * hidden_size, UNIFORM_INPUTS))
         self.output_weight = nn.Parameter(torch.zeros(OUTPUTS, hidden_size))
         self.output_bias = nn.Parameter(torch.zeros(OUTPUTS))
         self.reset_parameters(seed=0)
@@ -164,7 +171,7 @@ class ScheduleFreeLSTM(UpdateRule):
         """Fresh LSTM weights; output layer zero."""
         generator = torch.Generator().manual_seed(seed)
         self.cell.reset_parameters(generator)
-        truncated_normal_(self.step_weight, len(TIME_SCALES) ** -0.5, generator)
+        truncated_normal_(self.step_weight, UNIFORM_INPUTS**-0.5, generator)
         self.output_weight.zero_()
         self.output_bias.zero_()
 
@@ -173,12 +180,11 @@ class ScheduleFreeLSTM(UpdateRule):
     ) -> tuple[Tensor, RuleState]:
         """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
         statistics = self._statistics(grad, state, step)
-        hidden, cell = self.cell(
-            statistics.signals,
-            state["hidden"].to(grad.dtype),
-            state["cell"].to(grad.dtype),
-            context=linear(self.step_weight, step_features(statistics.step)),
-        )
+        before = [state[entry].to(grad.dtype) for entry in ("hidden", "cell")]
+        uniform = uniform_inputs(statistics.step, conditions.progress)
+        after = self.cell(statistics.signals, *before, context=linear(self.step_weight, uniform))
+        due = ((step - 1) * (2 * math.pi / PERIOD)).cos() > 0.9  # TEMPORARY: remainder
+        hidden, cell = (torch.where(due, new, old) for new, old in zip(after, before, strict=True))
         outputs = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
         update, moved = self._move(statistics, outputs, state, conditions)
         return update, moved | {"hidden": hidden, "cell": cell}
@@ -197,11 +203,12 @@ class ScheduleFreeLSTM(UpdateRule):
     def outputs(self, signals: Tensor) -> Tensor:
         """Outputs of the LSTM for signals from the first step on: ``(T, signals, C)`` -> ``(T, outputs, C)``.
 
-        Differentiable with respect to the weights. The outputs are s, k and q of the class, before slopes and bounds.
+        Differentiable with respect to the weights. The outputs are those of the class, before slopes and bounds, in a
+        training whose length is not known.
         """
-        steps = torch.arange(1, len(signals) + 1, dtype=signals.dtype, device=signals.device)
-        times = step_features(steps).T[..., None].expand(-1, -1, signals.shape[2])
-        inputs = torch.cat([signals, times], 1).transpose(1, 2)
+        steps = torch.arange(1, len(signals) + 1, PERIOD, dtype=signals.dtype, device=signals.device)
+        uniform = uniform_inputs(steps, 0.0).T[..., None].expand(-1, -1, signals.shape[2])
+        inputs = torch.cat([signals[::PERIOD], uniform], 1).transpose(1, 2)
         lstm = nn.LSTM(inputs.shape[2], self.hidden_size, device="meta")  # its gates are in the order of ours
         weights = {
             "weight_ih_l0": torch.cat([self.cell.weight[:, :LSTM_INPUTS], self.step_weight], 1),
@@ -211,10 +218,10 @@ class ScheduleFreeLSTM(UpdateRule):
         }
         hidden, _ = functional_call(lstm, weights, (inputs,))
         outputs: Tensor = (hidden @ self.output_weight.T + self.output_bias).transpose(1, 2)
-        return outputs
+        return outputs.repeat_interleave(PERIOD, 0)[: len(signals)]
 
     def _statistics(self, grad: Tensor, state: RuleState, step: Tensor) -> "Statistics":
-        """The averages after this gradient, and the signals that follow from them."""
+        """The averages after this gradient, and what follows from them."""
         grad, step = clamped_grad_and_step(grad, step)
         momentum, corrected_momentum = moving_averages(grad, state["momentum"], MOMENTUM_DECAYS, step)
         recent, corrected = moving_averages(grad.square(), state["second_moment"][:1], (RECENT,), step)
@@ -222,42 +229,59 @@ class ScheduleFreeLSTM(UpdateRule):
         square = torch.where(before[:1] > 0, grad.square().minimum(OUTLIER**2 * before[:1]), grad.square())
         of_all = before[1:] + (square - before[1:]) / step
         rms, rms_of_all = (torch.cat([corrected, of_all]) + EPSILON**2).sqrt()  # inside: so the root has a derivative
-        direction = (grad / rms).clamp(-LARGEST_DIRECTION, LARGEST_DIRECTION)
+        direction, first, second = (
+            cut(values / rms) for values in (grad, corrected_momentum[0], corrected_momentum[1])
+        )
         earlier = state["momentum"][0].to(grad.dtype) / -torch.expm1(step * math.log(MOMENTUM_DECAYS[0]))
         agreement = direction * (earlier / rms)  # in this order nothing underflows
+        ratio = rms / rms_of_all
         log_rate, displacement = (state[entry][0].to(grad.dtype) for entry in ("log_rate", "displacement"))
-        averaging = displacement / (self.rate * step) * (-log_rate).exp()
-        others = [agreement, (rms / rms_of_all).log(), log_rate / FACTOR_BOUND, averaging / (1 + averaging.abs())]
-        signals = torch.cat([direction[None], corrected_momentum / rms, torch.stack(others)])
-        return Statistics(signals, momentum, torch.cat([recent, of_all]), step)
+        ahead = displacement / (self.rate * step) * (-log_rate).exp()
+        ahead = ahead / (1 + ahead.abs())
+        signals = [direction.abs(), first.abs(), second.abs(), agreement, direction * second]
+        signals += [ratio.log(), log_rate / FACTOR_BOUND, ahead.abs(), direction * ahead]
+        return Statistics(
+            signals=torch.stack(signals),
+            direction=direction,
+            momenta=(first, second),
+            agreement=agreement,
+            ratio=ratio,
+            momentum=momentum,
+            second_moment=torch.cat([recent, of_all]),
+            step=step,
+        )
 
     def _move(
         self, statistics: "Statistics", outputs: Tensor, state: RuleState, conditions: Conditions
     ) -> tuple[Tensor, RuleState]:
         """The update, and the new state but for the LSTM's own."""
-        step = statistics.step
-        direction, agreement, log_ratio = (statistics.signals[row] for row in (0, AGREEMENT, AGREEMENT + 1))
+        step, direction = statistics.step, statistics.direction
         log_rate, displacement = (state[entry][0].to(direction.dtype) for entry in ("log_rate", "displacement"))
-        scale, gain, recency = outputs
-        gain = GAIN * bounded(GAIN_SLOPE * gain).exp()
+        logs = [slope * output for slope, output in zip(SLOPES, outputs[: len(SLOPES)], strict=True)]
+        gain, memory, decay, share = (log.clamp(-FACTOR_BOUND, FACTOR_BOUND).exp() for log in logs[1:])
         lr = conditions.lr * annealing(conditions.progress)
-        gained, forgotten = clamped_to_1(conditions.lr) * gain * agreement, clamped_to_1(lr) * FORGETTING
-        log_rate = ((1 - forgotten) * log_rate + gained).clamp(-FACTOR_BOUND, HIGHEST)
-        shrunk = log_ratio.clamp(max=0.0)
-        factor = bounded(log_rate + SHRINKING * shrunk + RATE_SLOPE * scale).exp()
+        gained = clamped_to_1(conditions.lr) * GAIN * gain * statistics.agreement
+        log_rate = ((1 - clamped_to_1(lr) * FORGETTING) * log_rate + gained).clamp(-FACTOR_BOUND, HIGHEST)
+        shrunk = statistics.ratio.clamp(max=1.0)
+        factor = bounded(log_rate + SHRINKING * shrunk.log() + logs[0]).exp()
         factor = lr * (step / WARMUP).clamp(max=1.0) * factor
-        move = -self.rate * factor * direction
+        mixed = direction
+        for output, momentum in zip(outputs[len(SLOPES) :], statistics.momenta, strict=True):
+            mixed = mixed + output.tanh() * momentum
+        move = -self.rate * factor * torch.where(direction == 0, direction, mixed)
         ahead = displacement + move
-        share = 1 / (1 + (step - 1) * (-RECENCY - bounded(RECENCY_SLOPE * recency)).exp())
-        averaged = (1 - fast_share(conditions.progress)) * conditions.averaging
+        latest = 1 / (1 + (step - 1) * math.exp(-RECENCY) * memory)  # its weight in the mean
+        at_once = clamped_to_1(fast_share(conditions.progress) * share)
+        averaged = (1 - at_once) * conditions.averaging
         strength = DECAY + (DECAY_OF_LATEST - DECAY) * (1 - conditions.averaging)
         # The square of the direction is 1 in the mean, and 0 where there is no gradient.
-        decay = strength * shrunk.exp() * factor * direction.square()
-        update = (1 - averaged) * move + averaged * share * ahead - decay * conditions.parameter
+        decay = strength * decay * shrunk * factor * direction.square()
+        update = (1 - averaged) * move + averaged * latest * ahead
+        update = update - decay.clamp(max=LARGEST_DECAY) * conditions.parameter
         return update, {
             "momentum": statistics.momentum,
             "second_moment": statistics.second_moment,
-            "displacement": ((1 - share) * ahead)[None],
+            "displacement": ((1 - latest) * ahead)[None],
             "log_rate": log_rate[None],
         }
 
@@ -267,6 +291,14 @@ class Statistics(NamedTuple):
 
     signals: Tensor
     """The inputs of the LSTM, ``(signals, *coordinates)``."""
+    direction: Tensor
+    """The gradient over its recent root mean square, cut."""
+    momenta: tuple[Tensor, Tensor]
+    """The averages of gradients over the same, cut."""
+    agreement: Tensor
+    """Direction times the average of the gradients before, over the same."""
+    ratio: Tensor
+    """The recent root mean square over that of all gradients."""
     momentum: Tensor
     """Averages of gradients, the new entry of the state."""
     second_moment: Tensor
@@ -275,9 +307,18 @@ class Statistics(NamedTuple):
     """The step count in the dtype of the gradient, broadcastable to it."""
 
 
-def step_features(step: Tensor) -> Tensor:
-    """``tanh(step / time scale)``, ``(time scales, *step)``."""
-    return torch.stack([(step / scale).tanh() for scale in TIME_SCALES])
+def cut(values: Tensor) -> Tensor:
+    """The values, cut at :data:`LARGEST_DIRECTION`."""
+    return values.clamp(-LARGEST_DIRECTION, LARGEST_DIRECTION)
+
+
+def uniform_inputs(step: Tensor, progress: Tensor | float) -> Tensor:
+    """What the LSTM reads that is the same for all coordinates, ``(inputs, *step)``.
+
+    ``tanh(step / time scale)``, the fraction of the training that is done, and whether its length is known.
+    """
+    progress = torch.zeros_like(step) + progress
+    return torch.stack([*((step / scale).tanh() for scale in TIME_SCALES), progress, (progress > 0).to(step.dtype)])
 
 
 def annealing(progress: Tensor | float) -> Tensor | float:

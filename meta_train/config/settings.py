@@ -135,6 +135,11 @@ class UnrollConfig(Strict):
     """Probability that a task's parameters are rescaled at random."""
     rescale_range: tuple[Positive, Positive] = (0.1, 10.0)
     """Range of that factor, drawn log-uniformly for each instance."""
+    known_length: Probability = 0.0
+    """Probability that a rule that uses conditions is told how long an inner training will be."""
+    balanced: bool = False
+    """Whether meta-gradients are divided by the running root mean square of those of the same entry of the mixture, so
+    that all entries have an equal say, whatever their losses differ by."""
     random_signs: bool = False
     """Whether stored parameters have random signs: less noise in the meta-gradient of a rule that is not odd."""
 
@@ -150,6 +155,13 @@ class UnrollConfig(Strict):
         check_range("rescale_range", self.rescale_range, 0, included=False)
         if self.windows_per_step > self.pool:
             raise ValueError(f"windows_per_step cannot exceed pool, got {self.windows_per_step} and {self.pool}")
+
+    def whole_windows(self, horizon: int) -> int:
+        """Inner steps of a training up to this horizon, which is rounded up where all windows have the same length."""
+        fixed = self.truncation_growth is None and self.truncation_up_to is None
+        if self.truncation == "whole" or not fixed:
+            return horizon
+        return -(-horizon // self.truncation) * self.truncation
 
     def window(self, meta_step: int, to_horizon: int, rng: np.random.Generator) -> int:
         """Steps of a window that begins ``to_horizon`` before its horizon; ``rng`` is used only if they are random."""

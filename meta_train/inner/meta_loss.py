@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
 
-MetaLossName = Literal["mean", "final", "log", "speedup"]
+MetaLossName = Literal["mean", "final", "log", "log-of-mean", "speedup"]
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """``(losses (steps, B), initial loss (B,)) -> 0-d``"""
 
@@ -35,7 +35,20 @@ def mean_log_ratio(losses: Tensor, initial_loss: Tensor) -> Tensor:
     return ((losses / initial_loss).clamp(min=0) + FLOOR).log().mean()
 
 
-META_LOSSES: dict[MetaLossName, Reduction] = {"mean": mean_of_window, "final": end_of_window, "log": mean_log_ratio}
+def log_ratio_of_mean(losses: Tensor, initial_loss: Tensor) -> Tensor:
+    """``log(mean loss of the window / initial loss)``, in the mean over instances.
+
+    As :func:`mean_log_ratio`, but the losses of small batches, of which some are nearly zero by chance, do not decide.
+    """
+    return ((losses.mean(0) / initial_loss).clamp(min=0) + FLOOR).log().mean()
+
+
+META_LOSSES: dict[MetaLossName, Reduction] = {
+    "mean": mean_of_window,
+    "final": end_of_window,
+    "log": mean_log_ratio,
+    "log-of-mean": log_ratio_of_mean,
+}
 """Reductions by the name that stands in a configuration; ``speedup`` is none, as it compares particles."""
 
 

@@ -158,7 +158,7 @@ def _advance_with_graph(rule: ApplyRule, task: VectorizedTask) -> Advance:
     """The update by the rule's own ``forward``, which overwrites nothing and can be differentiated."""
 
     def advance(parameters: Tensor, grad: Tensor, rule_state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
-        conditions = condition_arguments(rule, Conditions(parameters * task.decays))
+        conditions = condition_arguments(rule, Conditions(parameters * task.decays, progress=task.progress(step)))
         update, rule_state = rule(grad, rule_state, step, *conditions)
         return parameters + update, rule_state
 
@@ -173,7 +173,7 @@ def _advance_in_place(rule: ApplyRule, task: VectorizedTask, like: Tensor) -> Ad
 
     def by_kernel(parameters: Tensor, grad: Tensor, rule_state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:
         assert kernel is not None
-        kernel(parameters, grad, rule_state, step, Conditions(parameter=task.decays))
+        kernel(parameters, grad, rule_state, step, Conditions(task.decays, progress=task.progress(step)))
         return parameters, rule_state
 
     def in_blocks(parameters: Tensor, grad: Tensor, rule_state: RuleState, step: Tensor) -> tuple[Tensor, RuleState]:

@@ -32,6 +32,7 @@ class VectorizedTask:
         outer: task of :meth:`outer_batch`, such as the second part of :meth:`Task.hold_out`; None: ``task``.
         anchor: whether a rule should learn to leave its outputs at zero here; see
             :class:`~learned_optim.meta_train.estimators.OutputES`.
+        total_steps: inner steps that the rule is told the training will have; None: it is not told.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class VectorizedTask:
         random_signs: bool = False,
         outer: Task | None = None,
         anchor: bool = False,
+        total_steps: int | None = None,
     ) -> None:
-        self.anchor = anchor
+        self.anchor, self.total_steps = anchor, total_steps
         self._draws: bool | None = None  # whether the loss draws random numbers; None: not known yet
         self.outer = task if outer is None else outer
         self.task, self.instances, self.device = task, instances, torch.device(device)
@@ -100,6 +102,10 @@ class VectorizedTask:
         """1 for coordinates of matrices and larger tensors, whose value a rule may know, 0 for others; ``(N,)``."""
         parts = [torch.full((shape.numel(),), float(len(shape) > 1)) for shape in self.shapes.values()]
         return torch.cat(parts).to(self.device)
+
+    def progress(self, step: Tensor) -> Tensor | float:
+        """The fraction of the training that is done with this step, as the rule is told it; 0 if it is not."""
+        return 0.0 if self.total_steps is None else (step / (self.total_steps + 1)).clamp(max=1.0)
 
     def tensors(self, values: Tensor) -> list[Tensor]:
         """Views of ``values`` ``(B, N)``, instance by instance, in the shapes of the module's tensors."""

@@ -22,6 +22,7 @@ class Augmentation:
         loss_factor: range of a factor on the loss, drawn log-uniformly: optimizers are to ignore its scale.
         label_noise: range of the probability that a row's labels are those of a random row instead, at every step anew.
         batch_size: range of the rows of a mini-batch, drawn log-uniformly; None: the family's own.
+        rows: range of the rows of data that there are, drawn log-uniformly, the rows at random; None: all.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -29,6 +30,7 @@ class Augmentation:
     loss_factor: tuple[float, float] = (1.0, 1.0)
     label_noise: tuple[float, float] = (0.0, 0.0)
     batch_size: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_range("loss_factor", self.loss_factor, 0, included=False)
@@ -37,6 +39,8 @@ class Augmentation:
             raise ValueError(f"label_noise is a probability, got {list(self.label_noise)}")
         if self.batch_size is not None:
             check_range("batch_size", self.batch_size, 1)
+        if self.rows is not None:
+            check_range("rows", self.rows, 1)
 
     def of(self, family: TaskFamily) -> TaskFamily:
         """The family with these changes; the family itself if there are none."""
@@ -69,9 +73,25 @@ class AugmentedFamily(TaskFamily):
                 raise ValueError(f"augment.batch_size: {type(task).__name__} has no mini-batches")
             task = copy.copy(task)
             task.batch_size = log_uniform_integer(rng, self.augmentation.batch_size)
+        if self.augmentation.rows is not None:
+            task = with_rows(task, log_uniform_integer(rng, self.augmentation.rows), rng)
         if label_noise and not (isinstance(task, DataTask) and len(task.data) > 1):
             raise ValueError(f"augment.label_noise: {type(task).__name__} has no labels")
         return AugmentedTask(task, loss_factor, label_noise)
+
+
+def with_rows(task: Task, count: int, rng: np.random.Generator) -> Task:
+    """A task of data with so many of its rows, drawn at random; all of them where there are fewer.
+
+    Raises:
+        ValueError: the task has no rows of data.
+    """
+    if not isinstance(task, DataTask):
+        raise ValueError(f"augment.rows: {type(task).__name__} has no rows of data")
+    rows = torch.from_numpy(rng.permutation(len(task.data[0]))[:count])
+    task = copy.copy(task)
+    task.data = tuple(tensor[rows] for tensor in task.data)
+    return task
 
 
 class AugmentedTask(Task):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from learned_optim.meta_train.tasks.sampling import log_uniform_integer
 from learned_optim.meta_train.trainer.checkpoint import below, flatten, unflatten
 from learned_optim.meta_train.trainer.member import InnerTraining, TrainedShare
 from learned_optim.rules import UpdateRule
+
+
+SPREAD_DECAY = 0.95  # a window of the running mean square of an entry's meta-gradients
 
 
 class Header(NamedTuple):
@@ -52,6 +56,9 @@ class Outcome(NamedTuple):
     """Inner steps of a window."""
     report: dict[str, float]
     """Means of the figures in :attr:`Estimator.reports`, as far as they could be computed."""
+    agreement: float | None
+    """Cosine between the means over two halves of the windows: near 0 where meta-gradients are noise. None: one window,
+    or a gradient of zero."""
 
 
 class Pool:
@@ -85,6 +92,8 @@ class Pool:
         self.members: list[InnerTraining | None] = [None] * config.unroll.pool
         self.learned: dict[str, Tensor] = {}
         """Tensors that the estimator has learned over all windows so far; the same on all processes."""
+        self.spread = [(0.0, 0.0) for _ in config.tasks]
+        """Of each entry of the mixture, running sums of weights and of squared norms of its meta-gradients."""
 
     def places(self, meta_step: int) -> list[int]:
         """The members whose turn it is at the meta-step ``meta_step`` (from 0)."""
@@ -117,7 +126,10 @@ class Pool:
         ]
         windows = len(places)
         meta_loss = sum(header.meta_loss for header in headers) / windows
-        grads = mean_grads([combination.grads for combination in combined])
+        by_window: list[Sequence[Tensor]] = [combination.grads for combination in combined]
+        if self.config.unroll.balanced:
+            by_window = [self._balanced(place, grads) for place, grads in zip(places, by_window, strict=True)]
+        grads = mean_grads(by_window)
         return Outcome(
             grads=grads,
             finite=math.isfinite(meta_loss) and all(bool(grad.isfinite().all()) for grad in grads),
@@ -125,7 +137,21 @@ class Pool:
             inner_loss=sum(header.inner_loss for header in headers) / windows,
             truncation=sum(header.steps for header in headers) / windows,
             report=mean_report([combination.report for combination in combined]),
+            agreement=agreement(by_window),
         )
+
+    def _balanced(self, place: int, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The meta-gradient of a member's window over the running root mean square of those of its entry."""
+        member = self.members[place]
+        assert member is not None  # its turn has just come
+        entry = self.entry(member.draw)
+        square = sum(float(grad.square().sum()) for grad in grads)
+        if not math.isfinite(square):
+            return list(grads)
+        weight, total = (SPREAD_DECAY * old for old in self.spread[entry])
+        self.spread[entry] = weight + 1, total + square
+        rms = math.sqrt(self.spread[entry][1] / self.spread[entry][0])
+        return [grad / rms if rms > 0 else grad for grad in grads]
 
     def _train_share(self, place: int, meta_step: int, horizon: tuple[int, int], row: Tensor) -> Directions | None:
         """Train this process's share of a window, if any, and add what comes of it to ``row``."""
@@ -180,7 +206,7 @@ class Pool:
         draw, length, windows = self.plan(place, None if previous is None else previous.draw, horizon)
         generator = torch_generator(self.config.seed, "estimator", draw)
         memory = self.config.estimator.memory(self.rule, self.pieces, generator)
-        share, task = self._own_task(place, draw)
+        share, task = self._own_task(place, draw, length)
         if share is None or task is None:
             return InnerTraining(draw, length, memory, None)
         trained = TrainedShare(share, task, self.begin(task, draw))
@@ -225,12 +251,12 @@ class Pool:
                 return False
         return True
 
-    def _own_task(self, place: int, draw: int) -> tuple[Share | None, VectorizedTask | None]:
+    def _own_task(self, place: int, draw: int, length: int) -> tuple[Share | None, VectorizedTask | None]:
         """This process's share of a member, and its instances of the task; None if it has nothing to do with it."""
         team = self.division.team(place)
         if self.world.rank not in team:
             return None, None
-        task = self.build_task(draw)
+        task = self.build_task(draw, length)
         if len(team) == 1:
             return Share.whole(self.pieces), task
         if task.draws_random_numbers:  # it cannot be divided
@@ -238,17 +264,23 @@ class Pool:
         share = self.division.share(self.team)
         return share, task.part(share.rows(task.instances))
 
-    def build_task(self, draw: int) -> VectorizedTask:
-        """The task with this number."""
+    def entry(self, draw: int, rng: np.random.Generator | None = None) -> int:
+        """The entry of the mixture that the task with this number is drawn from, by its generator or that given."""
+        rng = numpy_generator(self.config.seed, "task", draw) if rng is None else rng
+        weights = torch.tensor([task.weight for task in self.config.tasks], dtype=torch.float64)
+        return int(rng.choice(len(self.families), p=(weights / weights.sum()).numpy()))
+
+    def build_task(self, draw: int, length: int) -> VectorizedTask:
+        """The task with this number, which is trained for so many steps."""
         settings = self.config.unroll
         rng = numpy_generator(self.config.seed, "task", draw)
-        weights = torch.tensor([task.weight for task in self.config.tasks], dtype=torch.float64)
-        entry = int(rng.choice(len(self.families), p=(weights / weights.sum()).numpy()))
+        entry = self.entry(draw, rng)
         scale = None
         if rng.random() < settings.rescale:
             low, high = (math.log(bound) for bound in settings.rescale_range)
             scale = torch.from_numpy(rng.uniform(low, high, (settings.instances, 1))).exp().float()
         task = self.families[entry].sample(rng, "train")
+        told = numpy_generator(self.config.seed, "known length", draw).random() < settings.known_length
         inner, outer = task.hold_out() if self.config.estimator.outer_split == "validation" else (task, task)
         return VectorizedTask(
             inner,
@@ -259,6 +291,7 @@ class Pool:
             random_signs=settings.random_signs,
             outer=outer,
             anchor=self.config.tasks[entry].anchor,
+            total_steps=settings.whole_windows(length) if told else None,
         ).in_steps_of(self.rule)
 
     # Checkpoints
@@ -293,7 +326,7 @@ class Pool:
             state = unflatten(below(f"{place}.", tensors), self.device)
             lost = entry["diverged"] or not bool(state.inner.parameters.isfinite().all())
             member = InnerTraining(entry["draw"], entry["horizon"], state.memory, None, int(state.step), lost)
-            share, task = self._own_task(place, member.draw)
+            share, task = self._own_task(place, member.draw, member.horizon)
             if share is not None and task is not None:
                 inner = state.inner if share.count == self.pieces else cut(state.inner, share)
                 member.trained = TrainedShare(share, task, inner, entry["diverged"])
@@ -303,6 +336,15 @@ class Pool:
 def mean_grads(windows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Means over windows of one gradient for each of the rule's parameters."""
     return [torch.stack(parts).mean(0) for parts in zip(*windows, strict=True)]
+
+
+def agreement(windows: Sequence[Sequence[Tensor]]) -> float | None:
+    """Cosine between the mean gradients of the first, third, ... and of the other windows; None if there is none."""
+    if len(windows) < 2:
+        return None
+    halves = [torch.cat([grad.flatten() for grad in mean_grads(windows[first::2])]) for first in (0, 1)]
+    norms = [float(half.norm()) for half in halves]
+    return float(halves[0] @ halves[1]) / (norms[0] * norms[1]) if all(norms) else None
 
 
 def mean_report(reports: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

@@ -92,6 +92,8 @@ class Trainer(MetaTraining[Config, UpdateRule]):
             horizon = (curriculum.horizon, curriculum.horizon)
             details["curriculum/horizon"] = curriculum.horizon
         outcome = self.pool.meta_gradient(self.meta_step, horizon)
+        if outcome.agreement is not None:
+            details["estimator/agreement"] = outcome.agreement
         grad_norm = self._update(outcome.grads, outcome.finite)
         if curriculum is not None and curriculum.due(self.meta_step):
             details["curriculum/score"] = self._evaluate(curriculum)
@@ -137,6 +139,7 @@ class Trainer(MetaTraining[Config, UpdateRule]):
         """All names that a :attr:`Progress.details` may have."""
         names = ["meta_optimizer/lr", "unroll/truncation"]
         names += [f"estimator/{name}" for name in self.config.estimator.reports]
+        names += ["estimator/agreement"] if self.config.unroll.windows_per_step > 1 else []
         names += [f"validation/{name}" for name in self.suites] if len(self.suites) > 1 else []
         return names + (["curriculum/horizon", "curriculum/score"] if self.curriculum is not None else [])
 
@@ -147,7 +150,8 @@ class Trainer(MetaTraining[Config, UpdateRule]):
         curriculum = None if self.curriculum is None else self.curriculum.state()
         parts = {"estimator": self.pool.learned, "pool": pool_tensors}
         baselines = {name: finite_or_none(score) for name, score in self.baselines.items()}
-        return {"pool": members, "curriculum": curriculum, "baselines": baselines}, parts
+        entries = {"pool": members, "spread": self.pool.spread, "curriculum": curriculum, "baselines": baselines}
+        return entries, parts
 
     def provenance(self, meta_step: int) -> dict[str, Any]:
         """How the weights after ``meta_step`` came about, with the scores of the baselines where there are any."""
@@ -182,6 +186,7 @@ class Trainer(MetaTraining[Config, UpdateRule]):
         self.config.estimator.check_learned(learned)
         self.pool.learned = {name: tensor.to(self.device) for name, tensor in learned.items()}
         self.pool.restore(progress["pool"], below("pool.", tensors))
+        self.pool.spread = [(weight, total) for weight, total in progress.get("spread", self.pool.spread)]
         if self.curriculum is not None:
             self.curriculum.restore(progress["curriculum"])
         baselines = progress.get("baselines", {})  # runs of earlier versions have none

@@ -19,32 +19,33 @@ class ScheduleFreeLSTMReference:
         v      <- .9 v + .1 g^2
         V      <- V + (min(g^2, 100 v) - V) / t     v before the line above, if positive; the mean of all so far
         fast    = sqrt(v / (1 - .9^t) + eps^2),  all = sqrt(V + eps^2),  eps = 1e-12
-        d       = cut(g / fast, 3)
+        d       = cut(g / fast, 3),  e_k = cut(m_k / (1 - b_k^t) / fast, 3)
         A       = d mbefore / (1 - .9^t) / fast
-        E       = D / (rate t exp(l))
-        x       = [d, m_k / (1 - b_k^t) / fast (2), A, log(fast / all), l / 6, E / (1 + |E|)]
-        s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000)]
-        h, c    = LSTM(W [x; h] + b + W_step s)
-        [z, k, q] = V h + b_out
+        E       = D / (rate t exp(l)),  F = E / (1 + |E|)
+        x       = [|d|, |e_1|, |e_2|, A, d e_2, log(fast / all), l / 6, |F|, d F]
+        s       = [tanh(t / 30), tanh(t / 300), tanh(t / 3000), progress, 1 if progress > 0 else 0]
+        h, c    = LSTM(W [x; h] + b + W_step s)      in steps 1, 5, 9, ...; in others they stay
+        [z, k, q, r, n, u_1, u_2] = V h + b_out
+        factors   K, Q, Y, N = exp(cut(2 k, 6)), exp(cut(2 q, 6)), exp(cut(2 r, 6)), exp(cut(2 n, 6))
         R       = lr min((1 - progress) / .5, 1)
-        l      <- min(max((1 - .002 min(R, 1)) l + min(lr, 1) .2 exp(6 tanh(2 k / 6)) A, -6), 4)
+        l      <- min(max((1 - .002 min(R, 1)) l + min(lr, 1) .2 K A, -6), 4)
         S       = min(fast / all, 1)
         f       = R min(t / 50, 1) exp(6 tanh((l + .5 log S + 3 z) / 6))
-        move    = -rate f d
-        w       = 1 / (1 + (t - 1) exp(-.5 - 6 tanh(2 q / 6)))
-        b       = 1 without averaging, .2 where progress > 0, .1 elsewhere
-        update  = b move + (1 - b) w (D + move) - 2e-4 S f d^2 p      without averaging 1e-3
+        move    = -rate f (d + tanh(u_1) e_1 + tanh(u_2) e_2), zero where d is
+        w       = 1 / (1 + (t - 1) exp(-.5) Q)
+        b       = 1 without averaging, else min(N (.2 where progress > 0, .1 elsewhere), 1)
+        update  = b move + (1 - b) w (D + move) - min(2e-4 Y S f d^2, .1) p      without averaging 1e-3
         D      <- (1 - w) (D + move)
 
     where cut(x, y) is the number of [-y, y] that is nearest to x. D = z - x and l are the displacement between the two
     sequences of Defazio et al. (2024) and the logarithm of the coordinate's factor on the rate.
 
     Args:
-        weight: (4H, 7 + H), columns [x; h], blocks of H rows: input, forget, candidate, output.
+        weight: (4H, 9 + H), columns [x; h], blocks of H rows: input, forget, candidate, output.
         bias: (4H,).
-        step_weight: (4H, 3).
-        output_weight: (3, H).
-        output_bias: (3,).
+        step_weight: (4H, 5).
+        output_weight: (7, H).
+        output_bias: (7,).
         rate: learning rate of the untrained rule.
 
     Attributes:
@@ -74,8 +75,9 @@ class ScheduleFreeLSTMReference:
     FAST_SHARE_OF_KNOWN_LENGTH = 0.2
     BOUND = 6.0
     RATE_SLOPE = 3.0
-    GAIN_SLOPE = 2.0
-    RECENCY_SLOPE = 2.0
+    SLOPE = 2.0
+    LARGEST_DECAY = 0.1
+    PERIOD = 4
 
     def __init__(
         self,
@@ -126,31 +128,37 @@ class ScheduleFreeLSTMReference:
         self.second_moment = np.stack([recent, of_all])
         fast = np.sqrt(recent / (1.0 - self.RECENT**t) + self.EPS**2)
         rms_of_all = np.sqrt(of_all + self.EPS**2)
-        direction = np.clip(grad / fast, -self.LARGEST_DIRECTION, self.LARGEST_DIRECTION)
-        averaged = [m / (1.0 - b**t) / fast for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)]
+        cut = self.LARGEST_DIRECTION
+        direction = np.clip(grad / fast, -cut, cut)
+        averaged = [
+            np.clip(m / (1.0 - b**t) / fast, -cut, cut) for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)
+        ]
         agreement = direction * before / (1.0 - self.MOMENTUM_DECAYS[0] ** t) / fast
         displacement, log_rate = self.displacement[0], self.log_rate[0]
         relative = displacement / (self.rate * t * np.exp(log_rate))
+        relative = relative / (1.0 + np.abs(relative))
 
-        signals = [direction, *averaged, agreement, np.log(fast / rms_of_all), log_rate / self.BOUND]
-        signals.append(relative / (1.0 + np.abs(relative)))
-        scale, gain, recency = self.network(np.stack(signals), t)
+        signals = [np.abs(direction), *map(np.abs, averaged), agreement, direction * averaged[1]]
+        signals += [np.log(fast / rms_of_all), log_rate / self.BOUND, np.abs(relative), direction * relative]
+        scale, *factors, first, second = self.network(np.stack(signals), t, progress)
+        gain, memory, decay, share = (np.exp(np.clip(self.SLOPE * out, -self.BOUND, self.BOUND)) for out in factors)
 
         rate = lr * min((1.0 - progress) / self.FALL, 1.0)
-        gain = min(lr, 1.0) * self.GAIN * np.exp(self.bounded(self.GAIN_SLOPE * gain))
-        log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + gain * agreement
+        log_rate = (1.0 - min(rate, 1.0) * self.FORGETTING) * log_rate + min(lr, 1.0) * self.GAIN * gain * agreement
         log_rate = np.clip(log_rate, -self.BOUND, self.HIGHEST)
         shrunk = np.minimum(fast / rms_of_all, 1.0)
         log_factor = self.bounded(log_rate + self.SHRINKING * np.log(shrunk) + self.RATE_SLOPE * scale)
         factor = rate * min(t / self.WARMUP, 1.0) * np.exp(log_factor)
-        move = -self.rate * factor * direction
-        share = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY - self.bounded(self.RECENCY_SLOPE * recency)))
-        fast_share = self.FAST_SHARE_OF_KNOWN_LENGTH if progress > 0.0 else self.FAST_SHARE
-        fast_share = fast_share if averaging else 1.0
-        update: Array = fast_share * move + (1.0 - fast_share) * share * (displacement + move)
-        decay = self.DECAY if averaging else self.DECAY_OF_LATEST
-        update = update - decay * shrunk * factor * direction**2 * float64(parameter)
-        self.displacement = ((1.0 - share) * (displacement + move))[np.newaxis]
+        mixed = direction + np.tanh(first) * averaged[0] + np.tanh(second) * averaged[1]
+        move = -self.rate * factor * np.where(direction == 0.0, 0.0, mixed)
+        latest = 1.0 / (1.0 + (t - 1) * np.exp(-self.RECENCY) * memory)
+        at_once = share * (self.FAST_SHARE_OF_KNOWN_LENGTH if progress > 0.0 else self.FAST_SHARE)
+        at_once = np.minimum(at_once, 1.0) if averaging else 1.0
+        update: Array = at_once * move + (1.0 - at_once) * latest * (displacement + move)
+        strength = self.DECAY if averaging else self.DECAY_OF_LATEST
+        decay = np.minimum(strength * decay * shrunk * factor * direction**2, self.LARGEST_DECAY)
+        update = update - decay * float64(parameter)
+        self.displacement = ((1.0 - latest) * (displacement + move))[np.newaxis]
         self.log_rate = log_rate[np.newaxis]
         return update
 
@@ -161,12 +169,13 @@ class ScheduleFreeLSTMReference:
         self.displacement, self.log_rate = np.zeros((1, *coordinates)), np.zeros((1, *coordinates))
         self.hidden, self.cell = np.zeros((units, *coordinates)), np.zeros((units, *coordinates))
 
-    def network(self, signals: Array, t: int) -> Array:
-        """The LSTM's outputs at step ``t``, ``(3, *coordinates)``, from its signals ``(signals, *coordinates)``."""
-        clock = np.array([np.tanh(t / scale) for scale in self.TIME_SCALES])
-        inputs = np.concatenate([signals, self.hidden], axis=0)
-        gates = affine(self.weight, inputs, self.bias + self.step_weight @ clock)
-        self.hidden, self.cell = lstm_step(gates, self.cell)
+    def network(self, signals: Array, t: int, progress: float) -> Array:
+        """The LSTM's outputs at step ``t``, ``(7, *coordinates)``, from its signals ``(signals, *coordinates)``."""
+        if t % self.PERIOD == 1:
+            uniform = np.array([*(np.tanh(t / scale) for scale in self.TIME_SCALES), progress, float(progress > 0.0)])
+            inputs = np.concatenate([signals, self.hidden], axis=0)
+            gates = affine(self.weight, inputs, self.bias + self.step_weight @ uniform)
+            self.hidden, self.cell = lstm_step(gates, self.cell)
         return affine(self.output_weight, self.hidden, self.output_bias)
 
     def bounded(self, values: Array) -> Array:

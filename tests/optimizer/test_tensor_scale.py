@@ -216,7 +216,7 @@ def test_part_of_a_scaled_task_matches_the_whole() -> None:
 def test_pool_holds_scaled_tasks() -> None:
     config = config_of_wide_tasks()
     rule = config.rule.build(0)
-    task = Pool(config, torch.device("cpu"), rule).build_task(1)
+    task = Pool(config, torch.device("cpu"), rule).build_task(1, 100)
     assert task.scale is not None
     assert float(task.scale.min()) < 0.9 <= float(task.scale.max()) == 1
 

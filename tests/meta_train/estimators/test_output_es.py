@@ -35,10 +35,11 @@ from learned_optim.meta_train.tasks.quadratic import QuadraticTask
 from learned_optim.meta_train.trainer.checkpoint import read_checkpoint, write_checkpoint
 from learned_optim.meta_train.trainer.trainer import Trainer
 from learned_optim.rules import ScheduleFreeLSTM
+from learned_optim.rules.schedule_free_lstm import LSTM_INPUTS as SIGNALS
+from learned_optim.rules.schedule_free_lstm import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIGNALS = 7
 OUTPUT_ES = {"name": "output-es", "meta_loss": "speedup", "pairs": 2}
 
 
@@ -91,16 +92,16 @@ class TestOutputGradient:
         rule, task = steered(), quadratics(distance=100.0)  # so far that the last phase is needed
         inner = start(rule, task, generator())
         found = OutputES(sigma=sigma, pairs=pairs).output_gradient(rule, task, inner, steps, 5, generator())
-        assert found.shape == (len(PHASES), 3)
+        assert found.shape == (len(PHASES), OUTPUTS)
         assert found[phases:].count_nonzero() == 0  # phases that these trainings do not reach
         bounds = [min(bound, steps) for bound in (*PHASES, steps)]
-        exact = torch.zeros(phases, 3)
-        for phase, output in itertools.product(range(phases), range(3)):
-            moved = torch.zeros(2, 3)
+        exact = torch.zeros(phases, OUTPUTS)
+        for phase, output in itertools.product(range(phases), range(OUTPUTS)):
+            moved = torch.zeros(2, OUTPUTS)
             moved[:, output] = torch.tensor([sigma, -sigma])
             particles, losses = as_particles(inner, 1, 2), []
             for now, (begin, end) in enumerate(itertools.pairwise(bounds[: phases + 1])):
-                given = with_outputs(rule, moved if now == phase else torch.zeros(2, 3))
+                given = with_outputs(rule, moved if now == phase else torch.zeros(2, OUTPUTS))
                 with torch.no_grad():
                     window = unroll(given, task, particles, end - begin, generator())
                 particles = window.state
@@ -168,10 +169,10 @@ class TestExperience:
         assert counts.sum(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.05)
 
     def test_output_gradient_of_a_phase_is_divided_among_its_steps(self) -> None:
-        gradient = torch.arange(1.0, 10.0).view(3, 3)
+        gradient = 1 + torch.arange(3.0 * OUTPUTS).view(3, OUTPUTS)
         for steps, phases in ((40, 1), (100, 1), (300, 2), (900, 3)):
             credit = per_step_gradient(gradient, steps)
-            assert credit.shape == (steps, 3)
+            assert credit.shape == (steps, OUTPUTS)
             torch.testing.assert_close(credit.sum(0), gradient[:phases].sum(0))
             torch.testing.assert_close(credit[: min(100, steps)].sum(0), gradient[0])
 
@@ -179,14 +180,14 @@ class TestExperience:
 class TestReplay:
     def test_replay_of_constant_outputs_matches_its_formula(self) -> None:
         rule = ScheduleFreeLSTM(hidden_size=2)  # the output layer is zero, but for the bias
-        bias = torch.tensor([0.1, -0.2, 0.3])
+        bias = torch.linspace(-0.2, 0.3, OUTPUTS)
         with torch.no_grad():
             rule.output_bias.copy_(bias)
         estimator = OutputES(caution=5.0)
-        gradient = torch.arange(9.0).view(3, 3)
+        gradient = torch.arange(3.0 * OUTPUTS).view(3, OUTPUTS)
         experience = [
             remembered(0.5, gradient, anchor=False, steps=300),  # two phases
-            remembered(0.5, torch.zeros(3, 3), anchor=True, steps=20),
+            remembered(0.5, torch.zeros(3, OUTPUTS), anchor=True, steps=20),
         ]
         gain, size = (value.detach() for value in estimator.replay(rule, experience, generator()))
         assert float(gain) == pytest.approx(float(gradient[:2].sum(0) @ bias) / 2, rel=1e-5)
@@ -196,11 +197,11 @@ class TestReplay:
         torch.manual_seed(0)
         rule = ScheduleFreeLSTM(hidden_size=4)
         estimator = OutputES(caution=2.0)
-        gradient = torch.zeros(3, 3)
-        gradient[0] = torch.tensor([0.5, -0.5, 0.0])
+        gradient = torch.zeros(3, OUTPUTS)
+        gradient[0, :2] = torch.tensor([0.5, -0.5])
         experience = [
             remembered(1.0, gradient, anchor=False),
-            remembered(-1.0, torch.zeros(3, 3), anchor=True),
+            remembered(-1.0, torch.zeros(3, OUTPUTS), anchor=True),
         ]
         optimizer = torch.optim.Adam(rule.parameters(), lr=0.03)
         for step in range(150):

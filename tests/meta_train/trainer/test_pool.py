@@ -156,7 +156,7 @@ def test_weights_decide_how_often_a_family_is_drawn() -> None:
         {"family": "quadratic", "dimensions": [3, 3], "weight": 1.0},
     ]
     trainer = Trainer(plain(tasks=tasks))
-    sizes = [trainer.pool.build_task(draw).coordinates for draw in range(400)]
+    sizes = [trainer.pool.build_task(draw, 100).coordinates for draw in range(400)]
     assert set(sizes) == {2, 3}
     assert sizes.count(2) / 400 == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / 400))
 
@@ -164,7 +164,7 @@ def test_weights_decide_how_often_a_family_is_drawn() -> None:
 def test_rescaling_has_its_frequency_and_range() -> None:
     unroll = {"rescale": 0.25, "rescale_range": [0.1, 10.0], "instances": 3}
     trainer = Trainer(plain(unroll=unroll, tasks=[{"family": "quadratic"}]))
-    scales = [trainer.pool.build_task(draw).scale for draw in range(400)]
+    scales = [trainer.pool.build_task(draw, 100).scale for draw in range(400)]
     drawn = torch.stack([scale for scale in scales if scale is not None])
     assert len(drawn) / 400 == pytest.approx(0.25, abs=5 * math.sqrt(0.75 * 0.25 / 400))
     assert drawn.shape[1:] == (3, 1)
@@ -256,7 +256,7 @@ def test_outer_split_validation_holds_out_data() -> None:
     drawn = {}
     for split in ("train", "validation"):
         config = plain(tasks=tasks, estimator={"outer_batches": 1, "outer_split": split})
-        task = Trainer(config).pool.build_task(1)
+        task = Trainer(config).pool.build_task(1, 100)
         assert isinstance(task.task, MLPTask)
         assert isinstance(task.outer, MLPTask)
         drawn[split] = (len(task.task.data[0]), len(task.outer.data[0]))
