@@ -8,12 +8,20 @@
 #include <immintrin.h>
 #endif
 
+/* A vector fills one register. GCC 12 takes comparisons of longer vectors apart, number by number. */
+#if defined(__AVX512F__)
+#define WIDTH 64
+#elif defined(__AVX2__)
+#define WIDTH 32
+#else
+#define WIDTH 16
+#endif
 #ifdef DOUBLE
-#define LANES 8
+#define LANES (WIDTH / 8)
 typedef double real;
 typedef int64_t integer;
 #else
-#define LANES 16
+#define LANES (WIDTH / 4)
 typedef float real;
 typedef int32_t integer;
 #endif
@@ -23,8 +31,8 @@ typedef struct {
     double step, lr, progress, averaging;
 } SharedInputs;
 
-typedef real vec __attribute__((vector_size(sizeof(real) * LANES)));
-typedef integer ivec __attribute__((vector_size(sizeof(real) * LANES)));
+typedef real vec __attribute__((vector_size(WIDTH)));
+typedef integer ivec __attribute__((vector_size(WIDTH)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uints __attribute__((vector_size(4 * LANES)));
