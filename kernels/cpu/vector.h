@@ -83,6 +83,18 @@ static inline __attribute__((unused)) vec power(vec x, vec exponent) {
     return result;
 }
 
+/* The remainder of a division, with the sign of the divisor. */
+static inline __attribute__((unused)) double shared_modulo(double x, double divisor) {
+    double rest = fmod(x, divisor);
+    return rest != 0 && (rest < 0) != (divisor < 0) ? rest + divisor : rest;
+}
+
+static inline __attribute__((unused)) vec modulo(vec x, vec divisor) {
+    vec result;
+    EACH_LANE result[lane] = (real)shared_modulo((double)x[lane], (double)divisor[lane]);
+    return result;
+}
+
 /* A function of the C library, number by number. */
 #define OF_MATH(name, function)                                                                                          \
     static inline __attribute__((unused)) vec name(vec x) {                                                              \
