@@ -172,7 +172,7 @@ def launch_op(
         progress: 0-d, on any device.
         averaging: whether parameters may be averages over the steps.
     """
-    features, count = registered(key).program.features, len(parameters)
+    features, count = registered(key).traced.features, len(parameters)
     by_entry: dict[str, list[Tensor]] = {
         entry: states[number * count : (number + 1) * count] for number, entry in enumerate(features)
     }

@@ -1,6 +1,7 @@
 /* The steps of a rule on a CPU: every coordinate goes through memory once, a vector of them at a time.
 
-   In front of this stand vector.h and the functions that sources/c.py makes of the rule: share and update. */
+   In front of this stand vector.h, the functions that sources/c.py makes of the rule, share and its updates, and macros
+   that list these and the entries of the state. */
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -25,25 +26,22 @@ typedef struct {
     int32_t maximize, skip_nonfinite;
 } Arguments;
 
-INLINE vec *load_features(
-    vec *next, const Tensor *tensor, int entry, int64_t place, int dtype, int count, int features
-) {
-    const char *address = tensor->state[entry];
-    for (int k = 0; k < features; k++) *next++ = load(address, place + k * tensor->stride, dtype, count);
-    return next;
-}
+typedef vec Update(vec *state, vec grad, vec parameter, const Shared *shared, const real *weights);
 
-INLINE vec *store_features(
-    vec *next, const Tensor *tensor, int entry, int64_t place, int dtype, int count, int features
-) {
-    char *address = tensor->state[entry];
-    for (int k = 0; k < features; k++) store(address, place + k * tensor->stride, dtype, count, *next++);
-    return next;
-}
+#define LOAD(entry, first, dtype, features)                                                                              \
+    if (used[entry] == '1')                                                                                              \
+        for (int k = 0; k < features; k++)                                                                               \
+            state[first + k] = load(tensor->state[entry], place + k * tensor->stride, dtype, count);
+#define STORE(entry, first, dtype, features)                                                                             \
+    if (changed[entry] == '1')                                                                                           \
+        for (int k = 0; k < features; k++)                                                                               \
+            store(tensor->state[entry], place + k * tensor->stride, dtype, count, state[first + k]);
 
-/* The coordinates place ... place + count - 1, at most a vector of them. */
+/* The coordinates place ... place + count - 1, at most a vector of them. The update, and which entries of the state it
+   uses and changes, are constants where this is inlined. */
 INLINE void step_lanes(
-    const Tensor *tensor, int64_t place, int count, const Shared *shared, const Arguments *settings
+    const Tensor *tensor, int64_t place, int count, const Shared *shared, const Arguments *settings, Update *update,
+    const char *used, const char *changed
 ) {
     vec grad = load(tensor->grad, place, GRAD_DTYPE, count) / (real)settings->grad_scale;
     if (settings->maximize) grad = -grad;
@@ -54,8 +52,8 @@ INLINE void step_lanes(
         EACH_LANE all_written &= written[lane];
         grad = (vec)(written & (ivec)grad);
     }
-    vec state[FEATURES], *next = state;
-    LOAD_STATE
+    vec state[FEATURES];
+    EACH_ENTRY(LOAD)
     vec kept[FEATURES];
     if (!all_written) memcpy(kept, state, sizeof(state));
     vec parameter = load(tensor->parameter, place, PARAMETER_DTYPE, count), seen = parameter;
@@ -67,19 +65,26 @@ INLINE void step_lanes(
     vec change = (real)settings->factor * *tensor->scale * update(state, grad, seen, shared, tensor->weights);
     if (!all_written)
         for (int k = 0; k < FEATURES; k++) state[k] = where(written, state[k], kept[k]);
-    next = state;
-    STORE_STATE
-    (void)next;
+    EACH_ENTRY(STORE)
     if (settings->decay != 0) change -= (real)settings->decay * parameter;
     vec moved = parameter + change;
     store(tensor->parameter, place, PARAMETER_DTYPE, count, all_written ? moved : where(written, moved, parameter));
 }
+
+/* The coordinates place ... end - 1 of a tensor, by one of the updates. */
+#define STEP(number, update, used, changed)                                                                              \
+    case number:                                                                                                         \
+        for (; place + LANES <= end; place += LANES)                                                                     \
+            step_lanes(tensor, place, LANES, &shared, settings, update, used, changed);                                  \
+        if (place < end) step_lanes(tensor, place, (int)(end - place), &shared, settings, update, used, changed);        \
+        break;
 
 /* Step those tiles of all tensors whose number lies in first ... last - 1. */
 static void step_tiles(
     const Tensor *tensors, int64_t n_tensors, int64_t first, int64_t last, const Arguments *settings
 ) {
     Shared shared;
+    int branch = 0;
     SharedInputs inputs = settings->inputs;
     const Tensor *shares = 0; /* the tensor that they are of */
     for (const Tensor *tensor = tensors; tensor < tensors + n_tensors && last > 0; tensor++) {
@@ -87,12 +92,11 @@ static void step_tiles(
         if (first < tiles) {
             if (!shares || shares->weights != tensor->weights || *shares->step != *tensor->step) {
                 inputs.step = *tensor->step;
-                share(&shared, tensor->weights, &inputs);
+                branch = share(&shared, tensor->weights, &inputs);
                 shares = tensor;
             }
             int64_t place = (first > 0 ? first : 0) * TILE, end = last < tiles ? last * TILE : tensor->size;
-            for (; place + LANES <= end; place += LANES) step_lanes(tensor, place, LANES, &shared, settings);
-            if (place < end) step_lanes(tensor, place, (int)(end - place), &shared, settings);
+            switch (branch) { EACH_UPDATE(STEP) }
         }
         first -= tiles;
         last -= tiles;

@@ -20,7 +20,7 @@ import torch
 
 from learned_optim.kernels.cache import CompilationError, load_library
 from learned_optim.kernels.cpu.compiler import Compiler
-from learned_optim.kernels.sources.c import storage_macros
+from learned_optim.kernels.sources.c import macros
 from learned_optim.kernels.sources.registry import registered
 
 SOURCE_FOLDER = Path(__file__).parent
@@ -137,8 +137,8 @@ def _library_source(key: str, dtypes: tuple[torch.dtype, ...]) -> str:
     """The source of a library."""
     sources = registered(key)
     defined = f"#define TILE {TILE}\n" + ("#define DOUBLE\n" if sources.dtype == torch.float64 else "")
-    storage = storage_macros(sources.program, dtypes)
-    return "\n".join([defined + '#include "vector.h"', sources.c.text, storage, SOURCE.read_text()])
+    parts = '#include "vector.h"', sources.c.text, macros(sources.branches, dtypes), SOURCE.read_text()
+    return defined + "\n".join(parts)
 
 
 def _load_library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:

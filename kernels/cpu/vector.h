@@ -8,31 +8,31 @@
 #include <immintrin.h>
 #endif
 
-/* As wide as the processor's: GCC compares wider vectors number by number. */
+/* A vector fills one register. GCC 12 takes comparisons of longer vectors apart, number by number. */
 #if defined(__AVX512F__)
-#define VECTOR_BYTES 64
+#define WIDTH 64
 #elif defined(__AVX2__)
-#define VECTOR_BYTES 32
+#define WIDTH 32
 #else
-#define VECTOR_BYTES 16
+#define WIDTH 16
 #endif
-
 #ifdef DOUBLE
+#define LANES (WIDTH / 8)
 typedef double real;
 typedef int64_t integer;
 #else
+#define LANES (WIDTH / 4)
 typedef float real;
 typedef int32_t integer;
 #endif
-#define LANES ((int)(VECTOR_BYTES / sizeof(real)))
 
 /* The inputs of a step that all coordinates share. */
 typedef struct {
     double step, lr, progress, averaging;
 } SharedInputs;
 
-typedef real vec __attribute__((vector_size(sizeof(real) * LANES)));
-typedef integer ivec __attribute__((vector_size(sizeof(real) * LANES)));
+typedef real vec __attribute__((vector_size(WIDTH)));
+typedef integer ivec __attribute__((vector_size(WIDTH)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uints __attribute__((vector_size(4 * LANES)));
@@ -80,6 +80,18 @@ INLINE vec reciprocal_root(vec x) { return 1 / root(x); }
 static inline __attribute__((unused)) vec power(vec x, vec exponent) {
     vec result;
     EACH_LANE result[lane] = (real)pow((double)x[lane], (double)exponent[lane]);
+    return result;
+}
+
+/* The remainder of a division, with the sign of the divisor. */
+static inline __attribute__((unused)) double shared_modulo(double x, double divisor) {
+    double rest = fmod(x, divisor);
+    return rest != 0 && (rest < 0) != (divisor < 0) ? rest + divisor : rest;
+}
+
+static inline __attribute__((unused)) vec modulo(vec x, vec divisor) {
+    vec result;
+    EACH_LANE result[lane] = (real)shared_modulo((double)x[lane], (double)divisor[lane]);
     return result;
 }
 

@@ -92,7 +92,7 @@ def constants(key: str, columns: Columns, settings: StepSettings, *, shared: boo
     """The constexpr arguments that follow from the program, the tensors and the settings of a launch."""
     entries = {
         dtype_argument(entry): _triton_dtype(column[0].dtype)
-        for entry, column in zip(registered(key).program.features, columns.states.values(), strict=True)
+        for entry, column in zip(registered(key).traced.features, columns.states.values(), strict=True)
     }
     return {
         "PARAMETER_DTYPE": _triton_dtype(columns.parameters[0].dtype),

@@ -191,6 +191,12 @@ def power(x, exponent):
 
 
 @triton.jit
+def remainder(x, divisor):
+    """The remainder of a division, with the sign of the divisor. An approximate quotient could be below 2 for 6 / 3."""
+    return x - tl.floor(tl.div_rn(x, divisor)) * divisor
+
+
+@triton.jit
 def lstm_cell(forget, cell, input_gate, candidate):
     """sigmoid(forget) cell + sigmoid(input) tanh(candidate), with one denominator: special functions are scarce."""
     i = 1.0 + exp_minus(input_gate, 1.0)

@@ -1,4 +1,4 @@
-"""The source of a program in C: one function for a vector of sixteen coordinates, and one for what they share.
+"""The source of a step in C: a function of a vector of coordinates for each branch, and one of what they share.
 
 The rest of the source, ``cpu.c``, runs it over tensors. The shared part is computed first, in float64.
 """
@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_orphan_comments
+from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, block
+from learned_optim.kernels.tracing.branches import Branches
 from learned_optim.kernels.tracing.program import (
     PARAMETER_INPUT,
     SHARED_INPUTS,
@@ -42,6 +43,7 @@ C_FUNCTIONS = {
     "minimum": "smaller",
     "pow": "power",
     "relu": "rectified",
+    "remainder": "modulo",
     "rsqrt": "reciprocal_root",
     "sigmoid": "sigmoid",
     "sign": "sign",
@@ -52,41 +54,78 @@ C_FUNCTIONS = {
 """Names of functions in ``vector.h``; with ``shared_`` before them, functions of single numbers."""
 
 
-def c_source(program: Program, dtype: torch.dtype, name: str = "a rule") -> Source:
-    """Write the C of a program, without what depends on the dtypes of tensors.
+def c_source(branches: Branches, dtype: torch.dtype, name: str = "a rule") -> Source:
+    """Write the C of a step, without what depends on the dtypes of tensors.
 
     Args:
-        program: a simplified program.
+        branches: the programs of the step.
         dtype: dtype of the arithmetic, float32 or float64.
         name: name of the rule, for the first comment.
     """
-    writer = _CWriter(program, "f" if dtype == torch.float32 else "")
-    return Source(writer.source(name), tuple(writer.weights))
+    weights: list[int] = []
+    suffix = "f" if dtype == torch.float32 else ""
+    chooser, *writers = (_CWriter(program, suffix, weights) for program in (branches.choice, *branches.programs))
+    chooser.kept.clear()  # its result is read in place
+    chooser.write()
+    updates = "\n".join(writer.function(f"update_{place}") for place, writer in enumerate(writers))
+    share, branch = writers[0].share, "0"
+    if len(writers) > 1:
+        share, branch = chooser.share, "branch"
+        share.append(f"const int branch = {bare(chooser.number(branches.choice.outputs['branch'][0]))};")
+        for place, writer in enumerate(writers):
+            share += [f"if (branch == {place}) {{", *(f"    {line}" for line in writer.share), "}"]
+    features = branches.choice.features
+    counts = {
+        "FEATURES": max(sum(features.values()), 1),
+        "ENTRIES": max(len(features), 1),
+        "SHARED": max(len(writer.places_of_shared) for writer in writers),
+        "READS_PARAMETER": int(any(program.reads_parameter for program in branches.programs)),
+    }
+    text = f"""/* The step of {name}, made from its forward. */
+
+enum {{ {", ".join(f"{key} = {value}" for key, value in counts.items())} }};
+
+typedef struct {{
+    real values[SHARED + 1];
+}} Shared;
+
+/* What all coordinates share; returns the number of the update that this step takes. */
+static int share(Shared *shared, const real *weights, const SharedInputs *inputs) {{
+{block(share, "/*")}
+    return {branch};
+}}
+
+{updates}"""
+    return Source(text, tuple(weights))
 
 
-def storage_macros(program: Program, dtypes: Sequence[torch.dtype]) -> str:
-    """The macros of C by which state is read and written.
+def macros(branches: Branches, dtypes: Sequence[torch.dtype]) -> str:
+    """The macros of C that say how entries of the state are stored, and which of them each update reads and writes.
 
     Args:
-        program: the program that the state belongs to.
+        branches: the programs that the state belongs to.
         dtypes: the dtypes of parameters, gradients and each entry of the state.
     """
     parameter, grad, *entries = (DTYPE_MACROS[dtype] for dtype in dtypes)
-    lines = [f"#define PARAMETER_DTYPE {parameter}", f"#define GRAD_DTYPE {grad}"]
-    for kind in ("load", "store"):
-        calls = [
-            f"next = {kind}_features(next, tensor, {entry}, place, {dtype}, count, {features});"
-            for entry, (dtype, features) in enumerate(zip(entries, program.features.values(), strict=True))
-        ]
-        lines.append(" \\\n    ".join([f"#define {kind.upper()}_STATE", *calls]))
+    lines = [f"#define PARAMETER_DTYPE {parameter}", f"#define GRAD_DTYPE {grad}", "#define EACH_ENTRY(of)"]
+    first = 0
+    for place, (dtype, features) in enumerate(zip(entries, branches.choice.features.values(), strict=True)):
+        lines[-1] += f" of({place}, {first}, {dtype}, {features})"
+        first += features
+    lines.append("#define EACH_UPDATE(of)")
+    for place, program in enumerate(branches.programs):
+        written = {target.entry for target in program.written}
+        used = written | {scalar.entry for scalar in program.read if isinstance(scalar, Input)}
+        digits = ("".join("01"[entry in which] for entry in program.features) for which in (used, written))
+        lines[-1] += ' of({}, update_{}, "{}", "{}")'.format(place, place, *digits)
     return "\n".join(lines) + "\n"
 
 
 class _CWriter(Writer):
-    """Writes the two functions of a program: ``share`` of a step, ``update`` of a vector of coordinates."""
+    """Writes a program: the lines of ``share`` for a step, and the function ``update`` of a vector of coordinates."""
 
-    def __init__(self, program: Program, suffix: str) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, suffix: str, weights: list[int]) -> None:
+        super().__init__(program, weights)
         self.suffix = suffix
         self.share: list[str] = []
         self.update: list[str] = []
@@ -95,36 +134,16 @@ class _CWriter(Writer):
         for entry in program.features:
             self.firsts[entry] = sum(program.features[before] for before in self.firsts)
 
-    def source(self, name: str) -> str:
-        """The source of both functions."""
+    def function(self, name: str) -> str:
+        """The source of the function of this name."""
         self.write()
         self.write_results()
         results = self.results()
-        features = sum(self.program.features.values())
-        counts = {
-            "FEATURES": max(features, 1),
-            "ENTRIES": max(len(self.program.features), 1),
-            "SHARED": len(self.places_of_shared),
-            "READS_PARAMETER": int(self.program.reads_parameter),
-        }
-        return f"""/* The step of {name}, made from its forward. */
-
-enum {{ {", ".join(f"{key} = {value}" for key, value in counts.items())} }};
-
-typedef struct {{
-    real values[SHARED + 1];
-}} Shared;
-
-/* What all coordinates share. */
-static void share(Shared *shared, const real *weights, const SharedInputs *inputs) {{
-{_indented(without_orphan_comments(self.share, "/*"))}
-}}
-
-/* The update of a vector of coordinates, and their new state in the place of the old one. */
-static __attribute__((noinline)) vec update(
+        return f"""/* The update of a vector of coordinates, and their new state in the place of the old one. */
+static __attribute__((noinline)) vec {name}(
     vec *state, vec grad, vec parameter, const Shared *shared, const real *weights
 ) {{
-{_indented(without_orphan_comments([*self.update, *results], "/*"))}
+{block([*self.update, *results], "/*")}
 }}
 """
 
@@ -133,15 +152,14 @@ static __attribute__((noinline)) vec update(
         change = self.vector(self.program.outputs["update"][0])
         copies, stores = ([f"const vec change = {change};"], []) if change.startswith("state") else ([], [])
         change = "change" if copies else change
-        for entry, scalars in self.program.outputs.items():
-            for feature, scalar in enumerate(scalars):
-                if entry == "update" or scalar == Input(entry, feature):
-                    continue
-                place, value = self.firsts[entry] + feature, self.vector(scalar)
-                if value.startswith("state"):  # moves to another place
-                    copies.append(f"const vec moved{place} = {value};")
-                    value = f"moved{place}"
-                stores.append(f"state[{place}] = {value};")
+        for target, scalar in self.program.written.items():
+            if target.entry == "update":
+                continue
+            place, value = self.firsts[target.entry] + target.feature, self.vector(scalar)
+            if value.startswith("state"):  # moves to another place
+                copies.append(f"const vec moved{place} = {value};")
+                value = f"moved{place}"
+            stores.append(f"state[{place}] = {value};")
         return ["/* The new state */", *copies, *stores, f"return {change};"]
 
     def write_note(self, line: str, shared: bool) -> None:
@@ -171,8 +189,7 @@ static __attribute__((noinline)) vec update(
         for output in range(outputs):
             result = OperationResult(place, output)
             readers = [user for user in self.users[place] if result in self.program.operations[user].operands]
-            is_output = any(result in scalars for scalars in self.program.outputs.values())
-            if is_output or not all(self.program.shared[reader] for reader in readers):
+            if result in self.kept or not all(self.program.shared[reader] for reader in readers):
                 self.value_in_shared(result)
 
     def value_in_shared(self, scalar: Scalar) -> str:
@@ -286,7 +303,3 @@ def _literal(value: float, suffix: str) -> str:
 
 def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, 112, subsequent_indent="    ", break_long_words=False)
-
-
-def _indented(lines: Sequence[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines)

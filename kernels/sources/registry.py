@@ -9,8 +9,8 @@ import torch
 from learned_optim.kernels.sources.c import c_source
 from learned_optim.kernels.sources.triton import triton_source
 from learned_optim.kernels.sources.writer import Source
-from learned_optim.kernels.tracing.program import MatrixProduct, Program
-from learned_optim.kernels.tracing.simplify import simplified
+from learned_optim.kernels.tracing.branches import Branches, branches
+from learned_optim.kernels.tracing.program import Program
 
 WIDE_PRODUCT = 16
 """The largest number of inputs of a product for which a thread of a GPU takes four coordinates; with more its registers
@@ -34,19 +34,19 @@ class Sources:
     conditions: bool = False
 
     @functools.cached_property
-    def program(self) -> Program:
-        """The program as simplified."""
-        return simplified(self.traced)
+    def branches(self) -> Branches:
+        """The programs of a step, one for each outcome of its conditions."""
+        return branches(self.traced)
 
     @functools.cached_property
     def c(self) -> Source:
         """The functions of a coordinate in C."""
-        return c_source(self.program, self.dtype, self.name)
+        return c_source(self.branches, self.dtype, self.name)
 
     @functools.cached_property
     def triton(self) -> Source:
         """The kernel in Triton."""
-        return triton_source(self.program, self.name)
+        return triton_source(self.branches, self.name)
 
     @functools.cached_property
     def key(self) -> str:
@@ -57,19 +57,13 @@ class Sources:
     @property
     def block(self) -> int:
         """Coordinates of a program on a GPU."""
-        widths = [len(product.operands) for product in self.products]
+        widths = [len(product.operands) for program in self.branches.programs for product in program.products]
         return 256 if max(widths, default=0) > WIDE_PRODUCT else 512
 
     @property
-    def products(self) -> list[MatrixProduct]:
-        """Products that are different for each coordinate."""
-        operations = zip(self.program.operations, self.program.shared, strict=True)
-        return [operation for operation, shared in operations if isinstance(operation, MatrixProduct) and not shared]
-
-    @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of the products of a coordinate."""
-        return sum(product.multiply_adds for product in self.products)
+        """Multiply-adds of the products of a coordinate, in the branch that has most."""
+        return max(sum(product.multiply_adds for product in program.products) for program in self.branches.programs)
 
 
 def register(program: Program, dtype: torch.dtype, name: str, *, conditions: bool = False) -> Sources:

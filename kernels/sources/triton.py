@@ -1,11 +1,20 @@
-"""The source of a program in Triton: one kernel for a block of coordinates of any tensor."""
+"""The source of a step in Triton: one kernel for a block of coordinates of any tensor."""
 
+import textwrap
 from collections.abc import Sequence
 
 from learned_optim.kernels.sources.layers import Layer, layers
 from learned_optim.kernels.sources.segments import Segment
-from learned_optim.kernels.sources.triton_templates import HEAD, LOAD_PARAMETER, SEGMENT_KERNEL, STEP_KERNEL
-from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, without_orphan_comments
+from learned_optim.kernels.sources.triton_templates import (
+    BRANCH,
+    HEAD,
+    LOAD_PARAMETER,
+    SEGMENT_KERNEL,
+    STEP_BODY,
+    STEP_KERNEL,
+)
+from learned_optim.kernels.sources.writer import COMPARISONS, INFIX, Source, Writer, bare, block
+from learned_optim.kernels.tracing.branches import Branches
 from learned_optim.kernels.tracing.program import (
     PARAMETER_INPUT,
     SHARED_INPUTS,
@@ -34,6 +43,7 @@ TRITON_FUNCTIONS = {
     "maximum": "larger",
     "minimum": "smaller",
     "pow": "power",
+    "remainder": "remainder",
     "rsqrt": "tl.rsqrt",
     "sigmoid": "sigmoid",
     "sign": "sign",
@@ -44,16 +54,34 @@ TRITON_FUNCTIONS = {
 """Triton's own functions, and those of ``triton_parts.py``."""
 
 
-def triton_source(program: Program, name: str = "a rule") -> Source:
-    """Write the kernel of a program.
+def triton_source(branches: Branches, name: str = "a rule") -> Source:
+    """Write the kernel of a step.
 
     Args:
-        program: a simplified program.
+        branches: the programs of the step.
         name: name of the rule, for the first line.
     """
-    writer = _StepWriter(program)
-    text = HEAD.format(title=f"The step of {name}") + writer.kernel()
-    return Source(text, tuple(writer.weights))
+    weights: list[int] = []
+    chooser = _TritonWriter(branches.choice, weights)
+    chooser.write()
+    (number,) = branches.choice.outputs["branch"]
+    bodies = [_StepWriter(program, weights).body() for program in branches.programs]
+    entries = list(branches.choice.features)
+    text = HEAD.format(title=f"The step of {name}")
+    if len(bodies) > 1:
+        text += BRANCH.format(lines=block([*chooser.shared, f"return {chooser.name(number)}"], "#"))
+        bodies = [f"    if branch == {place}:\n{textwrap.indent(body, '    ')}" for place, body in enumerate(bodies)]
+        bodies.insert(0, "    branch = branch_of(weights, count, lr, progress, averaging)\n")
+    text += STEP_KERNEL.format(
+        entries=len(entries),
+        dtypes="\n".join(f"    {dtype_argument(entry)}: tl.constexpr," for entry in entries),
+        pointers="\n".join(
+            f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"
+            for place, entry in enumerate(entries)
+        ),
+        body="".join(bodies),
+    )
+    return Source(text, tuple(weights))
 
 
 def segments_source(segments: Sequence[Segment], title: str) -> str:
@@ -75,14 +103,13 @@ def dtype_argument(entry: str) -> str:
 class _TritonWriter(Writer):
     """Writes in Triton. Inputs are read where they are first needed, and results written as soon as they are known."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, weights: list[int]) -> None:
+        super().__init__(program, weights)
         self.shared: list[str] = []
         self.update: list[str] = []
         self.loaded: set[Input] = set()
         self.targets: dict[Scalar, list[Input]] = {}
         """Results that are still to be stored, and the features that they are stored in."""
-        self.read: set[Scalar] = {operand for operation in program.operations for operand in operation.operands}
         self.layers: dict[int, Layer] = {}
         self.names_of_units: dict[int, str] = {}
 
@@ -195,7 +222,7 @@ class _TritonWriter(Writer):
     def store(self, scalar: Scalar) -> None:
         """Store a result, after reading what is still needed from the feature that it overwrites."""
         for target in self.targets.pop(scalar, ()):
-            if target in self.read:
+            if target in self.program.read:
                 self.name(target)
             value = self.name(scalar)
             if is_shared(scalar, self.program.shared):
@@ -269,35 +296,25 @@ class _TritonWriter(Writer):
 
 
 class _StepWriter(_TritonWriter):
-    """Writes the kernel that steps an optimizer's tensors in place."""
+    """Writes the part of the kernel that steps an optimizer's tensors in place by one program."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        for entry, scalars in program.outputs.items():
-            for feature, scalar in enumerate(scalars):
-                target = Input(entry, feature)
-                if entry != "update" and scalar != target:
-                    self.targets.setdefault(scalar, []).append(target)
+    def __init__(self, program: Program, weights: list[int]) -> None:
+        super().__init__(program, weights)
+        for target, scalar in program.written.items():
+            if target.entry != "update":
+                self.targets.setdefault(scalar, []).append(target)
         self.layers = {unit.cell: layer for layer in layers(program, self.rows) for unit in layer.units}
-        self.read |= set(self.targets) | set(program.outputs["update"])
 
-    def kernel(self) -> str:
-        """The whole function."""
+    def body(self) -> str:
+        """The lines after those that find the tensor."""
         self.write()
         self.write_results()
         self.write_targets()
-        entries = list(self.program.features)
         change = self.name(self.program.outputs["update"][0])
-        return STEP_KERNEL.format(
-            entries=len(entries),
+        return STEP_BODY.format(
             parameter=LOAD_PARAMETER if self.program.reads_parameter else "",
-            dtypes="\n".join(f"    {dtype_argument(entry)}: tl.constexpr," for entry in entries),
-            pointers="\n".join(
-                f"    {entry}_state = pointer_in(row, STATE + {place}, {dtype_argument(entry)}) + offsets"
-                for place, entry in enumerate(entries)
-            ),
-            shared="\n".join(f"    {line}" for line in without_orphan_comments(self.shared, "#")),
-            update="\n".join(f"    {line}" for line in without_orphan_comments(self.update, "#")),
+            shared=block(self.shared, "#"),
+            update=block(self.update, "#"),
             change=change,
         )
 
@@ -306,7 +323,7 @@ class _SegmentWriter(_TritonWriter):
     """Writes the kernel of a segment. Weights are read where they lie, as many kernels read the same."""
 
     def __init__(self, segment: Segment) -> None:
-        super().__init__(segment.program)
+        super().__init__(segment.program, [])
         self.segment = segment
         for store in segment.stores:
             self.targets.setdefault(store.value, []).append(Input(store.tensor, store.feature))
@@ -324,7 +341,7 @@ class _SegmentWriter(_TritonWriter):
             kernel=name,
             arguments="\n".join(arguments),
             pointers="\n".join(pointers),
-            update="\n".join(f"    {line}" for line in without_orphan_comments([*self.shared, *self.update], "#")),
+            update=block([*self.shared, *self.update], "#"),
         )
 
     def input(self, scalar: Input) -> str:

@@ -24,6 +24,7 @@ from .triton_parts import (
     move,
     number,
     reciprocal_of_positive,
+    remainder,
     scaled_parameter,
     pointer_in,
     power,
@@ -72,12 +73,20 @@ def step(
     count = count_of(row, step, STEP_IN_TABLE)
     lr = number(lr, LR_ON_DEVICE)
     progress = number(progress, PROGRESS_ON_DEVICE)
-{shared}
+{body}'''
+STEP_BODY = """{shared}
 
     # The coordinates
     place = pointer_in(row, PARAMETER, PARAMETER_DTYPE) + offsets
 {parameter}{update}
     move(row, place, mask, written, {change}, lr, weight_decay, SCALED, UPDATE_HAS_LR, DECAYS)
+"""
+BRANCH = '''@triton.jit
+def branch_of(weights, count, lr, progress, averaging):
+    """The number of the branch that this step takes."""
+{lines}
+
+
 '''
 LOAD_PARAMETER = "    parameter = scaled_parameter(row, place, mask, SCALED)\n"
 SEGMENT_KERNEL = '''@triton.jit

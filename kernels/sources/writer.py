@@ -47,14 +47,15 @@ class Writer(ABC):
 
     Args:
         program: a simplified program.
+        weights: places of weights that other programs of the source read, to which those of this one are added.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, weights: list[int]) -> None:
         self.program = program
         self.ranges = ranges(program)
         self.rows = ProductRows(program)
         self.names_of_rows: dict[ProductRow, str] = {}
-        self.weights: list[int] = []
+        self.weights = weights
         """Places of the weights, in the order in which the source reads them, among all results of the prologue."""
         self.done: set[int] = set()
         """Operations that have been written together with others."""
@@ -262,14 +263,14 @@ class ProductRows:
         return [row for row in dict.fromkeys(rows) if row not in written]
 
 
-def without_orphan_comments(lines: Sequence[str], mark: str) -> list[str]:
-    """The lines without comments that are directly followed by another: the operations they describe are elsewhere."""
+def block(lines: Sequence[str], mark: str) -> str:
+    """The body of a function, without comments that another directly follows: what they describe stands elsewhere."""
     following = [*lines[1:], ""][: len(lines)]
-    return [
-        line
+    return "\n".join(
+        f"    {line}"
         for line, after in zip(lines, following, strict=True)
-        if not line.startswith(mark) or not after.startswith(mark)
-    ]
+        if not line.lstrip().startswith(mark) or not after.lstrip().startswith(mark)
+    )
 
 
 def bare(expression: str) -> str:

@@ -164,6 +164,8 @@ class _Differentiation:
                 condition, x, y = operation.operands
                 yield x, apply("where", condition, d, zero)
                 yield y, apply("where", condition, zero, d)
+            case "remainder" if isinstance(y, Constant):
+                yield x, d
             case "pow" if isinstance(y, Constant):
                 yield x, times(d, y, apply("pow", x, Constant(y.value - 1)))
             case "eq" | "ge" | "gt" | "le" | "lt" | "ne" | "sign":

@@ -97,6 +97,8 @@ LOWERINGS: dict[Any, Callable[..., Scalar]] = {
     aten.mul.Scalar: _same("mul"),
     aten.div.Tensor: _same("div"),
     aten.div.Scalar: _same("div"),
+    aten.remainder.Scalar: _same("remainder"),
+    aten.remainder.Tensor: _same("remainder"),
     aten.pow.Tensor_Scalar: _power,
     aten.pow.Tensor_Tensor: _power,
     aten.pow.Scalar: _power,

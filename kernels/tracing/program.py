@@ -112,12 +112,28 @@ class Program:
             shared.append(all(is_shared(operand, shared) for operand in operation.operands))
         return tuple(shared)
 
+    @property
+    def products(self) -> list[MatrixProduct]:
+        """Products that are different for each coordinate."""
+        operations = zip(self.operations, self.shared, strict=True)
+        return [operation for operation, shared in operations if isinstance(operation, MatrixProduct) and not shared]
+
     @functools.cached_property
+    def written(self) -> dict[Input, Scalar]:
+        """The features of outputs that may change, with their values; others of the state stay as they are."""
+        features = {Input(name, place): s for name, scalars in self.outputs.items() for place, s in enumerate(scalars)}
+        return {feature: scalar for feature, scalar in features.items() if scalar != feature}
+
+    @functools.cached_property
+    def read(self) -> frozenset[Scalar]:
+        """Everything that an operation or an output reads."""
+        operands = [scalar for operation in self.operations for scalar in operation.operands]
+        return frozenset([*operands, *self.written.values()])
+
+    @property
     def reads_parameter(self) -> bool:
         """Whether anything depends on the coordinate's own value."""
-        read = [scalar for operation in self.operations for scalar in operation.operands]
-        read += [scalar for scalars in self.outputs.values() for scalar in scalars]
-        return Input(PARAMETER_INPUT, 0) in read
+        return Input(PARAMETER_INPUT, 0) in self.read
 
 
 def is_shared(scalar: Scalar, shared: Sequence[bool]) -> bool:

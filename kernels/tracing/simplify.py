@@ -28,9 +28,9 @@ order of the formula: ``f, c, i, g`` and ``o, c``."""
 
 def simplified(program: Program, *, short_cuts: bool = True) -> Program:
     """The program for an emitter; ``short_cuts=False`` leaves out :data:`SHORT_CUTS`."""
-    program = _rewritten(program, _Reciprocals(program))
-    program = _rewritten(program, _Constants())
-    return _rewritten(program, _Gates(program)) if short_cuts else program
+    program = rewritten(program, _Reciprocals(program))
+    program = rewritten(program, _Constants())
+    return rewritten(program, _Gates(program)) if short_cuts else program
 
 
 class Rewriter:
@@ -61,7 +61,7 @@ class Rewriter:
         raise NotImplementedError
 
 
-def _rewritten(program: Program, rewriter: Rewriter) -> Program:
+def rewritten(program: Program, rewriter: Rewriter) -> Program:
     """The program as a rewriter writes it, without operations that nothing needs."""
     new: list[Scalar] = []
 

@@ -44,7 +44,7 @@ class ParticleStep:
         def weights_of(row: Tensor) -> Tensor:
             parts = row.split([shape.numel() for shape in shapes])
             parameters = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-            return flat_weights(sources.program, [*parameters, *rule.buffers()])[order]
+            return flat_weights(sources.traced, [*parameters, *rule.buffers()])[order]
 
         self.entries = tuple(rule.state_features)
         with without_autocast(meta_parameters.device):

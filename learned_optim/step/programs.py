@@ -98,7 +98,7 @@ def plan_of(rule: UpdateRule) -> Plan:
     source = sources.c if uses_c(like.device) else sources.triton
     order = torch.tensor(source.weights, dtype=torch.int64, device=like.device)
     with without_autocast(like.device):
-        weights = flat_weights(sources.program, parameters)[order]
+        weights = flat_weights(sources.traced, parameters)[order]
     return Plan(sources.key, weights, tuple(rule.state_features), tuple(rule.state_features.values()))
 
 

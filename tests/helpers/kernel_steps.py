@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -124,20 +124,21 @@ def stepped(rule: UpdateRule, slot: Slot, update: Tensor, settings: StepSettings
 
 
 @torch.no_grad()
-def spread_of_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Results:
-    """Errors that roundings bring to parameter and state."""
+def exact_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Results:
+    """Parameter and state after the step by the rule itself in float64, for rules that have no oracle."""
     rule = copy.deepcopy(rule).double()
     state = {entry: value.double() for entry, value in slot.state.items()}
+    grad = -slot.grad.double() if settings.maximize else slot.grad.double()
+    values, *others = conditions_in_float64(rule, slot, settings) or [0.0]
+    update, new_state = rule.forward_under(
+        Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double()
+    )
+    return {"parameter": stepped(rule, slot, update, settings), **new_state}
 
-    def step() -> Results:
-        grad = -slot.grad.double() if settings.maximize else slot.grad.double()
-        values, *others = conditions_in_float64(rule, slot, settings) or [0.0]
-        update, new_state = rule.forward_under(
-            Conditions(torch.as_tensor(values), *others), grad, state, slot.step.double()
-        )
-        return {"parameter": stepped(rule, slot, update, settings), **new_state}
 
-    return spread(step)
+def spread_of_step(rule: UpdateRule, slot: Slot, settings: StepSettings) -> Results:
+    """Errors that roundings bring to parameter and state."""
+    return spread(lambda: exact_step(rule, slot, settings))
 
 
 def side_by_side(slots: Sequence[Slot]) -> Slot:
@@ -160,10 +161,14 @@ def values_of(slots: Sequence[Slot]) -> Results:
 
 @torch.no_grad()
 def assert_only_rounded_step(
-    rule: UpdateRule, slots: Sequence[Slot], settings: StepSettings, where: KernelPlace
+    rule: UpdateRule,
+    slots: Sequence[Slot],
+    settings: StepSettings,
+    where: KernelPlace,
+    true_step: Callable[[UpdateRule, Slot, StepSettings], Results] = oracle_step,
 ) -> list[Slot]:
     """One step by the kernel and by the plain path, both held to the oracle; returns the plain path's slots."""
-    steps = [oracle_step(rule, slot, settings) for slot in slots]
+    steps = [true_step(rule, slot, settings) for slot in slots]
     truth = {name: torch.cat([step[name] for step in steps], -1) for name in steps[0]}
     spreads = spread_of_step(rule, side_by_side(slots), settings)
     by_kernel, plain = clones(slots), clones(slots)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 EPSILON = torch.finfo(torch.float32).eps
 aten = torch.ops.aten
 EXACT = {aten.neg, aten.abs, aten.clamp, aten.where, aten.cat, aten.stack, aten.clone, aten._to_copy, aten.sgn}
+EXACT |= {aten.remainder}
 """Operations that do not round."""
 COMPOSED: dict[Any, Callable[..., Tensor]] = {
     aten.lerp.Scalar: lambda start, end, weight: start + weight * (end - start),

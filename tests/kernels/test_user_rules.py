@@ -77,6 +77,7 @@ UPDATES: dict[str, Update] = {
     "float64 inside": lambda self, g, m, t: (m.double()[0] - g).to(g.dtype),
     "cumulated": lambda self, g, m, t: m.cumsum(0)[1],
     "largest, norm": lambda self, g, m, t: m.amax(0) * self.w[1] + m.norm(dim=0),
+    "remainder": lambda self, g, m, t: g * (t % 2) + (m[0] % 0.7) * (m[1] % -0.3),
     "mean, addcmul": lambda self, g, m, t: torch.addcmul(m.mean(0), g, m[1], value=0.5),
 }
 NETWORKS = {name: perceptron(getattr(nn, name)) for name in ("Tanh", "ReLU", "SiLU", "GELU", "Softplus", "ELU")}
@@ -183,6 +184,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "root": lambda x: torch.sqrt(x * x + 0.3),
     "reciprocal root": lambda x: torch.rsqrt(x * x + 0.3),
     "reciprocal": lambda x: torch.reciprocal(x * x + 0.3),
+    "remainder": lambda x: x % 0.7,
     "quotient": lambda x: x / (x.square() + 0.3),
     "power": lambda x: (x * x + 0.3) ** 1.7,
     "clamp": lambda x: x.clamp(-0.4, 0.6),

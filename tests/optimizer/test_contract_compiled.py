@@ -10,6 +10,7 @@ from torch.optim import Adam, Optimizer, lr_scheduler
 
 from helpers.contract import Make, Net, each_optimizer, loss_of, train
 from helpers.devices import needs_cuda
+from helpers.periodic import Periodic
 from helpers.rules import normal
 from learned_optim import LearnedOptimizer
 
@@ -43,6 +44,8 @@ COMPILED: Mapping[str, tuple[Make, bool]] = {
     "rule-default": (LearnedOptimizer, True),
     "rule-default-capturable": (partial(LearnedOptimizer, capturable=True, weight_decay=1e-4), True),
     "rule-lstm-l2l": (partial(LearnedOptimizer, rule="lstm-l2l-quadratic", maximize=True), True),
+    "rule-periodic": (partial(LearnedOptimizer, rule=Periodic()), True),
+    "rule-periodic-capturable": (partial(LearnedOptimizer, rule=Periodic(), capturable=True), True),
     "rule-error": (partial(LearnedOptimizer, nonfinite="error"), False),  # asks whether to raise: breaks the graph
 }
 
