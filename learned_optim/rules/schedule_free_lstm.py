@@ -183,7 +183,7 @@ class ScheduleFreeLSTM(UpdateRule):
         before = [state[entry].to(grad.dtype) for entry in ("hidden", "cell")]
         uniform = uniform_inputs(statistics.step, conditions.progress)
         after = self.cell(statistics.signals, *before, context=linear(self.step_weight, uniform))
-        due = ((step - 1) * (2 * math.pi / PERIOD)).cos() > 0.9  # TEMPORARY: remainder
+        due = step % PERIOD == 1
         hidden, cell = (torch.where(due, new, old) for new, old in zip(after, before, strict=True))
         outputs = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
         update, moved = self._move(statistics, outputs, state, conditions)
