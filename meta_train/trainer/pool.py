@@ -24,7 +24,6 @@ from learned_optim.meta_train.trainer.checkpoint import below, flatten, unflatte
 from learned_optim.meta_train.trainer.member import InnerTraining, TrainedShare
 from learned_optim.rules import UpdateRule
 
-
 SPREAD_DECAY = 0.95  # a window of the running mean square of an entry's meta-gradients
 
 

@@ -45,7 +45,7 @@ def test_show_accepts_any_provenance(
     provenance: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_rule(load_rule("default"), tmp_path / "rule.safetensors", provenance)
-    assert "429" in shown(capsys, "show", str(tmp_path / "rule.safetensors"))
+    assert "339" in shown(capsys, "show", str(tmp_path / "rule.safetensors"))
 
 
 def test_provenance_cannot_override_the_architecture(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,11 +87,11 @@ def test_card_shows_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -
     rule = load_rule("default")
     assert card["architecture"] == rule.name
     assert card["meta_parameters"] == sum(parameter.numel() for parameter in rule.parameters())
-    assert card["state_bytes_a_parameter"] == 48  # as in docs/using.md
+    assert card["state_bytes_a_parameter"] == 40  # as in docs/using.md
     assert card["origin"]["description"] == read_provenance("default")["config"]["description"]
     assert Path(card["card"]).read_text().startswith("# default")
     lines = shown(capsys, "show", "default").splitlines()
-    assert ["state", "bytes", "a", "parameter", "48"] in [line.split() for line in lines]
+    assert ["state", "bytes", "a", "parameter", "40"] in [line.split() for line in lines]
     assert ["seed", str(read_provenance("default")["config"]["seed"])] in [line.split() for line in lines]
     assert any(line.startswith("settings ") and "hidden_size=" in line for line in lines)
 

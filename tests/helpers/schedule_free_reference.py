@@ -131,7 +131,8 @@ class ScheduleFreeLSTMReference:
         cut = self.LARGEST_DIRECTION
         direction = np.clip(grad / fast, -cut, cut)
         averaged = [
-            np.clip(m / (1.0 - b**t) / fast, -cut, cut) for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)
+            np.clip(m / (1.0 - b**t) / fast, -cut, cut)
+            for b, m in zip(self.MOMENTUM_DECAYS, self.momentum, strict=True)
         ]
         agreement = direction * before / (1.0 - self.MOMENTUM_DECAYS[0] ** t) / fast
         displacement, log_rate = self.displacement[0], self.log_rate[0]

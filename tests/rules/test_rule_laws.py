@@ -1,6 +1,7 @@
 """Laws that every update rule keeps: coordinatewise, pure, differentiable, reproducible, rebuilt from its settings."""
 
 import json
+import math
 import random
 from functools import partial
 
@@ -16,7 +17,7 @@ from torch.func import functional_call, vmap
 from helpers.histories import SMALL, run
 from helpers.reference import Array
 from helpers.rules import RULES, VARIANTS, Build, each, few_examples, normal, random_state, randomised
-from learned_optim.rules import ARCHITECTURES, LSTML2L, MLP, ScaleFreeLSTM, ScheduleFreeLSTM
+from learned_optim.rules import ARCHITECTURES, LSTML2L, MLP, Conditions, ScaleFreeLSTM, ScheduleFreeLSTM
 
 # Coordinatewise laws.
 #
@@ -269,3 +270,47 @@ NAN = float("nan")
 def test_invalid_setting_is_refused(build: Build, argument: str) -> None:
     with pytest.raises(ValueError, match=rf"\b{argument}\b"):
         build()
+
+
+# Laws of the default's architecture, whatever its weights are.
+
+
+def with_large_weights(seed: int, deviation: float) -> ScheduleFreeLSTM:
+    """A rule whose weights are all normal with this deviation."""
+    rule = ScheduleFreeLSTM().double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.normal_(0, deviation, generator=generator)
+    return rule
+
+
+@few_examples
+@given(history=histories, seed=st.integers(0, 1000))
+def test_opposite_gradients_give_opposite_updates(history: Array, seed: int) -> None:
+    rule, grads = with_large_weights(seed, 1.0), torch.from_numpy(history)
+    torch.testing.assert_close(run(rule, -grads)[0], -run(rule, grads)[0], rtol=0, atol=0)
+
+
+@few_examples
+@given(
+    seed=st.integers(0, 1000),
+    deviation=st.floats(0.1, 100.0),
+    averaging=st.sampled_from([0.0, 1.0]),
+    scale=st.floats(1e-6, 1e6),
+)
+def test_no_weights_let_a_parameter_grow_exponentially(
+    seed: int, deviation: float, averaging: float, scale: float
+) -> None:
+    """In each step the decay takes at most a tenth, and the rest moves by at most a multiple of the rate."""
+    rule, steps = with_large_weights(seed, deviation), 40
+    generator = torch.Generator().manual_seed(seed)
+    parameter = scale * torch.randn(64, generator=generator, dtype=torch.float64)
+    state = rule.init_state((64,), dtype=torch.float64)
+    # rate, exp(6), a direction and two momenta of at most 3 each; fast and averaged sequence move by no more in a step
+    largest_move = rule.rate * math.exp(6) * 9
+    for step in range(1, steps + 1):
+        grad = parameter + torch.randn(64, generator=generator, dtype=torch.float64)
+        update, state = rule(grad, state, torch.tensor(float(step)), Conditions(parameter, averaging=averaging))
+        assert bool((update.abs() <= 0.1 * parameter.abs() + step * largest_move).all())
+        parameter = parameter + update

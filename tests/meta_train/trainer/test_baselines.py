@@ -110,7 +110,7 @@ class TestScores:
 
 class TestBestWeights:
     def test_start_is_kept_if_nothing_is_better(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        trainer = Trainer(steered(lr=10.0, steps=4, validation={"every": 1, "horizon": 20}), tmp_path)
+        trainer = Trainer(steered(lr=1e3, steps=4, validation={"every": 1, "horizon": 20}), tmp_path)
         start = weights(trainer.module)
         run_with_progress(trainer)
         assert trainer.gained is False
