@@ -1,4 +1,4 @@
-"""Physics-informed networks: the loss is the residual of a differential equation. For evaluation only."""
+"""Physics-informed networks: the loss is the residual of a differential equation."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ class PhysicsFamily(TaskFamily):
     own, so that all splits are disjoint. The loss is the mean squared residual at random points over the mean square of
     f, plus ``boundary`` times the squared values at both ends. Derivatives of u are carried forward through the layers.
 
-    No rule that is shipped is meta-trained on this family: it stands for what rules have not seen.
+    The default rule is not meta-trained on this family: it stands for what that rule has not seen.
 
     Args:
         modes: range of the number of terms of the solution.
@@ -56,11 +56,6 @@ class PhysicsFamily(TaskFamily):
         check_range("points", self.points, 1)
         check_choices("activations", self.activations, FIELD_ACTIVATIONS)
         check_not_negative(reaction=self.reaction, boundary=self.boundary)
-
-    @property
-    def evaluation_only(self) -> str:
-        """Always: the family is kept unseen."""
-        return "physics-informed networks are held out, as a kind of task that rules have not seen"
 
     def sample(self, rng: np.random.Generator, split: Split) -> Task:
         """Draw an architecture and the number of terms."""

@@ -14,7 +14,6 @@ from learned_optim.meta_train.inner.vectorize import VectorizedTask
 from learned_optim.meta_train.tasks import (
     Augmentation,
     MLPFamily,
-    PhysicsFamily,
     QuadraticFamily,
     Split,
     Task,
@@ -34,7 +33,7 @@ class TestAugmentation:
     def test_empty_augmentation_returns_the_family(self) -> None:
         family = _Labelled()
         assert Augmentation().of(family) is family
-        assert Augmentation(loss_factor=(2.0, 2.0)).of(PhysicsFamily()).evaluation_only
+        assert Augmentation(loss_factor=(2.0, 2.0)).of(MLPFamily(dataset="fashion-mnist")).evaluation_only
 
     @pytest.mark.parametrize(
         "name", [name for name in SMALL_FAMILIES if name not in ("neural-art", "implicit-picture")]

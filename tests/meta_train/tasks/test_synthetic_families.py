@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from helpers.draws import SIGMAS, drawn, generator
-from learned_optim.meta_train.config.load import ConfigError, TaskConfig
 from learned_optim.meta_train.tasks import FactorizationFamily
 from learned_optim.meta_train.tasks.factorization import FactorizationTask, FactorProduct
 from learned_optim.meta_train.tasks.physics import Field, PhysicsTask
@@ -114,7 +113,3 @@ class TestPhysics:
         assert float(task.loss(field, points).detach()) > 0.1
         monkeypatch.setattr(field, "forward", solved)
         assert float(task.loss(field, points).detach()) < 1e-20
-
-    def test_physics_family_is_evaluation_only(self) -> None:
-        with pytest.raises(ConfigError, match="not for meta-training: physics-informed networks are held out"):
-            TaskConfig("physics").build()
