@@ -218,9 +218,9 @@ def recipe(request: Request, seed: int, *, steps: int, every: int) -> dict[str, 
             "instances": 16,
             "pool": 4,
         },
-        "estimator": {"name": "es-single", "sigma": 0.02},
+        "estimator": {"name": "es-single", "meta_loss": "log-of-mean", "sigma": 0.02},
         "meta_optimizer": {"lr": 1e-3, "average": 0.98},
-        "validation": {"every": every, "horizon": inner, "tasks": 2, "instances": 16},
+        "validation": {"every": every, "horizon": inner, "tasks": 2, "instances": 16, "solved": 1e-8},
     }
 
 

@@ -236,6 +236,8 @@ class ValidationConfig(Strict):
     """Tasks drawn from each family."""
     instances: Count = 16
     """Copies of each task."""
+    solved: Positive = 1e-3
+    """Fraction of the initial loss that a final loss counts as at least, lest a few noiseless tasks decide."""
     suites: tuple[SuiteConfig, ...] = (SuiteConfig("mixture"),)
     """Suites of validation tasks."""
     select: str | None = None

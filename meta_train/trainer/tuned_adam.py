@@ -31,19 +31,23 @@ class Drawn(NamedTuple):
     """Among the tasks of the suite."""
 
 
-def tuned_adam(drawn: Drawn, logarithm: Callable[[Drawn, Train], float], steps: int, cache: Cache) -> float:
+def tuned_adam(
+    drawn: Drawn, logarithm: Callable[[Drawn, Train], float], steps: int, solved: float, cache: Cache
+) -> float:
     """The lowest score of a task over :data:`RATES`.
 
     Args:
         drawn: the task.
         logarithm: scores a training of it.
         steps: length of the training.
+        solved: lower bound of a score that is part of ``logarithm``.
         cache: where the score of each rate is stored.
     """
     key = {
         "validation": task_fingerprint(drawn.task),
         "batches": [drawn.seed, drawn.number],
         "steps": steps,
+        "solved": solved,
         "instances": drawn.task.instances,
         "device": drawn.task.device.type,
         "optimizer": "Adam",

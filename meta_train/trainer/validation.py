@@ -16,7 +16,7 @@ from learned_optim.meta_train.tasks import Split
 from learned_optim.meta_train.trainer.tuned_adam import Drawn, Train, tuned_adam
 from learned_optim.rules import UpdateRule
 
-SOLVED, WORST = 1e-3, 10.0  # initial losses: a final loss counts as at least, and as at most, so much
+WORST = 10.0  # initial losses: a final loss counts as at most so much
 
 
 class ValidationSuite:
@@ -33,6 +33,7 @@ class ValidationSuite:
         self.world = World() if world is None else world
         defaults = config.validation
         self.name, self.seed, self.device = suite.name, config.seed, device
+        self.solved = defaults.solved
         self.families = [family.build() for family in suite.families or config.tasks]
         self.suffix = f" {suite.name}" if suite.families else ""  # the mixture's tasks do not depend on its name
         self.horizon = suite.horizon or defaults.horizon
@@ -43,8 +44,8 @@ class ValidationSuite:
     def score(self, rule: UpdateRule, split: Split = "validation", horizon: int | None = None) -> float:
         """Geometric mean over tasks of the final loss relative to the initial one.
 
-        The final loss is the mean over instances and the last tenth of the steps. A task counts as at least a
-        thousandth, or a few noiseless ones would decide, and as ten if its loss grew further or is not finite.
+        The final loss is the mean over instances and the last tenth of the steps. A task counts as at least
+        :attr:`ValidationConfig.solved`, and as ten if its loss grew further or is not finite.
 
         Args:
             rule: is not changed.
@@ -71,7 +72,7 @@ class ValidationSuite:
         Tuning is by the score itself, on the tasks that are scored. What it finds is stored by content, so that another
         run with the same validation tasks does not tune again.
         """
-        return self.mean_of(lambda drawn: tuned_adam(drawn, self.logarithm, self.horizon, cache), "validation")
+        return self.mean_of(lambda drawn: tuned_adam(drawn, self.logarithm, self.horizon, self.solved, cache), "validation")
 
     def mean_of(self, logarithm: Callable[[Drawn], float], split: Split) -> float:
         """Geometric mean over all tasks, of which every process takes some."""
@@ -87,7 +88,7 @@ class ValidationSuite:
             losses, initial = train(drawn.task, torch_generator(drawn.seed, "validation", drawn.number))
         final = losses[-max(1, len(losses) // 10) :].mean(0)
         final = torch.minimum(final.nan_to_num(math.inf), WORST * initial)
-        return math.log(max(float(final.mean() / initial.mean()), SOLVED))
+        return math.log(max(float(final.mean() / initial.mean()), self.solved))
 
     def vectorized_tasks(self, split: Split, numbers: range | None = None) -> Iterator[tuple[VectorizedTask, int]]:
         """The tasks, each with the seed that it was drawn with; of all, those with these numbers."""
