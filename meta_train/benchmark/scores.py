@@ -153,7 +153,7 @@ class Score:
     held_out_best: float | None = None
     """The same of the lowest losses during training."""
     better_in_equal_seconds: int | None = None
-    """Problems with a lower final loss than the reference has after as many seconds; None: not measured."""
+    """Problems with a lower final loss than the reference has after as many seconds; None: not measured on all."""
 
 
 def problem_speedups(result: Result, reference: Result, cost: float = 1.0) -> np.ndarray:
@@ -244,4 +244,4 @@ def score(results: Sequence[Result], references: Sequence[Result], *, in_seconds
 
 def _better_in_equal_seconds(results: Sequence[Result]) -> int | None:
     pairs = [(result.final[0], result.equal_seconds) for result in results if result.equal_seconds is not None]
-    return sum(final < equal.final[0] for final, equal in pairs) if pairs else None
+    return sum(final < equal.final[0] for final, equal in pairs) if len(pairs) == len(results) else None

@@ -197,6 +197,7 @@ def test_stored_run_keeps_its_held_out_losses_and_seconds(tmp_path: Path) -> Non
     assert first.seconds == again.seconds > 0
 
 
+@pytest.mark.slow
 def test_runs_with_and_without_held_out_data_are_stored_apart(tmp_path: Path) -> None:
     without, with_it, default = (run(tmp_path, **rows)[-1] for rows in ({"held_out": 0}, {"held_out": ROWS}, {}))
     assert without.held_out is None

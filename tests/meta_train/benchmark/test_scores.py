@@ -181,7 +181,7 @@ class TestSeconds:
         ours = dataclasses.replace(self.ours, equal_seconds=equal)
         found = score([ours], [self.adam])
         assert (found.better, found.better_in_equal_seconds) == (1, 0)
-        assert score([self.ours], [self.adam]).better_in_equal_seconds is None
+        assert score([ours, self.ours], [self.adam, self.adam]).better_in_equal_seconds is None
 
 
 def test_held_out_loss_is_summed_up_at_the_end_and_at_its_lowest() -> None:
