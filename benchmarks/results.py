@@ -7,6 +7,7 @@ of many, say), columns tell the rows of a part from those of others, and the JSO
 A suite of ``learned-optim benchmark`` is a folder. The command writes a file a table; here they are fewer:
 
 * ``summary.csv``: an optimizer on a problem. ``phase`` says ``comparison``, or ``tuning`` for a rate that was tried.
+  Columns about held-out data and about seconds are empty, or not there, where these were not measured.
 * ``curves.csv``: a problem at a step, at most 200 steps a problem; each optimizer has the mean loss since the step
   before, and the edges of its band (``low`` and ``high``). Five and four significant digits, as figures show.
 * ``provenance.json``: when and where; ``merged`` and ``rerun`` for problems and rules of another day.
@@ -27,6 +28,7 @@ import numpy as np
 from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.evaluation import BASELINES
+from learned_optim.meta_train.benchmark.report import held_out_columns
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.common.provenance import provenance
 from learned_optim.meta_train.inner.speedups import speedup
@@ -46,7 +48,13 @@ Curves = dict[str, dict[str, np.ndarray]]
 """Problem -> optimizer -> ``(points, 4)``: step, mean loss, lower and upper edge of its band."""
 POINT = ("step", "mean_loss", "band_low", "band_high")
 COMPARISON, TUNING = "comparison", "tuning"
-TIMING = {"lower_quartile": "seconds_lower", "upper_quartile": "seconds_upper", "rounds": "seconds_rounds"}
+TIMING = {
+    "lower_quartile": "seconds_lower",
+    "upper_quartile": "seconds_upper",
+    "rounds": "seconds_rounds",
+    "optimizer_seconds_per_step": "optimizer_seconds_per_step",
+    "load_of_others": "load_of_others",
+}
 """Column of the command's ``timing.csv`` -> column of ``summary.csv``."""
 OF_A_RUN = ("problems", "seeds", "suite", "rates", "merged", "rerun")
 """Entries of a suite's provenance that are of whole results; what else there is says when and where."""
@@ -209,7 +217,7 @@ def read_summary(folder: Path, phase: str = COMPARISON) -> list[Row]:
 
 def write_suite(folder: Path, results: SuiteResults) -> None:
     """The counterpart of :func:`read_suite`: ``summary.csv`` and ``curves.csv``, and no other table."""
-    for name in ("runs", "tuning", "timing"):
+    for name in ("runs", "tuning", "held_out", "timing"):
         (folder / f"{name}.csv").unlink(missing_ok=True)
     phases = ((COMPARISON, results.summary), (TUNING, results.tuning))
     write(folder / "summary.csv", [{"phase": phase, **row} for phase, rows in phases for row in rows])
@@ -318,12 +326,20 @@ def with_result(results: SuiteResults, result: Result) -> SuiteResults:
     """The results with those of a rule on a problem in place of earlier ones.
 
     Raises:
-        ValueError: there were none.
+        ValueError: there were none, or they are of trainings on other data: on all, or on those that are not held out.
     """
     problem, optimizer = result.problem.name, result.optimizer
-    if not any(row["problem"] == problem and row["optimizer"] == optimizer for row in results.summary):
+    earlier = [row for row in results.summary if (row["problem"], row["optimizer"]) == (problem, optimizer)]
+    if not earlier:
         raise ValueError(f"no rows of {optimizer} on {problem} to replace")
-    fresh: Row = dict.fromkeys(results.summary[0], "") | summary_row(results, result)
+    held_out = bool(earlier[0].get("held_out_end"))
+    if held_out != (result.held_out is not None):
+        raise ValueError(
+            f"the rows of {problem} are of trainings on {'four fifths' if held_out else 'all'} of the data, which the "
+            "suite does otherwise now: run all of its optimizers by learned-optim benchmark, and merge the results"
+        )
+    row = summary_row(results, result)
+    fresh: Row = {column: row.get(column, "") for column in results.summary[0]}
     points = np.array([[float(f"{value:.6g}") for value in point] for point in zip(*result.curve, strict=True)])
     return SuiteResults(
         replaced(results.summary, [fresh], ("problem", "optimizer")),
@@ -349,6 +365,7 @@ def summary_row(results: SuiteResults, result: Result) -> dict[str, str]:
         "seeds": str(result.problem.seeds),
         "speedup": f"{float(factor[0]):.6g}",
         "diverged": str(int(result.diverged.sum())),
+        **{column: "" if value is None else f"{value:.6g}" for column, value in held_out_columns(result).items()},
     }
 
 

@@ -45,7 +45,7 @@ def redraw(folder: Path, suite: Suite) -> None:
         "comparison": lambda: comparison_figure(shown),
         "speedup": lambda: speedup_figure(speeds),
         "profile": lambda: profile_figure(speeds),
-        "seconds": lambda: comparison_figure(shown, timings(results)),
+        "seconds": lambda: comparison_figure(shown, "seconds"),
         "figure": lambda: l2l_2016.figure(results.curves),  # of results/paper
     }
     names = [name for name in figures if (folder / f"{name}.png").exists()]
@@ -76,6 +76,7 @@ def drawn_result(results: SuiteResults, problem: SuiteProblem, row: Row) -> Any:
         curve=tuple(results.curves[row["problem"]][optimizer].T),
         speedup=float(row["speedup"]),
         diverged=int(row["diverged"]) > 0,
+        timing=SimpleNamespace(step=float(row["seconds_per_step"])) if row["seconds_per_step"] else None,
     )
 
 
@@ -89,14 +90,6 @@ def speed(results: SuiteResults, result: Any) -> Speed:
     slowest, fastest = (float(speedup(edge, reference, diverged=result.diverged)[0]) for edge in edges)
     factor = result.speedup
     return Speed(result.optimizer, result.is_rule, factor, min(slowest, factor), max(fastest, factor))
-
-
-def timings(results: SuiteResults) -> dict[tuple[str, str], Any]:
-    """Seconds of a step."""
-    return {
-        (row["problem"], row["optimizer"]): SimpleNamespace(median=float(row["seconds_per_step"]))
-        for row in results.summary
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,9 @@
 """A residual network for larger.toml, the suite of models at the upper end of what two cores train in minutes.
 
-    learned-optim benchmark benchmarks/suites/larger.toml --timed --out benchmarks/results/larger
+    learned-optim benchmark benchmarks/suites/larger.toml --out runs/larger
+    python -m benchmarks.suites.merge runs/larger larger
 
-From the root of a checkout; the suite names this file.
+From the root of a checkout; the suite names this file, and asks for seconds.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
 marks a rate at an edge of those tried.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results import RESULTS, Row, read_summary
@@ -138,6 +138,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def held_out_table(results: Results) -> str:
     """The default rule beside tuned baselines."""
     baselines = baselines_of(results, UNSEEN)
+    measured = measured_columns(results, UNSEEN)
     rows = [
         [
             title,
@@ -145,28 +146,67 @@ def held_out_table(results: Results) -> str:
             *baseline_cells(results, problem, baselines),
             ratio_text(loss(results, problem, "default") / loss(results, problem, "Adam")),
             ratio_cell(results, problem, "default"),
+            *(cells[problem] for cells in measured.values()),
         ]
         for problem, title in UNSEEN.items()
     ]
-    names = ["default rule", *baselines, "default / Adam", "default / best tuned"]
+    names = ["default rule", *baselines, "default / Adam", "default / best tuned", *measured]
     return table(["problem (images held out from meta-training)", *names], rows)
 
 
 def speedup_table(results: Results, folder: str) -> str:
-    """The default rule beside tuned baselines and Adam at its default rate; in the last column in how much fewer steps.
+    """The default rule beside tuned baselines and Adam at its default rate; then in how much fewer steps it gets there.
 
-    Problems of the folder that have not been run are left out.
+    Behind that stand those of :data:`MEASURED` that the rows have. Problems that have not been run are left out.
     """
     run = {problem: title for problem, title in TITLES[folder].items() if (problem, "default") in results}
     baselines = baselines_of(results, run)
     untuned = any((problem, UNTUNED) in results for problem in run)
+    measured = measured_columns(results, run)
     rows = []
     for problem, title in run.items():
         row = [title, rule_cell(results, problem, "default"), *baseline_cells(results, problem, baselines)]
         row += [number(results[problem, UNTUNED]["final_loss"])] if untuned else []
-        rows.append([*row, f"{float(results[problem, 'default']['speedup']):.2f}"])
-    names = ["default rule", *baselines, *(["Adam, 0.001"] if untuned else []), "speed-up"]
+        row += [f"{float(results[problem, 'default']['speedup']):.2f}"]
+        rows.append([*row, *(cells[problem] for cells in measured.values())])
+    names = ["default rule", *baselines, *(["Adam, 0.001"] if untuned else []), "speed-up", *measured]
     return table(["problem", *names], rows)
+
+
+def measured_columns(results: Results, problems: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Those of :data:`MEASURED` that rows of some of the problems have: column -> problem -> cell."""
+    pairs = {problem: (results[problem, "default"], results[problem, "Adam"]) for problem in problems}
+    columns = {name: {problem: cell(*pair) for problem, pair in pairs.items()} for name, cell in MEASURED.items()}
+    return {name: cells for name, cells in columns.items() if any(cells.values())}
+
+
+def _beside_adam(column: str, form: Callable[[str], str]) -> Callable[[Row, Row], str]:
+    """A cell with the default rule's entry and Adam's; empty where the rows have none."""
+
+    def cell(rule: Row, adam: Row) -> str:
+        return f"{form(rule[column])} ({form(adam[column])})" if rule.get(column) and adam.get(column) else ""
+
+    return cell
+
+
+def _of_the_rule(column: str, form: Callable[[str], str]) -> Callable[[Row, Row], str]:
+    """A cell with the default rule's entry; empty where its row has none."""
+    return lambda rule, adam: form(rule[column]) if rule.get(column) else ""
+
+
+def percent(text: str) -> str:
+    """A share."""
+    return f"{float(text):.1%}"
+
+
+MEASURED: Mapping[str, Callable[[Row, Row], str]] = {
+    "speed-up in seconds": _of_the_rule("speedup_in_seconds", lambda text: f"{float(text):.2f}"),
+    "Adam in equal seconds": _of_the_rule("adam_loss_in_equal_seconds", number),
+    "held-out loss at the end (Adam, tuned)": _beside_adam("held_out_end", number),
+    "lowest held-out loss (Adam, tuned)": _beside_adam("held_out_best", number),
+    "accuracy at the end (Adam, tuned)": _beside_adam("accuracy_end", percent),
+}
+"""Column -> its cell, from the rows of the default rule and of tuned Adam; empty where it was not measured."""
 
 
 def paper_table(results: Results) -> str:

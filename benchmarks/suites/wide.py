@@ -35,7 +35,7 @@ from learned_optim.meta_train.benchmark.contenders import REFERENCE, Asked, Cont
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import reference_of
-from learned_optim.meta_train.benchmark.scores import Result, problem_speedups
+from learned_optim.meta_train.benchmark.scores import LARGEST_RATIO, Result, problem_speedups
 from learned_optim.meta_train.benchmark.suites import load_suite
 from learned_optim.meta_train.inner.speedups import SLOWEST, running_final
 from learned_optim.rules import UpdateRule, schedule_free_lstm
@@ -45,7 +45,6 @@ UNTUNED, SCHEDULED = "Adam@0.001", "AdamW-cosine"
 NOISELESS = ("quadratic", "valleys", "factorization")
 """Families; the problems of all others are networks in minibatches."""
 BEHIND = 1.02  # of Adam's final loss: less is within what seeds differ by
-LARGEST_RATIO = 10.0  # in means, so that no problem whose loss goes to zero decides them
 ZEROED = "@0"
 NUMBERS = (int, float, tuple)  # kinds of constants
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.results import RESULTS as ALL_RESULTS
 from benchmarks.results import Row
 from benchmarks.results import read as read_rows
-from benchmarks.suites.wide import LARGEST_RATIO, SCHEDULED, UNTUNED
+from benchmarks.suites.wide import SCHEDULED, UNTUNED
+from learned_optim.meta_train.benchmark.scores import LARGEST_RATIO
 from learned_optim.meta_train.benchmark.suites import load_suite
 
 RESULTS = ALL_RESULTS / "wide"

@@ -31,7 +31,7 @@ def add_to(commands: Commands) -> None:
             "benchmark --model my_model.py:MyTask --steps 500",
         ],
     )
-    benchmark.add_argument("suite", nargs="?", help="name (see --list), or a TOML file")
+    benchmark.add_argument("suite", nargs="?", help="name (see --list), a TOML file, or FILE.py:CLASS")
     benchmark.add_argument("--list", action="store_true", help="list the suites and their problems")
     benchmark.add_argument(
         "--rules", type=_names, metavar="A,B", help="names or .safetensors files (those that the suite names)"
@@ -50,12 +50,20 @@ def add_to(commands: Commands) -> None:
     )
     benchmark.add_argument("--problems", type=_names, metavar="A,B", help="some of the suite's problems (all)")
     benchmark.add_argument("--seeds", type=int, help="training runs of each optimizer (the suite's choice)")
-    benchmark.add_argument("--model", metavar="FILE.py:CLASS", help="a task, family or module of your own, for a suite")
+    benchmark.add_argument(
+        "--model",
+        metavar="FILE.py:CLASS",
+        help="a task, family or module of your own, or a function that returns a module, for a suite",
+    )
     benchmark.add_argument("--steps", type=int, help="length of the training of --model (1000)")
     benchmark.add_argument("--out", type=Path, help="folder for results (benchmark/SUITE)")
     benchmark.add_argument("--cache", type=Path, help="folder where runs are stored (in the user's cache)")
     benchmark.add_argument("--device", default="cpu", help="where trainings run (%(default)s)")
-    benchmark.add_argument("--time", action="store_true", help="measure seconds a step too; needs a quiet machine")
+    benchmark.add_argument(
+        "--seconds",
+        action=argparse.BooleanOptionalAction,
+        help="measure seconds too, on a quiet machine (the suite's choice)",
+    )
     benchmark.add_argument("--json", action="store_true", help="print one JSON document instead of tables or a list")
     benchmark.set_defaults(run=run)
 
@@ -91,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             cache=Cache(options.cache or default_folder()),
             settings={"command": "learned-optim benchmark"},
             device=options.device,
-            timed=options.time,
+            seconds=options.seconds,
             json=options.json,
         )
     except KeyboardInterrupt:

@@ -20,12 +20,15 @@ from learned_optim.meta_train.benchmark.evaluation import comparison_task
 from learned_optim.meta_train.common.seeds import cpu_by_default, torch_generator
 from learned_optim.meta_train.data import datasets as data
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
-from learned_optim.meta_train.tasks import Split, TaskFamily
+from learned_optim.meta_train.tasks import Batch, Split, Task, TaskFamily
 from learned_optim.meta_train.tasks.users import ModelTask
 from learned_optim.rules import UpdateRule
 
 CACHE_VERSION = 1
 """Version of the stored results: raise it when a change of training or tuning makes the stored ones wrong."""
+
+MEASURES = ("accuracy",)
+"""Methods of tasks that only measure: trainings are the same with and without them."""
 
 Key = Mapping[str, Any]
 """Everything that determines a result; plain values."""
@@ -72,7 +75,7 @@ def problem_fingerprint(family: TaskFamily, split: Split, draw: int) -> str:
     """A hash of one instance of the task: parameters, buffers, first batch, code of its classes and their bases.
 
     So another data set, another option or an edited loss is another problem. Code counts without its comments,
-    docstrings and layout.
+    docstrings and layout, and that of this package without the methods ``accuracy``, by which nothing is trained.
     """
     task = comparison_task(family, split, draw)
     return task_fingerprint(VectorizedTask(task, 1, seed=0), type(family))
@@ -97,6 +100,21 @@ def task_fingerprint(task: VectorizedTask, *more: type) -> str:
     return digest.hexdigest()
 
 
+def held_out_fingerprint(task: Task, batch: Batch) -> str:
+    """A hash of what is measured beside a training: a batch of the data held out, and the code of the accuracy.
+
+    Args:
+        task: on the data held out.
+        batch: always drawn alike.
+    """
+    digest = hashlib.sha256()
+    for tensor in tree_leaves(batch):
+        _add(digest, tensor)
+    for cls in type(task).__mro__:
+        digest.update(_code(cls, measures=True).encode())
+    return digest.hexdigest()
+
+
 def rule_fingerprint(rule: UpdateRule) -> str:
     """A hash of a rule's weights, settings and code."""
     digest = hashlib.sha256(json.dumps([rule.name, dict(rule.settings)], sort_keys=True).encode())
@@ -117,18 +135,28 @@ def _add(digest: Any, tensor: torch.Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
-def _code(cls: type | FunctionType) -> str:
-    """The module that defines a class or function, as a syntax tree without docstrings; without source its name."""
+def _code(cls: type | FunctionType, *, measures: bool = False) -> str:
+    """The module that defines a class or function, as a syntax tree without docstrings; without source its name.
+
+    Args:
+        cls: the class or function.
+        measures: with this package's methods :data:`MEASURES` too.
+    """
     name = f"{cls.__module__}.{cls.__qualname__}"
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     package = cls.__module__.partition(".")[0]
     if package == "torch" or package in sys.stdlib_module_names or file is None or not file.endswith(".py"):
         return name
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    left_out = () if measures or package != "learned_optim" else MEASURES
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [part for part in node.body if not _is_text(part)]
+            node.body = [part for part in node.body if not (_is_text(part) or _is_method(node, part, left_out))]
     return ast.dump(tree)
+
+
+def _is_method(parent: ast.AST, part: ast.stmt, names: tuple[str, ...]) -> bool:
+    return isinstance(parent, ast.ClassDef) and isinstance(part, ast.FunctionDef) and part.name in names
 
 
 def _is_text(statement: ast.stmt) -> bool:

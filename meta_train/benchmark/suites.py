@@ -47,9 +47,10 @@ class SuiteProblem(Strict):
     """The number of the draw that gives the task, for a family with ranges."""
     split: Split = "test"
     """Part of the data."""
-    held_out: Annotated[int, Field(ge=0)] = 0
+    held_out: Annotated[int, Field(ge=0)] | None = None
     """Rows of the data held out on which losses are taken along the way. A fifth of the data is then held out of all
-    trainings (:meth:`~learned_optim.meta_train.tasks.Task.hold_out`). 0: none is."""
+    trainings (:meth:`~learned_optim.meta_train.tasks.Task.hold_out`). None: 500 where the task has data to hold out. 0:
+    all data are trained on."""
     options: dict[str, Any] = field(default_factory=dict)
     """The family's own options."""
 
@@ -78,6 +79,8 @@ class Suite(Strict):
     packages are installed, unless others are asked for."""
     rates: tuple[Positive, ...] = RATES
     """Grid on which baselines are tuned; continued while one of its ends is the best."""
+    seconds: bool = False
+    """Whether seconds are measured unless the command says otherwise."""
 
     def __post_init__(self) -> None:
         if not (self.problems and self.rates):
@@ -167,6 +170,8 @@ def chosen_suite(
     Raises:
         ValueError: neither or both, ``steps`` for a suite, or what the suite does not have.
     """
+    if source is not None and model is None and source.partition(":")[0].endswith(".py"):
+        source, model = None, source
     if (source is None) == (model is None):
         raise ValueError(
             f"name a suite ({', '.join(shipped_suites())}, or a TOML file), or your own --model FILE.py:CLASS"

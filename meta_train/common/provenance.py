@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import learned_optim
+from learned_optim.meta_train.common.load import load_average
 
 
 def provenance() -> dict[str, Any]:
@@ -23,7 +24,7 @@ def provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_average": load_average(),
     }
 
 

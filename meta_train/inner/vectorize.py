@@ -2,8 +2,9 @@
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +180,25 @@ class VectorizedTask:
         grads, losses = self._grad_and_value(self._used(parameters), self.buffers, batch)
         return losses, grads if self.scale is None else grads * self.scale
 
+    @torch.no_grad()
+    def evaluate(self, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Losses and accuracies ``(B,)`` at ``parameters`` ``(B, N)``, as a user takes them after training.
+
+        Instances are evaluated one by one, not vectorised, and in evaluation mode: nothing is dropped out. Accuracies
+        are None where the task has none (:meth:`Task.accuracy`).
+        """
+        with _evaluation_mode(self.skeleton), fixed_global_state(0, self.device):
+            rows = [self._evaluated(number, row, batch) for number, row in enumerate(self._used(parameters))]
+        losses, accuracies = zip(*rows, strict=True)
+        known = [torch.as_tensor(accuracy) for accuracy in accuracies if accuracy is not None]
+        return torch.stack(losses), torch.stack(known) if known else None
+
+    def _evaluated(self, number: int, parameters: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float | None]:
+        tensors = {**self.named(parameters), **{name: tensor[number] for name, tensor in self.buffers.items()}}
+        own = tree_map(lambda tensor: tensor[number], batch)
+        loss, accuracy = (functional_call(self.skeleton, tensors, (own, measure)) for measure in ("loss", "accuracy"))
+        return loss, accuracy
+
     @functools.cached_property
     def _losses(self) -> Callable[..., Tensor]:
         return vmap(self._instance_loss, randomness="different")
@@ -224,13 +244,25 @@ class VectorizedTask:
         return loss
 
 
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of a module in evaluation mode, and as it was afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class LossModule(nn.Module):
-    """A module whose call is the task's loss, so that ``functional_call`` reaches whatever the loss uses."""
+    """A module whose call is the task's loss or accuracy, so that ``functional_call`` reaches whatever these use."""
 
     def __init__(self, task: Task, module: nn.Module) -> None:
         super().__init__()
         self.task, self.module = task, module
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The task's loss on ``batch``."""
-        return self.task.loss(self.module, batch)
+    def forward(self, batch: Batch, measure: Literal["loss", "accuracy"] = "loss") -> Any:
+        """The task's loss on ``batch``, or its accuracy."""
+        return self.task.loss(self.module, batch) if measure == "loss" else self.task.accuracy(self.module, batch)

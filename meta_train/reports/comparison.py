@@ -10,10 +10,18 @@ from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.contenders import Asked, baselines, installed, rival_names
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
-from learned_optim.meta_train.benchmark.report import as_json, problem_table, save_results, scores, summary_table
+from learned_optim.meta_train.benchmark.report import (
+    as_json,
+    is_timed,
+    problem_table,
+    save_results,
+    scores,
+    seconds_table,
+    summary_table,
+)
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import Suite
-from learned_optim.meta_train.benchmark.timing import Timing, time_steps
+from learned_optim.meta_train.common.load import busy_machine
 from learned_optim.meta_train.reports.plots import plot_all
 from learned_optim.terminal import say
 
@@ -28,7 +36,7 @@ def compare(
     cache: Cache,
     settings: Mapping[str, Any],
     device: str = "cpu",
-    timed: bool = False,
+    seconds: bool | None = None,
     json: bool = False,
 ) -> dict[str, list[Result]]:
     """Run a suite, print its tables and write results and figures, after each problem and at the end.
@@ -43,11 +51,12 @@ def compare(
         cache: store of runs.
         settings: recorded as provenance.
         device: device of the trainings.
-        timed: measure the seconds of a step too; for a quiet machine.
+        seconds: measure seconds too; for a quiet machine. None: where the suite says so.
         json: print one JSON document instead of tables.
     """
     names, absent = _compared(suite, baseline_names, rivals)
-    harness = Harness(suite, baselines(names), rules, cache=cache, device=device)
+    in_seconds = suite.seconds if seconds is None else seconds
+    harness = Harness(suite, baselines(names), rules, cache=cache, device=device, seconds=in_seconds)
     if absent:
         say(f"without {', '.join(absent)}: pip install 'learned-optim[rivals]' shows these too", error=True)
     details = {
@@ -59,34 +68,27 @@ def compare(
         "device": torch.cuda.get_device_name(device) if harness.device.type == "cuda" else device,
     }
     results: dict[str, list[Result]] = {}
-    timings: dict[tuple[str, str], Timing] = {}
+    tables: list[str] = []
     with Bar(harness.planned_steps()) as bar:
         for group in harness.results(bar):
             problem = group[0].problem
             results[problem.name] = group
-            if timed:
-                bar.say(f"{problem.label}: timing")
-                seconds = time_steps(problem, harness.contenders[problem.name], harness.device)
-                timings |= {(problem.name, name): timing for name, timing in seconds.items()}
             if not json:
-                bar.print(f"\n{problem.label}, {problem.seeds} seeds\n{problem_table(group)}\n")
-            save_results(results, out, details, timings)  # after each problem: an interruption loses little
-    figures = plot_all(results, out, timings)
-    say(as_json(results, details, timings) if json else _summary(results, timings, out, figures))
+                shown = [problem_table(group), *([seconds_table(group)] if in_seconds else [])]
+                bar.print(f"\n{problem.label}, {problem.seeds} seeds\n" + "\n\n".join(shown) + "\n")
+            tables = save_results(results, out, details)  # after each problem: an interruption loses little
+    figures = plot_all(results, out)
+    say(as_json(results, details) if json else _summary(results, out, tables, figures))
+    others = [result.timing.others for group in results.values() for result in group if result.timing]
+    if warning := busy_machine(max((load for load in others if load is not None), default=None)):
+        say(warning, error=True)
     return results
 
 
-def _summary(
-    results: Mapping[str, list[Result]],
-    timings: Mapping[tuple[str, str], Timing],
-    out: Path,
-    figures: Sequence[Path],
-) -> str:
+def _summary(results: Mapping[str, list[Result]], out: Path, tables: Sequence[str], figures: Sequence[Path]) -> str:
     """The scores in steps, and in seconds where they were measured, and the files that were written."""
-    lines = [summary_table(scores(results))]
-    if timings:
-        lines.append(summary_table(scores(results, timings), "seconds"))
-    lines.append(f"written to {out}: summary, curves, runs, tuning (CSV), " + ", ".join(path.name for path in figures))
+    lines = [summary_table(scores(results), scores(results, in_seconds=True) if is_timed(results) else ())]
+    lines.append(f"written to {out}: {', '.join(tables)} (CSV), " + ", ".join(path.name for path in figures))
     return "\n\n".join(lines)
 
 

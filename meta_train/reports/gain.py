@@ -1,6 +1,5 @@
 """What a specialised rule gains over the default, on draws of its task that were never seen."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from learned_optim.meta_train.benchmark.cache import Cache, default_folder, problem_fingerprint
-from learned_optim.meta_train.benchmark.evaluation import comparison_task
 from learned_optim.meta_train.benchmark.scores import Result, Score, score
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem
 from learned_optim.meta_train.reports.comparison import compare
@@ -20,7 +18,6 @@ DRAWS, SEEDS, TUNING_SEEDS = 3, 8, 4
 """Tasks, training runs of each optimizer on each, and runs of each rate that is tried."""
 BASELINES = ("Adam", "AdamW-cosine")
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001)  # continued while one of the ends is the best
-HELD_OUT_ROWS = 256
 DEFAULT = "default"
 
 
@@ -74,10 +71,9 @@ def compare_with_default(
     )
     suite = Suite("specialised", tuple(problems), "A specialised rule beside the default", BASELINES, rates=RATES)
     settings = {"command": "learned-optim specialise", "task": task}
-    results = compare(
-        suite, [DEFAULT, weights], out=out, cache=Cache(default_folder()), settings=settings, device=device, timed=True
-    )
-    say(f"\n{gain_table(results, seconds_of(out / 'timing.csv'))}")
+    cache = Cache(default_folder())
+    results = compare(suite, [DEFAULT, weights], out=out, cache=cache, settings=settings, device=device, seconds=True)
+    say(f"\n{gain_table(results)}")
     own, reference = of(results, weights.stem), of(results, DEFAULT)
     scored = score(own, reference)
     return Gain(scored.speedup, scored.low, scored.high, ratio(own, reference))
@@ -95,20 +91,10 @@ def problems_of(task: str, options: Mapping[str, Any], family: TaskFamily, steps
             seeds=SEEDS * DRAWS // len(draws),
             tuning_seeds=TUNING_SEEDS,
             draw=draw,
-            held_out=HELD_OUT_ROWS if holds_out(family, draw) else 0,
             options=dict(options),
         )
         for draw in sorted(draws)
     ]
-
-
-def holds_out(family: TaskFamily, draw: int) -> bool:
-    """Whether data can be held out of a draw."""
-    try:
-        comparison_task(family, "test", draw).hold_out()
-    except ValueError:
-        return False
-    return True
 
 
 def of(results: Mapping[str, Sequence[Result]], optimizer: str) -> list[Result]:
@@ -128,19 +114,8 @@ def value(result: Result, part: str) -> float:
     return result.final[0] if part == "final" else result.held_out_best
 
 
-def seconds_of(path: Path) -> dict[tuple[str, str], float]:
-    """Seconds of a step by problem and optimizer, as a comparison has measured and written them."""
-    with path.open(newline="") as file:
-        return {(row["problem"], row["optimizer"]): float(row["seconds_per_step"]) for row in csv.DictReader(file)}
-
-
-def gain_table(results: Mapping[str, Sequence[Result]], seconds: Mapping[tuple[str, str], float]) -> str:
-    """One line for each optimizer, everything over the default rule.
-
-    Args:
-        results: by problem.
-        seconds: of a step, by problem and optimizer.
-    """
+def gain_table(results: Mapping[str, Sequence[Result]]) -> str:
+    """One line for each optimizer, everything over the default rule; results have their timings."""
     reference = of(results, DEFAULT)
     holds = all(result.held_out is not None for result in reference)
     lines = [
@@ -151,8 +126,7 @@ def gain_table(results: Mapping[str, Sequence[Result]], seconds: Mapping[tuple[s
         own = of(results, result.optimizer)
         line: Score = score(own, reference)
         text = f"{line.speedup:.2f}".rjust(20) + f"{line.low:.2f} ... {line.high:.2f}".rjust(18)
-        costs = [seconds[name, result.optimizer] / seconds[name, DEFAULT] for name in results]
-        text += f"{score(own, reference, costs).speedup:12.2f}"
+        text += f"{score(own, reference, in_seconds=True).speedup:12.2f}"
         text = f"{result.optimizer:24}{text}{ratio(own, reference):12.2f}"
         lines.append(text + (f"{ratio(own, reference, 'held_out_best'):15.2f}" if holds else ""))
     return "\n".join(lines)

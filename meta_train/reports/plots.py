@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
-from learned_optim.meta_train.benchmark.report import Results, Timings, reference_of
+from learned_optim.meta_train.benchmark.report import Results, is_timed, reference_of
 from learned_optim.meta_train.benchmark.scores import Result, problem_speedups
 from learned_optim.meta_train.inner.speedups import FASTEST, SLOWEST
 
@@ -61,30 +61,37 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def plot_all(results: Results, folder: Path, timings: Timings | None = None) -> list[Path]:
-    """Draw ``comparison``, ``speedup``, ``profile`` and, with timings, ``seconds`` as PNG files."""
+Shown = Literal["steps", "seconds", "held out"]
+"""What a loss curve shows: training loss against steps or seconds, or loss on data held out against steps."""
+
+
+def plot_all(results: Results, folder: Path) -> list[Path]:
+    """Draw ``comparison``, ``speedup`` and ``profile`` as PNG files; ``held_out`` and ``seconds`` where measured."""
     speeds = speeds_of(results)
     figures: dict[str, Callable[[], Figure]] = {
         "comparison": lambda: comparison_figure(results),
         "speedup": lambda: speedup_figure(speeds),
         "profile": lambda: profile_figure(speeds),
     }
-    if timings:
-        figures["seconds"] = lambda: comparison_figure(results, timings)
+    holding = {name: group for name, group in results.items() if any(each.held_out is not None for each in group)}
+    if holding:
+        figures["held_out"] = lambda: comparison_figure(holding, "held out")
+    if is_timed(results):
+        figures["seconds"] = lambda: comparison_figure(results, "seconds")
     with mpl.rc_context(STYLE):
         for name, draw in figures.items():
             save_figure(draw(), folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
 
 
-def comparison_figure(results: Results, timings: Timings | None = None) -> Figure:
-    """Every problem as a panel of loss curves with bootstrap 95% bands, against steps or, with timings, seconds."""
+def comparison_figure(results: Results, shown: Shown = "steps") -> Figure:
+    """Every problem as a panel of loss curves with bootstrap 95% bands."""
     columns = 2 if len(results) == 4 else min(3, len(results))
     rows = math.ceil(len(results) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, group in zip(panels, results.values(), strict=False):
-        draw_curves(panel, group, timings)
+        draw_curves(panel, group, shown)
     for panel in panels[len(results) :]:
         panel.set_visible(False)
     legend_above(figure)
@@ -100,20 +107,27 @@ def legend_above(figure: Figure) -> None:
     figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=columns)
 
 
-def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = None) -> None:
-    """Loss of every optimizer of one problem; learned rules in warm colours, on top. Tuned rates stand above."""
+def draw_curves(panel: Axes, group: Sequence[Result], shown: Shown = "steps") -> None:
+    """Loss of every optimizer of one problem; learned rules in warm colours, on top. Tuned rates stand above.
+
+    A dot marks the lowest loss on data held out.
+    """
     colours = _colours(group)
     floor, start, end = math.inf, 0.0, 0.0
     for result in group:
-        steps, mean, low, high = result.curve
-        cost = timings[result.problem.name, result.optimizer].median if timings else 1.0
+        if shown == "seconds" and result.timing is None:
+            continue
+        steps, mean, low, high = result.held_out_curve if shown == "held out" else result.curve
+        cost = result.timing.step if shown == "seconds" and result.timing is not None else 1.0
         width, order = (2.0, 3) if result.is_rule else (1.2, 2)
         colour = colours[result.optimizer]
         panel.plot(steps * cost, mean, color=colour, linewidth=width, zorder=order, label=result.optimizer)
         panel.fill_between(steps * cost, low, high, color=colour, alpha=0.2, linewidth=0, zorder=order)
+        if shown == "held out":
+            panel.plot(steps[mean.argmin()], mean.min(), "o", color=colour, markersize=4, zorder=order)
         finite = mean[np.isfinite(mean) & (mean > 0)]
         floor, start = min([floor, *finite]), max([start, *finite[:1]])
-        end = max(end, steps[-1] * cost) if not timings or result.optimizer == REFERENCE else end
+        end = max(end, steps[-1] * cost) if shown != "seconds" or result.optimizer == REFERENCE else end
     if math.isfinite(floor):  # else nothing can be drawn on a logarithmic axis
         panel.set(yscale="log", ylim=(floor * 0.8, start * 2))
     title = textwrap.fill(group[0].problem.label, TITLE_WIDTH)
@@ -123,7 +137,8 @@ def draw_curves(panel: Axes, group: Sequence[Result], timings: Timings | None = 
         above = panel.annotate(rates, (0.5, 1.0), (0, 3), xycoords="axes fraction", textcoords="offset points")
         above.set(ha="center", va="bottom", fontsize=7, color="#666666")
     panel.set_title(title, pad=6 + RATES_HEIGHT * (1 + rates.count("\n")) if rates else None)
-    panel.set(ylabel="training loss", xlabel="seconds" if timings else "step")
+    panel.set(ylabel="held-out loss" if shown == "held out" else "training loss")
+    panel.set(xlabel="seconds" if shown == "seconds" else "step")
     panel.set_xlim(0, end)
 
 

@@ -140,3 +140,7 @@ class AugmentedTask(Task):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The task's, times the factor."""
         return self.loss_factor * self.task.loss(module, batch)
+
+    def accuracy(self, module: nn.Module, batch: Batch) -> Tensor | float | None:
+        """The task's."""
+        return self.task.accuracy(module, batch)

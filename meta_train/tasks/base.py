@@ -33,6 +33,13 @@ class Task(ABC):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Loss of *one* instance on its own batch, a 0-d tensor. It is vectorised by ``torch.func.vmap``."""
 
+    def accuracy(self, module: nn.Module, batch: Batch) -> Tensor | float | None:
+        """Share of right predictions of one instance on its batch, in 0..1; None where no classes are predicted.
+
+        Benchmarks show it on data held out. Nothing is trained by it.
+        """
+        return None
+
     @property
     def loss_bound(self) -> float | None:
         """The loss above which it no longer matters how high it is; None: relative to the initial loss."""

@@ -29,3 +29,9 @@ class ClassificationTask(DataTask):
         """Mean cross-entropy, in nats."""
         inputs, labels = batch
         return F.cross_entropy(module(inputs), labels)
+
+    def accuracy(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Share of rows whose largest logit is that of their label."""
+        inputs, labels = batch
+        right: Tensor = module(inputs).argmax(-1) == labels
+        return right.float().mean()

@@ -119,6 +119,11 @@ class LanguageModelTask(Task):
         logits = module(batch[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
+    def accuracy(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Share of characters that were the likeliest, given those before them in their piece."""
+        right: Tensor = module(batch[:, :-1]).argmax(-1) == batch[:, 1:]
+        return right.float().mean()
+
 
 # Recurrent models. torch.nn.GRU and LSTM call cuDNN, which torch.func.vmap cannot look into.
 

@@ -114,6 +114,12 @@ class TableTask(DataTask):
         outputs = module(columns)
         return F.cross_entropy(outputs, targets) if self.classes else F.mse_loss(outputs[:, 0], targets)
 
+    def accuracy(self, module: nn.Module, batch: Batch) -> Tensor | None:
+        """Share of rows whose largest logit is that of their class; None if the targets are numbers."""
+        columns, targets = batch
+        right: Tensor = module(columns).argmax(-1) == targets
+        return right.float().mean() if self.classes else None
+
 
 @functools.cache
 def rows(table: Table) -> tuple[Tensor, Tensor]:

@@ -29,12 +29,14 @@ class SingleTask(TaskFamily):
 
 
 class ModelTask(Task):
-    """A plain module with two functions.
+    """A plain module with a few functions.
 
     Args:
         build: makes a freshly initialised module.
         draw: generator -> the batch of one step, a tensor or a nest of tuples and dicts of them.
         evaluate: module and batch -> loss, a 0-d tensor.
+        draw_held_out: generator -> a batch of data that ``draw`` never gives; None: there are none.
+        count: module and batch -> share of right predictions; None: no classes are predicted.
     """
 
     def __init__(
@@ -42,8 +44,11 @@ class ModelTask(Task):
         build: Callable[[], nn.Module],
         draw: Callable[[torch.Generator], Batch],
         evaluate: Callable[[nn.Module, Batch], Tensor],
+        draw_held_out: Callable[[torch.Generator], Batch] | None = None,
+        count: Callable[[nn.Module, Batch], Tensor | float] | None = None,
     ) -> None:
         self.build, self.draw, self.evaluate = build, draw, evaluate
+        self.draw_held_out, self.count = draw_held_out, count
 
     def module(self) -> nn.Module:
         """A fresh module."""
@@ -58,13 +63,25 @@ class ModelTask(Task):
         """The user's loss."""
         return self.evaluate(module, batch)
 
+    def accuracy(self, module: nn.Module, batch: Batch) -> Tensor | float | None:
+        """The user's share of right predictions, where there is one."""
+        return None if self.count is None else self.count(module, batch)
+
+    def hold_out(self) -> tuple[Task, Task]:
+        """This task, and the same one on the user's held-out data."""
+        if self.draw_held_out is None:
+            raise ValueError("no function held_out(generator) beside batch(generator)")
+        return self, ModelTask(self.build, self.draw_held_out, self.evaluate, count=self.count)
+
 
 def load_model(name: str) -> type[TaskFamily] | TaskFamily:
     """The family that ``FILE.py:Class`` names.
 
     The class is a sub-class of ``TaskFamily`` (returned as it is), of ``Task`` or of ``nn.Module``; the last two are
     constructed without arguments, and beside a module the file defines ``batch(generator)``, the data of one step, and
-    ``loss(model, batch)``. A function that returns a fresh module may stand in place of its class.
+    ``loss(model, batch)``. A function that returns a fresh module may stand in place of its class. Two more functions
+    are used where the file has them: ``held_out(generator)``, a batch of data that training never sees, and
+    ``accuracy(model, batch)``, the share of right predictions.
     The file is run, with its folder importable, as ``python FILE.py`` would.
 
     Raises:
@@ -91,7 +108,14 @@ def load_model(name: str) -> type[TaskFamily] | TaskFamily:
     for function, signature in (("batch", "batch(generator)"), ("loss", "loss(model, batch)")):
         if not callable(getattr(module, function, None)):
             raise AttributeError(f"beside the module {attribute!r}, {file} must define a function {signature}")
-    return SingleTask(ModelTask(cls, module.batch, module.loss))
+    held_out, accuracy = (_function(module, function) for function in ("held_out", "accuracy"))
+    return SingleTask(ModelTask(cls, module.batch, module.loss, held_out, accuracy))
+
+
+def _function(module: ModuleType, name: str) -> Any:
+    """A function of a module; None if the name is not there or is something else."""
+    found = getattr(module, name, None)
+    return found if callable(found) else None
 
 
 def _run_file(path: Path) -> ModuleType:

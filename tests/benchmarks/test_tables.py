@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from benchmarks.results import SUITES
+from benchmarks.results import SUITES, Row
 from benchmarks.suites import summary_tables
+from benchmarks.suites.summary_tables import Results
 from helpers.paths import ROOT
 from learned_optim.meta_train.benchmark.suites import load_suite
 
@@ -103,6 +104,33 @@ class TestSummaryTables:
             (tmp_path / folder / "summary.csv").write_text(rows)
         with pytest.raises(ValueError, match=r"mnist.* stands in two of first, second"):
             summary_tables.read_results(tmp_path)
+
+    @staticmethod
+    def rows(**more: str) -> Results:
+        """Rows of the default rule and Adam on all problems of ``larger``; the first has further columns."""
+        rows: dict[tuple[str, str], Row] = {}
+        for problem in summary_tables.LARGER:
+            for optimizer, loss in (("default", "0.5"), ("Adam", "1")):
+                own = {column: value.split()[len(rows) % 2] for column, value in more.items()} if len(rows) < 2 else {}
+                rows[problem, optimizer] = {"final_loss": loss, "rate": "0.1", "edge": "", "speedup": "2"} | own
+        return rows
+
+    def test_columns_that_rows_do_not_have_are_left_out(self) -> None:
+        head, _, first, *_ = summary_tables.speedup_table(self.rows(), "larger").splitlines()
+        assert head == "| problem | default rule | Adam | speed-up |"
+        assert first.endswith("| **0.5** | 1 (0.1) | 2.00 |")
+
+    def test_columns_about_seconds_and_held_out_data_are_shown_where_rows_have_them(self) -> None:
+        more = {
+            "held_out_end": "0.71234 0.81234",
+            "accuracy_end": "0.9123 0.9023",
+            "speedup_in_seconds": "1.51 1",
+        }
+        head, _, first, second, *_ = summary_tables.speedup_table(self.rows(**more), "larger").splitlines()
+        names = ["speed-up in seconds", "held-out loss at the end (Adam, tuned)", "accuracy at the end (Adam, tuned)"]
+        assert head.endswith(f"| speed-up | {' | '.join(names)} |")
+        assert first.endswith("| 2.00 | 1.51 | 0.712 (0.812) | 91.2% (90.2%) |")
+        assert second.endswith("| 2.00 |  |  |  |")
 
     @pytest.mark.parametrize("folder", list(summary_tables.TITLES))
     def test_problems_stand_in_the_order_of_the_suite_and_so_of_its_figures(self, folder: str) -> None:

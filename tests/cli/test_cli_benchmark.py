@@ -52,6 +52,52 @@ def test_benchmark_options_reach_the_comparison(capsys: pytest.CaptureFixture[st
     assert list(Path("stored").rglob("*.safetensors"))
 
 
+OWN = """
+import torch
+inputs = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+def build():
+    return torch.nn.Linear(2, 2)
+def batch(generator):
+    rows = torch.randint(40, (8,), generator=generator)
+    return inputs[rows]
+def held_out(generator):
+    return inputs[40:]
+def loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch), (batch.sum(1) > 0).long())
+def accuracy(model, batch):
+    return (model(batch).argmax(1) == (batch.sum(1) > 0)).float().mean()
+"""
+
+
+def test_function_of_a_file_is_compared_on_its_held_out_data(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.py").write_text(OWN)
+    short = ["--steps", "5", "--seeds", "2", "--baselines", "Adam", "--cache", "stored"]
+    assert run("benchmark", "own.py:build", *short) == 0
+    shown = capsys.readouterr().out
+    assert "held out, end  held out, best  at step  accuracy, end  best" in shown
+    assert "held out / Adam, end" in shown
+    assert {"summary.csv", "held_out.csv", "held_out.png"} <= {path.name for path in Path("benchmark/build").iterdir()}
+    assert not Path("benchmark/build/timing.csv").exists()
+
+
+def test_steps_of_a_suite_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("benchmark", "quick", "--steps", "5") == 1
+    assert "--steps goes with --model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quick_shows_held_out_losses_and_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--problems", "digits-relu", "--seeds", "2", "--baselines", "Adam@0.01", "--cache", "stored", "--json"]
+    assert run("benchmark", "quick", *short, "--seconds") == 0
+    document = json.loads(capsys.readouterr().out)
+    for row in document["problems"]["digits-relu"]:
+        assert 0 < row["held_out_best"] <= row["held_out_end"]
+        assert 0.5 < row["accuracy_end"] <= row["accuracy_best"] <= 1
+        assert row["seconds_per_step"] > 0
+        assert row["adam_steps_in_equal_seconds"] >= 1
+    assert document["scores_in_seconds"][0]["optimizer"] == "default"
+
+
 def test_interrupted_benchmark_says_how_to_resume(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ COMMANDS = {
     ],
     "benchmark": [
         *("--list", "--rules", "--baselines", "--problems", "--seeds", "--model", "--steps", "--out", "--cache"),
-        *("--device", "--time", "--json"),
+        *("--device", "--seconds", "--json"),
     ],
     "rules": ["list", "show", "export"],
     "rules list": ["--json"],

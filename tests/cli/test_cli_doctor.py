@@ -1,7 +1,9 @@
-"""The command ``doctor`` reports wrong steps and old packages, and lists missing optional parts without failing."""
+"""The command ``doctor`` reports wrong steps and old packages, and what a step takes on a user's model."""
 
 import importlib.metadata
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +74,52 @@ def test_colours_only_on_terminals(
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     assert coloured("WRONG", RED) == expected
+
+
+MODEL = """
+import torch
+def build():
+    return torch.nn.Linear(3, 2)
+def batch(generator):
+    return torch.randn(4, 3, generator=generator)
+def loss(model, batch):
+    return model(batch).square().mean()
+"""
+
+
+def test_seconds_of_a_step_on_a_users_model_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learned_optim.meta_train.benchmark.timing.SECONDS_A_ROUND", 0.001)
+    Path("mine.py").write_text(MODEL)
+    assert cli.main(["doctor", "--model", "mine.py:build"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("a training step of mine.py:build: 8 parameters on cpu, ")
+    assert {line.split("  ")[0] for line in shown.splitlines()} >= {"default rule", "Adam", "Adam, fused"}
+    assert shown.count("beside Adam") == 2
+    assert cli.main(["doctor", "--model", "mine.py:build", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["optimizers"]["Adam"]["step_ms"] > found["forward_and_backward_ms"] > 0
+    assert set(found["steps_to_save"]) == {"Adam", "Adam, fused"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "mine.py"], "which class of .*mine.py. write FILE.py:CLASS"),
+        (["--model", "mine.py:nothing"], "mine.py defines no 'nothing'"),
+        (["--model", "absent.py:build"], "no file .*absent.py"),
+        (["--model", "mine.py:build", "--device", "nowhere"], "--device nowhere: "),
+        (["--device", "cpu"], "--device goes with --model"),
+    ],
+    ids=["class", "name", "file", "device", "alone"],
+)
+def test_wrong_arguments_are_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(MODEL)
+    assert cli.main(["doctor", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(message, captured.err)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

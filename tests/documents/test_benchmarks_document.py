@@ -10,7 +10,9 @@ import pytest
 from helpers.paths import ROOT
 from learned_optim import cli
 from learned_optim.meta_train.benchmark.evaluation import LADDER, MOMENTUM
-from learned_optim.meta_train.benchmark.scores import DIVERGED, POINTS
+from learned_optim.meta_train.benchmark.harness import MOST_LONGER
+from learned_optim.meta_train.benchmark.held_out import LOOKS, ROWS
+from learned_optim.meta_train.benchmark.scores import DIVERGED, LARGEST_RATIO, POINTS
 from learned_optim.meta_train.benchmark.suites import load_suite, shipped_suites
 from learned_optim.meta_train.inner.speedups import FASTEST, SLOWEST
 
@@ -38,7 +40,16 @@ def test_model_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     first, _, last = document["problems"]["MyModel"]
     assert (first["optimizer"], last["optimizer"]) == ("Adam", "default")
     assert last["final_loss"] < 5.0  # the variance of the targets is 10 times that of a sine, 0.43
+    assert last["held_out_best"] < 5.0
     assert Path("benchmark/MyModel/summary.csv").is_file()
+
+
+def test_function_of_the_page_is_measured_by_doctor(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learned_optim.meta_train.benchmark.timing.SECONDS_A_ROUND", 0.001)
+    assert cli.main(["doctor", "--model", "my_model.py:build", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 10 * 64 + 64 + 64 + 1
 
 
 def test_suite_of_the_page_loads() -> None:
@@ -51,7 +62,7 @@ def test_commands_of_the_page_are_parsed() -> None:
     assert len(commands) >= 5
     for command in commands:
         options = cli._parser().parse_args(command.split())
-        if options.suite:
+        if getattr(options, "suite", None):
             suite = load_suite(options.suite)
             assert suite.only(options.problems or [problem.name for problem in suite.problems])
 
@@ -68,6 +79,10 @@ def test_numbers_of_the_page_are_those_of_the_code() -> None:
     assert f"between {min(LADDER):g} and {max(LADDER):g}" in text.replace("1e-7", "1e-07")
     assert f"momentum is {MOMENTUM:g}" in text
     assert f"at most {POINTS} a curve" in text
+    assert f"Every {1 / LOOKS:.0%} of the steps the loss is taken on {ROWS} rows" in text
+    assert (LARGEST_RATIO, MOST_LONGER) == (10, 10)
+    assert "at least 1/10 and at most 10" in text
+    assert "more than ten times as long as Adam's" in text
 
 
 def test_links_to_files_exist() -> None:

@@ -1,8 +1,10 @@
 """Running a rule again replaces its rows and no others."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -111,3 +113,22 @@ def test_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> N
     others = [row for row in results.summary if row["optimizer"] != "default"]
     with pytest.raises(ValueError, match="no rows of default on small"):
         with_result(SuiteResults(others, results.tuning, results.curves), rules[0])
+
+
+def test_trainings_on_other_data_are_refused(committed: tuple[Path, list[Result]]) -> None:
+    folder, rules = committed
+    results = read_suite(folder)
+    looks = np.linspace(2.0, 0.5, 26)[:, None].repeat(3, axis=1)
+    held_out = dataclasses.replace(rules[0], held_out=looks)
+    with pytest.raises(ValueError, match="are of trainings on all of the data"):
+        with_result(results, held_out)
+    key = (rules[0].problem.name, rules[0].optimizer)
+    summary = [
+        {**row, "held_out_end": "0.7"} if (row["problem"], row["optimizer"]) == key else row for row in results.summary
+    ]
+    before = SuiteResults(summary, results.tuning, results.curves)
+    with pytest.raises(ValueError, match="are of trainings on four fifths of the data"):
+        with_result(before, rules[0])
+    after = with_result(before, held_out).summary
+    (row,) = (row for row in after if (row["problem"], row["optimizer"]) == key)
+    assert (row["held_out_end"], row["held_out_best"], row["held_out_best_step"]) == ("0.5", "0.5", "30")

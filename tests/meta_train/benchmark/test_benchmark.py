@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from helpers.benchmarks import NOISY, RESULTS, STEPS, result, run, suite, timing
+from helpers.benchmarks import NOISY, RESULTS, STEPS, result, run, suite, timed
 from learned_optim import save_rule
 from learned_optim.meta_train.benchmark import evaluation
 from learned_optim.meta_train.benchmark import harness as harness_module
 from learned_optim.meta_train.benchmark.cache import Cache
-from learned_optim.meta_train.benchmark.contenders import baseline, baselines, rules
+from learned_optim.meta_train.benchmark.contenders import baseline, baselines
 from learned_optim.meta_train.benchmark.evaluation import Problem, final_loss
 from learned_optim.meta_train.benchmark.harness import Harness
 from learned_optim.meta_train.benchmark.progress import Bar
 from learned_optim.meta_train.benchmark.report import as_json, problem_table, save_results, scores, summary_table
-from learned_optim.meta_train.benchmark.timing import time_steps
 from learned_optim.meta_train.reports.comparison import compare
 from learned_optim.rules import ScaleFreeLSTM
 
@@ -198,15 +197,19 @@ def test_summary_lists_rules_first_with_speed_wins_and_divergences() -> None:
     text = summary_table(lines)
     assert "1 of 2 problems" in text
     assert "0 of 8 runs" in text
-    timings = {(name, r.optimizer): timing(2.0 if r.is_rule else 1.0) for name, group in RESULTS.items() for r in group}
-    in_seconds = {line.optimizer: line.speedup for line in scores(RESULTS, timings)}
-    assert in_seconds["mine"] == pytest.approx(lines[0].speedup / 2)
-    assert in_seconds["SGD"] == pytest.approx(lines[3].speedup)
+    assert "in seconds" not in text
+    in_seconds = scores(timed(RESULTS, 1.0, of_rules=2.0), in_seconds=True)
+    found = {line.optimizer: line.speedup for line in in_seconds}
+    assert found["mine"] == pytest.approx(lines[0].speedup / 2)
+    assert found["SGD"] == pytest.approx(lines[3].speedup)
+    both = next(line for line in summary_table(lines, in_seconds).splitlines() if line.startswith("mine"))
+    assert f" {lines[0].speedup:.2f} " in both
+    assert f" {found['mine']:.2f} " in both
 
 
 def test_files_hold_every_number_that_is_shown(tmp_path: Path) -> None:
-    timings = {(name, r.optimizer): timing(0.5) for name, group in RESULTS.items() for r in group}
-    save_results(RESULTS, tmp_path, {"command": "test"}, timings)
+    names = save_results(timed(RESULTS, 0.5), tmp_path, {"command": "test"})
+    assert names == ["summary", "curves", "runs", "tuning", "timing"]
     summary = rows(tmp_path / "summary.csv")
     assert [(row["problem"], row["optimizer"]) for row in summary] == [
         (name, r.optimizer) for name, group in RESULTS.items() for r in group
@@ -216,6 +219,8 @@ def test_files_hold_every_number_that_is_shown(tmp_path: Path) -> None:
         assert float(row["band_low"]) <= float(row["final_loss"]) <= float(row["band_high"])
         assert (row["rate"] == "") == found.is_rule
         assert (row["seeds"], row["steps"], row["diverged"], row["seconds_per_step"]) == ("4", "20", "0", "0.5")
+        assert float(row["seconds_to_adam"]) > 0
+    assert [float(row["optimizer_seconds_per_step"]) for row in rows(tmp_path / "timing.csv")] == [0.125] * 6
     ratios = {row["optimizer"]: float(row["ratio_to_best_baseline"]) for row in summary if row["problem"] == "p"}
     assert ratios["Adam"] == ratios["NAG"] == 1.0
     assert ratios["mine"] < 1.0 < ratios["SGD"]
@@ -231,6 +236,15 @@ def test_files_hold_every_number_that_is_shown(tmp_path: Path) -> None:
     assert provenance["command"] == "test"
     assert provenance["torch"] == torch.__version__
     assert {"date", "commit", "processor", "cores", "threads", "learned_optim"} <= provenance.keys()
+    assert provenance["load_of_others_while_timing"] == {"p": 0.0, "q": 0.0}
+
+
+def test_files_of_an_earlier_command_do_not_stay(tmp_path: Path) -> None:
+    save_results(timed(RESULTS, 0.5), tmp_path, {})
+    assert (tmp_path / "timing.csv").is_file()
+    assert save_results(RESULTS, tmp_path, {}) == ["summary", "curves", "runs", "tuning"]
+    assert not (tmp_path / "timing.csv").exists()
+    assert {row["seconds_per_step"] for row in rows(tmp_path / "summary.csv")} == {""}
 
 
 def test_json_is_valid_with_runs_that_diverged() -> None:
@@ -249,37 +263,6 @@ def test_json_is_valid_with_runs_that_diverged() -> None:
     }
     assert [line["diverged"] for line in document["scores"]] == [1, 0]
     assert document["scores_in_seconds"] is None
-
-
-class TestTiming:
-    def test_measures_every_optimizer_on_the_module_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("learned_optim.meta_train.benchmark.timing.SECONDS_A_ROUND", 0.002)
-        problem = suite().problems[0]
-        contenders = [*baselines(["SGD@0.1", "AdamW-cosine"]), *rules(["default"])]
-        found = time_steps(problem, contenders, torch.device("cpu"), rounds=3)
-        assert list(found) == [contender.name for contender in contenders]
-        for measured in found.values():
-            median, low, high = measured.quartiles
-            assert 0 < low <= median <= high
-            assert (measured.median, measured.rounds) == (median, 3)
-
-    def test_optimizers_take_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        module = "learned_optim.meta_train.benchmark.timing"
-        order: list[str] = []
-
-        class Training:
-            def __init__(self, task: object, contender: Any, steps: int, device: object) -> None:
-                self.name = contender.name
-
-            def seconds(self, steps: int) -> float:
-                order.append(self.name)
-                return steps * (3.0 if self.name == "default" else 1.0)
-
-        monkeypatch.setattr(f"{module}._Training", Training)
-        contenders = [*baselines([]), *rules(["default"])]
-        found = time_steps(suite().problems[0], contenders, torch.device("cpu"), rounds=2)
-        assert order[-4:] == ["Adam", "default", "Adam", "default"]
-        assert (found["Adam"].median, found["default"].median) == (1.0, 3.0)
 
 
 def test_whole_comparison_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

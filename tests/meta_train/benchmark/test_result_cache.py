@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from learned_optim.meta_train.benchmark import cache as cache_module
-from learned_optim.meta_train.benchmark.cache import Cache, default_folder, problem_fingerprint, rule_fingerprint
+from learned_optim.meta_train.benchmark.cache import (
+    Cache,
+    default_folder,
+    held_out_fingerprint,
+    problem_fingerprint,
+    rule_fingerprint,
+)
 from learned_optim.meta_train.tasks import MLPFamily, QuadraticFamily, TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM
@@ -151,6 +157,27 @@ class TestProblem:
         assert fingerprint(code.replace("    def", '    """A model."""  # mine\n\n    def')) == first
         assert fingerprint(code.replace("square", "abs")) != first
         assert fingerprint(code) == first
+
+    def test_accuracy_counts_for_what_is_measured_and_not_for_the_problem(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = self.family.sample(np.random.default_rng(0), "test")
+        batch = task.batch(1, torch.Generator().manual_seed(0))
+        prints = []
+        read_text = Path.read_text
+        for change in (("", ""), (".argmax(-1)", ".argmin(-1)"), ("F.cross_entropy", "F.nll_loss")):
+            edited = lambda path, change=change, **options: read_text(path, **options).replace(*change)  # noqa: E731
+            monkeypatch.setattr(Path, "read_text", edited)
+            prints.append((problem_fingerprint(self.family, "test", 0), held_out_fingerprint(task, batch)))
+        (problem, measured), (same, counted), (other, _) = prints
+        assert problem == same != other
+        assert measured != counted
+
+    def test_held_out_fingerprint_depends_on_the_data(self) -> None:
+        task = self.family.sample(np.random.default_rng(0), "test")
+        first, second = (task.batch(1, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        assert held_out_fingerprint(task, first) == held_out_fingerprint(task, first)
+        assert held_out_fingerprint(task, first) != held_out_fingerprint(task, second)
 
     def test_problem_fingerprint_depends_on_base_classes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         first = problem_fingerprint(self.family, "test", 0)

@@ -1,5 +1,6 @@
 """From losses to figures, on curves whose speed-ups are known."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.benchmarks import timing
 from learned_optim.meta_train.benchmark.evaluation import final_loss
 from learned_optim.meta_train.benchmark.report import ratio_text
 from learned_optim.meta_train.benchmark.scores import (
     DIVERGED,
+    LARGEST_RATIO,
     POINTS,
     Result,
+    at_equal_seconds,
+    mean_ratio,
     problem_speedups,
     score,
+    seconds_to,
 )
 from learned_optim.meta_train.benchmark.suites import SuiteProblem
 from learned_optim.meta_train.inner.speedups import FASTEST, SLOWEST, log_slowdowns, running_final, speedup, steps_to
@@ -126,6 +132,79 @@ def test_speedup_in_seconds_divides_by_the_cost_of_a_step(cost: float, expected:
     assert float(speedup(falling(2.0), falling(1.0), cost)[0]) == pytest.approx(expected, rel=0.08)
 
 
+class TestSeconds:
+    """A reference that falls to 0.99 ** 100 in 100 steps of a tenth of a second, and an optimizer twice as fast."""
+
+    adam = result(falling(1.0, 100), "Adam", timing=timing(0.1))
+    ours = result(falling(2.0, 100), timing=timing(0.3))
+
+    def test_seconds_to_the_reference_are_steps_times_seconds_of_a_step(self) -> None:
+        assert seconds_to(self.adam, self.adam) == pytest.approx(10.0)
+        target = float(final_loss(self.adam.losses)[0])
+        step = next(step for step in range(1, 101) if final_loss(self.ours.losses[: step + 1])[0] <= target)
+        assert 45 < step < 55
+        assert seconds_to(self.ours, self.adam) == pytest.approx(0.3 * step)
+
+    def test_seconds_to_a_loss_that_is_not_reached_are_infinite(self) -> None:
+        slow = result(falling(0.5, 100), timing=timing(0.1))
+        assert seconds_to(slow, self.adam) == math.inf
+        assert seconds_to(result(falling(2.0, 100)), self.adam) is None
+
+    def test_reference_has_as_many_steps_as_fit_into_the_seconds(self) -> None:
+        longer = result(falling(1.0, 400), "Adam", held_out=np.arange(26.0)[::-1, None])
+        equal = at_equal_seconds(self.ours, self.adam, longer)
+        assert equal is not None
+        assert equal.steps == 300
+        assert equal.final[0] == pytest.approx(float(final_loss(falling(1.0, 300))[0]))
+        assert equal.held_out == 25 - 300 // 16  # the look at step 288, of those at every sixteenth
+        same = at_equal_seconds(self.adam, self.adam, longer)
+        assert same is not None
+        assert same.steps == 100
+        assert same.final[0] == pytest.approx(self.adam.final[0])
+
+    def test_cheaper_optimizer_is_compared_with_fewer_steps(self) -> None:
+        cheap = dataclasses.replace(self.ours, timing=timing(0.05))
+        equal = at_equal_seconds(cheap, self.adam, self.adam)
+        assert equal is not None
+        assert equal.steps == 50
+        assert equal.final[0] == pytest.approx(float(final_loss(falling(1.0, 50))[0]))
+
+    def test_no_more_steps_are_made_up_than_were_run(self) -> None:
+        assert at_equal_seconds(self.ours, self.adam, self.adam) is None
+        assert at_equal_seconds(dataclasses.replace(self.ours, timing=None), self.adam, self.adam) is None
+
+    def test_score_counts_the_problems_won_in_equal_seconds(self) -> None:
+        longer = result(falling(1.0, 400), "Adam")
+        equal = at_equal_seconds(self.ours, self.adam, longer)
+        assert equal is not None
+        assert self.adam.final[0] > self.ours.final[0] > equal.final[0]
+        ours = dataclasses.replace(self.ours, equal_seconds=equal)
+        found = score([ours], [self.adam])
+        assert (found.better, found.better_in_equal_seconds) == (1, 0)
+        assert score([ours, self.ours], [self.adam, self.adam]).better_in_equal_seconds is None
+
+
+def test_held_out_loss_is_summed_up_at_the_end_and_at_its_lowest() -> None:
+    looks = np.array([4.0, 1.0, 2.0, 3.0])[:, None]
+    ours = result(falling(1.0, 3), held_out=looks, accuracy=looks / 10)
+    assert (ours.held_out_end, ours.held_out_best, ours.held_out_best_step) == (3.0, 1.0, 1.0)
+    assert [ours.accuracy_end, ours.accuracy_best] == pytest.approx([0.3, 0.4])
+    adam = result(falling(1.0, 3), "Adam", held_out=looks / 2)
+    nothing = result(falling(1.0, 3))
+    found = score([ours, nothing], [adam, nothing])
+    assert [found.held_out_end, found.held_out_best] == pytest.approx([2.0, 2.0])
+    assert score([nothing], [nothing]).held_out_end is None
+    assert math.isnan(nothing.held_out_end)
+
+
+def test_mean_ratio_is_geometric_and_bounded() -> None:
+    assert mean_ratio([2.0, 8.0], [1.0, 1.0]) == pytest.approx(4.0)
+    assert mean_ratio([1e-9, math.inf, 1.0], [1.0, 1.0, 0.0]) == pytest.approx(LARGEST_RATIO ** (1 / 3))
+    assert mean_ratio([math.inf, 0.0], [math.inf, 0.0]) == 1.0
+    assert mean_ratio([math.nan, 3.0], [1.0, 1.0]) == pytest.approx(3.0)
+    assert mean_ratio([], []) is None
+
+
 def test_diverged_runs_are_counted_one_by_one() -> None:
     losses = falling(1.0, 100, seeds=4)
     losses[50:, 1] = np.inf
@@ -154,7 +233,10 @@ def test_score_is_the_geometric_mean_over_problems() -> None:
     assert found.low <= found.speedup <= found.high
     assert (found.better, found.problems, found.diverged, found.runs, found.is_rule) == (1, 2, 0, 6, True)
     assert score(adam, adam).speedup == 1.0
-    assert score(ours, adam, [2.0, 2.0]).speedup == pytest.approx(found.speedup / 2, rel=0.08)
+    slow = [dataclasses.replace(each, timing=timing(0.2)) for each in ours]
+    timed = [dataclasses.replace(each, timing=timing(0.1)) for each in adam]
+    assert score(slow, timed, in_seconds=True).speedup == pytest.approx(found.speedup / 2, rel=0.08)
+    assert score(slow, timed).speedup == found.speedup
 
 
 @pytest.mark.parametrize("steps", [1, 5, POINTS, POINTS + 1, 1234])

@@ -5,10 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.paths import ROOT
 from learned_optim import available_rules
 from learned_optim.meta_train.benchmark.contenders import baselines
 from learned_optim.meta_train.benchmark.evaluation import RATES, comparison_task
-from learned_optim.meta_train.benchmark.suites import SUITES_FOLDER, Suite, load_suite, shipped_suites, suite_of_model
+from learned_optim.meta_train.benchmark.suites import (
+    SUITES_FOLDER,
+    Suite,
+    chosen_suite,
+    load_suite,
+    shipped_suites,
+    suite_of_model,
+)
 from learned_optim.meta_train.common.strict import ConfigError
 from learned_optim.meta_train.data.datasets import DataNotFoundError
 from learned_optim.meta_train.inner.vectorize import VectorizedTask
@@ -141,3 +149,16 @@ def test_user_model_is_a_suite_of_one_problem(tmp_path: Path) -> None:
     assert [(problem.name, problem.steps) for problem in found.problems] == [("Net", 30)]
     with pytest.raises(ConfigError, match=r"--model .*steps.*greater than or equal to 1"):
         suite_of_model(f"{tmp_path}/model.py:Net", 0)
+    assert chosen_suite(f"{tmp_path}/model.py:Net", steps=30) == chosen_suite(
+        None, f"{tmp_path}/model.py:Net", steps=30
+    )
+    with pytest.raises(ConfigError, match=r"which class of .*model.py. write FILE.py:CLASS"):
+        chosen_suite(f"{tmp_path}/model.py")
+
+
+def test_suite_chooses_seconds_and_held_out_rows(tmp_path: Path) -> None:
+    assert not suite(ENTRY, tmp_path).seconds
+    assert suite(ENTRY, tmp_path).problems[0].held_out is None
+    found = suite(f"seconds = true\nheld_out = 0\n{ENTRY}", tmp_path)
+    assert (found.seconds, found.problems[0].held_out) == (True, 0)
+    assert load_suite(ROOT / "benchmarks" / "suites" / "larger.toml").seconds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import image as matplotlib_image
 
-from helpers.benchmarks import RESULTS, result, timing
+from helpers.benchmarks import RESULTS, result, timed
 from helpers.pictures import number_of_colours
 from learned_optim.meta_train.reports.plots import (
     comparison_figure,
@@ -44,6 +44,23 @@ class TestFigures:
         assert [text.get_text() for text in figure.axes[0].texts] == ["tuned Adam"]  # the line of what is compared with
         assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["p, 20 steps", "q, 20 steps"]
 
+    def test_held_out_figure_shows_the_problems_with_such_data_and_marks_the_lowest(self, tmp_path: Path) -> None:
+        losses = np.array([[2.0], [0.5], [1.0]]).repeat(2, axis=1)
+        rule = result("mine", held_out=np.concatenate([losses] * 7)[:21])
+        groups = {"p": [result("Adam", rate=0.1, held_out=rule.held_out), rule], "q": RESULTS["q"]}
+        assert "held_out.png" in {path.name for path in plot_all(groups, tmp_path)}
+        (panel,) = comparison_figure({"p": groups["p"]}, "held out").axes
+        assert panel.get_ylabel() == "held-out loss"
+        dots = [line.get_xydata() for line in panel.lines if line.get_marker() == "o"]
+        assert [np.asarray(dot).tolist() for dot in dots] == [[[1.0, 0.5]]] * 2
+
+    def test_seconds_figure_stretches_steps_by_their_seconds(self) -> None:
+        group = timed({"p": [result("Adam", rate=0.1), result("mine")]}, 0.5, of_rules=2.0)
+        (panel,) = comparison_figure(group, "seconds").axes
+        ends = {str(line.get_label()): np.asarray(line.get_xdata())[-1] for line in panel.lines}
+        assert ends == {"Adam": 10.0, "mine": 40.0}
+        assert panel.get_xlabel() == "seconds"
+
     def test_profile_falls_from_all_to_none(self) -> None:
         for line in profile_figure(speeds_of(RESULTS)).axes[0].lines:
             shares = np.asarray(line.get_ydata())
@@ -55,7 +72,6 @@ class TestFigures:
         groups = {"p": [result("Adam", rate=0.01), result("broken")]}
         for found in groups["p"]:
             found.losses[1:] = np.inf
-        timings = {("p", "Adam"): timing(0.1), ("p", "broken"): timing(0.2)}
-        for path in plot_all(groups, tmp_path, timings):
+        for path in plot_all(timed(groups, 0.1, 0.2), tmp_path):
             assert min(matplotlib_image.imread(path).shape[:2]) >= 150
             assert number_of_colours(path) > 50  # something is drawn

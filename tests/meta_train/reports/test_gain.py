@@ -1,8 +1,12 @@
 """What a specialised rule gains: the draws that it is compared on, the interval, and the verdict."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from helpers.benchmarks import timing
+from learned_optim.meta_train.benchmark.held_out import ROWS, hold_out_of
 from learned_optim.meta_train.benchmark.scores import Result
 from learned_optim.meta_train.benchmark.suites import SuiteProblem
 from learned_optim.meta_train.reports.gain import DRAWS, SEEDS, Gain, gain_table, of, problems_of, ratio
@@ -28,11 +32,12 @@ class TestProblems:
     def test_family_of_one_task_has_all_seeds_on_it(self) -> None:
         name = "helpers.odd_families:OddFamily"
         (problem,) = problems_of(name, {}, build_family(name, {}, "task"), 50)
-        assert (problem.draw, problem.seeds, problem.held_out) == (0, DRAWS * SEEDS, 0)
+        assert (problem.draw, problem.seeds) == (0, DRAWS * SEEDS)
 
     def test_data_are_held_out_where_the_task_has_them(self) -> None:
-        family = build_family("table", {}, "task")
-        assert all(problem.held_out > 0 for problem in problems_of("table", {}, family, 50))
+        for name, rows in {"table": ROWS, "helpers.odd_families:OddFamily": 0}.items():
+            family = build_family(name, {}, "task")
+            assert {hold_out_of(each, family).rows for each in problems_of(name, {}, family, 50)} == {rows}
 
 
 class TestGain:
@@ -52,10 +57,12 @@ class TestGain:
             f"draw-{draw}": [result("Adam", 2, draw), result("default", 4, draw), result("mine", 8, draw)]
             for draw in range(2)
         }
-        seconds = {
-            (problem, name): cost for problem in results for name, cost in {"Adam": 1, "default": 4, "mine": 8}.items()
+        costs = {"Adam": 1.0, "default": 4.0, "mine": 8.0}
+        timed = {
+            name: [dataclasses.replace(each, timing=timing(costs[each.optimizer])) for each in group]
+            for name, group in results.items()
         }
-        header, adam, default, mine = gain_table(results, seconds).splitlines()
+        header, adam, default, mine = gain_table(timed).splitlines()
         assert "speed-up in steps" in header
         assert "held-out" not in header
         assert adam.split()[1] < default.split()[1] == "1.00" < mine.split()[1]

@@ -181,6 +181,22 @@ def test_hold_out_divides_the_data_and_keeps_the_modules(name: str) -> None:
 
 @pytest.mark.usefixtures("neural_art")
 @pytest.mark.parametrize("name", BUILDERS)
+def test_accuracy_is_counted_where_classes_are_predicted(name: str) -> None:
+    built = BUILDERS[name]()
+    task = VectorizedTask(built, instances=2, seed=0)
+    batch = task.batch(generator())
+    losses, accuracies = task.evaluate(task.initial_parameters, batch)
+    torch.testing.assert_close(losses, task.losses(task.initial_parameters, batch), rtol=1e-4, atol=1e-5)
+    assert (accuracies is not None) == (built.loss_bound is not None or name == "table")
+    if accuracies is not None:
+        rows = getattr(getattr(built, "task", built), "batch_size", 0) * getattr(built, "length", 1)
+        counts = (accuracies * rows).double()
+        torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)  # shares of the rows
+        assert bool((accuracies >= 0).all() and (accuracies <= 1).all())
+
+
+@pytest.mark.usefixtures("neural_art")
+@pytest.mark.parametrize("name", BUILDERS)
 def test_first_loss_of_a_classifier_is_below_its_bound(name: str) -> None:
     built = BUILDERS[name]()
     task = VectorizedTask(built, instances=4, seed=0)
