@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.few_shot import tables as few_shot
 from benchmarks.results import RESULTS, ROOT, read, read_parts
 from benchmarks.speed import scale
-from benchmarks.suites import cookbook_tables, metz_2019, rival_tables, robustness, summary_tables, wide_tables
+from benchmarks.suites import cookbook_tables, metz_2019, rival_tables, robustness, specialised, summary_tables, wide_tables
 from benchmarks.suites.summary_tables import Results, read_results, speedup_table
 from learned_optim.files import write_atomically
 
@@ -47,6 +47,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "waveforms": cookbook_tables.waveforms_table,
     "waveforms-claim": cookbook_tables.waveforms_claim,
     "robustness": robustness.table,
+    "specialised": specialised.table,
     "sine-waves": lambda: few_shot.sinusoid_table(read(FEW_SHOT / "sinusoid.csv")),
     "omniglot": lambda: few_shot.omniglot_table(
         read(FEW_SHOT / "omniglot.csv"), read_parts(FEW_SHOT / "omniglot.json")

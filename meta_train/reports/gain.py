@@ -12,6 +12,7 @@ from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem
 from learned_optim.meta_train.reports.comparison import compare
 from learned_optim.meta_train.tasks import TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family
+from learned_optim.files import csv_text, write_atomically
 from learned_optim.terminal import say
 
 DRAWS, SEEDS, TUNING_SEEDS = 3, 8, 4
@@ -73,7 +74,9 @@ def compare_with_default(
     settings = {"command": "learned-optim specialise", "task": task}
     cache = Cache(default_folder())
     results = compare(suite, [DEFAULT, weights], out=out, cache=cache, settings=settings, device=device, seconds=True)
-    say(f"\n{gain_table(results)}")
+    rows = gain_rows(results)
+    write_atomically(out / "gain.csv", csv_text([list(rows[0]), *(list(row.values()) for row in rows)]))
+    say(f"\n{gain_table(rows)}")
     own, reference = of(results, weights.stem), of(results, DEFAULT)
     scored = score(own, reference)
     return Gain(scored.speedup, scored.low, scored.high, ratio(own, reference))
@@ -114,19 +117,32 @@ def value(result: Result, part: str) -> float:
     return result.final[0] if part == "final" else result.held_out_best
 
 
-def gain_table(results: Mapping[str, Sequence[Result]]) -> str:
-    """One line for each optimizer, everything over the default rule; results have their timings."""
+def gain_rows(results: Mapping[str, Sequence[Result]]) -> list[dict[str, str | float]]:
+    """One for each optimizer, everything over the default rule; results have their timings.
+
+    Each has the optimizer's name, speed-up in steps with the ends of its 95% interval, speed-up in seconds, final loss
+    and, where data are held out, the lowest held-out loss.
+    """
     reference = of(results, DEFAULT)
     holds = all(result.held_out is not None for result in reference)
-    lines = [
-        f"{'over the default rule':24}{'speed-up in steps':>20}{'95% interval':>18}{'in seconds':>12}{'final loss':>12}"
-    ]
-    lines[0] += f"{'held-out loss':>15}" if holds else ""
+    rows: list[dict[str, str | float]] = []
     for result in next(iter(results.values())):
         own = of(results, result.optimizer)
         line: Score = score(own, reference)
-        text = f"{line.speedup:.2f}".rjust(20) + f"{line.low:.2f} ... {line.high:.2f}".rjust(18)
-        text += f"{score(own, reference, in_seconds=True).speedup:12.2f}"
-        text = f"{result.optimizer:24}{text}{ratio(own, reference):12.2f}"
-        lines.append(text + (f"{ratio(own, reference, 'held_out_best'):15.2f}" if holds else ""))
+        row: dict[str, str | float] = {"optimizer": result.optimizer}
+        row |= {"speedup": line.speedup, "low": line.low, "high": line.high}
+        row |= {"in_seconds": score(own, reference, in_seconds=True).speedup, "final_loss": ratio(own, reference)}
+        rows.append(row | ({"held_out_loss": ratio(own, reference, "held_out_best")} if holds else {}))
+    return rows
+
+
+def gain_table(rows: Sequence[Mapping[str, str | float]]) -> str:
+    """The rows of :func:`gain_rows` as a table for people."""
+    header = f"{'over the default rule':24}{'speed-up in steps':>20}{'95% interval':>18}{'in seconds':>12}{'final loss':>12}"
+    lines = [header + (f"{'held-out loss':>15}" if "held_out_loss" in rows[0] else "")]
+    for row in rows:
+        interval = f"{row['low']:.2f} ... {row['high']:.2f}"
+        text = f"{row['optimizer']:24}{row['speedup']:20.2f}{interval:>18}{row['in_seconds']:12.2f}"
+        text += f"{row['final_loss']:12.2f}"
+        lines.append(text + (f"{row['held_out_loss']:15.2f}" if "held_out_loss" in row else ""))
     return "\n".join(lines)

@@ -72,7 +72,11 @@ class ValidationSuite:
         Tuning is by the score itself, on the tasks that are scored. What it finds is stored by content, so that another
         run with the same validation tasks does not tune again.
         """
-        return self.mean_of(lambda drawn: tuned_adam(drawn, self.logarithm, self.horizon, self.solved, cache), "validation")
+
+        def lowest(drawn: Drawn) -> float:
+            return tuned_adam(drawn, self.logarithm, self.horizon, self.solved, cache)
+
+        return self.mean_of(lowest, "validation")
 
     def mean_of(self, logarithm: Callable[[Drawn], float], split: Split) -> float:
         """Geometric mean over all tasks, of which every process takes some."""
