@@ -17,7 +17,15 @@ from pathlib import Path
 from benchmarks.few_shot import tables as few_shot
 from benchmarks.results import RESULTS, ROOT, read, read_parts
 from benchmarks.speed import scale
-from benchmarks.suites import cookbook_tables, metz_2019, rival_tables, robustness, specialised, summary_tables, wide_tables
+from benchmarks.suites import (
+    cookbook_tables,
+    metz_2019,
+    rival_tables,
+    robustness,
+    specialised,
+    summary_tables,
+    wide_tables,
+)
 from benchmarks.suites.summary_tables import Results, read_results, speedup_table
 from learned_optim.files import write_atomically
 

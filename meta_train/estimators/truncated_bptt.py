@@ -178,8 +178,9 @@ def _by_replay(
     with torch.enable_grad():
         rule = fused_equivalent(rule, surrogate) or rule
         for index in range(steps):
-            given = condition_arguments(rule, Conditions(values * decays))
-            update, rule_state = rule(grads[index], rule_state, state.step + index + 1, *given)
+            step = state.step + index + 1
+            given = condition_arguments(rule, Conditions(values * decays, progress=task.progress(step)))
+            update, rule_state = rule(grads[index], rule_state, step, *given)
             if given:  # later updates depend on the values that this one leads to
                 values = values + update
                 surrogate = surrogate + (values * own_grads[index]).sum()

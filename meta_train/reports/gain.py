@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learned_optim.files import csv_text, write_atomically
 from learned_optim.meta_train.benchmark.cache import Cache, default_folder, problem_fingerprint
 from learned_optim.meta_train.benchmark.scores import Result, Score, score
 from learned_optim.meta_train.benchmark.suites import Suite, SuiteProblem
 from learned_optim.meta_train.reports.comparison import compare
 from learned_optim.meta_train.tasks import TaskFamily
 from learned_optim.meta_train.tasks.lookup import build_family
-from learned_optim.files import csv_text, write_atomically
 from learned_optim.terminal import say
 
 DRAWS, SEEDS, TUNING_SEEDS = 3, 8, 4
@@ -138,7 +138,8 @@ def gain_rows(results: Mapping[str, Sequence[Result]]) -> list[dict[str, str | f
 
 def gain_table(rows: Sequence[Mapping[str, str | float]]) -> str:
     """The rows of :func:`gain_rows` as a table for people."""
-    header = f"{'over the default rule':24}{'speed-up in steps':>20}{'95% interval':>18}{'in seconds':>12}{'final loss':>12}"
+    header = f"{'over the default rule':24}{'speed-up in steps':>20}{'95% interval':>18}{'in seconds':>12}"
+    header += f"{'final loss':>12}"
     lines = [header + (f"{'held-out loss':>15}" if "held_out_loss" in rows[0] else "")]
     for row in rows:
         interval = f"{row['low']:.2f} ... {row['high']:.2f}"

@@ -12,6 +12,7 @@ from learned_optim.meta_train.inner.meta_loss import (
     FLOOR,
     MetaLoss,
     end_of_window,
+    log_ratio_of_mean,
     mean_log_ratio,
     mean_of_window,
 )
@@ -41,6 +42,8 @@ def test_reductions_match_their_formulas() -> None:
     expected = np.log(np.array([0.5, 0.25, 0.25, 4.0]) + FLOOR).mean()
     assert float(mean_log_ratio(losses, initial)) == pytest.approx(expected, rel=1e-12)
     assert float(mean_log_ratio(torch.zeros(2, 2), initial)) == pytest.approx(np.log(FLOOR))
+    expected = np.log(np.array([0.375, 2.125]) + FLOOR).mean()
+    assert float(log_ratio_of_mean(losses, initial)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [9.0, math.inf, -math.inf, math.nan])

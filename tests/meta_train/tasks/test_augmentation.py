@@ -73,9 +73,23 @@ class TestAugmentation:
         language = Augmentation(batch_size=(2, 2)).of(SMALL_FAMILIES["language-model"])
         assert language.sample(np.random.default_rng(0), "train").batch(3, generator()).shape[:2] == (3, 2)
 
+    def test_rows_are_drawn_at_random_with_their_labels(self) -> None:
+        family = Augmentation(rows=(20, 40)).of(_Labelled())
+        tasks = [family.sample(np.random.default_rng(seed), "train").task for seed in range(20)]  # type: ignore[attr-defined]
+        counts = {len(task.data[0]) for task in tasks}
+        assert min(counts) >= 20
+        assert max(counts) <= 40
+        assert len(counts) > 5
+        for inputs, labels in (task.data for task in tasks):
+            assert len(inputs) == len(inputs.unique())
+            assert torch.equal(inputs.squeeze(-1).long() // 250, labels)
+        everything = Augmentation(rows=(5000, 5000)).of(_Labelled()).sample(np.random.default_rng(0), "train")
+        assert len(everything.task.data[0]) == 1000  # type: ignore[attr-defined]
+
     @pytest.mark.parametrize(
         ("augmentation", "message"),
         [
+            (Augmentation(rows=(10, 20)), "augment.rows: QuadraticTask has no rows of data"),
             (Augmentation(label_noise=(0.1, 0.2)), "augment.label_noise: QuadraticTask has no labels"),
             (Augmentation(batch_size=(4, 4)), "augment.batch_size: QuadraticTask has no mini-batches"),
         ],

@@ -261,3 +261,44 @@ def test_outer_split_validation_holds_out_data() -> None:
         assert isinstance(task.outer, MLPTask)
         drawn[split] = (len(task.task.data[0]), len(task.outer.data[0]))
     assert drawn == {"train": (1000, 1000), "validation": (800, 200)}
+
+
+def test_rules_are_told_the_length_of_their_share_of_trainings() -> None:
+    unroll = {"known_length": 0.25, "truncation": 20, "horizon": [30, 50]}
+    pool = Trainer(plain(unroll=unroll)).pool
+    told = [pool.build_task(draw, 30).total_steps for draw in range(1, 401)]
+    assert set(told) == {None, 40}  # two whole windows
+    assert told.count(40) / 400 == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 400))
+
+
+def test_task_tells_the_fraction_of_a_training_that_is_done() -> None:
+    task = Trainer(plain(unroll={"known_length": 1.0, "truncation": 20})).pool.build_task(1, 20)
+    assert float(task.progress(torch.tensor(1.0))) == pytest.approx(1 / 21)  # as LearnedOptimizer tells it
+    assert float(task.progress(torch.tensor(20.0))) == pytest.approx(20 / 21)
+    assert Trainer(plain()).pool.build_task(1, 20).progress(torch.tensor(7.0)) == 0.0
+
+
+def test_balanced_entries_have_an_equal_say() -> None:
+    tasks = [{**QUADRATIC, "augment": {"loss_factor": [factor, factor]}} for factor in (1.0, 1000.0)]
+    unroll = {"pool": 8, "windows_per_step": 8, "balanced": True}
+    trainer = Trainer(plain(steps=20, tasks=tasks, unroll=unroll, estimator={"meta_loss": "mean"}))
+    run(trainer)
+    small, large = ((total / weight) ** 0.5 for weight, total in trainer.pool.spread)
+    assert large > 30 * small
+    norms: dict[int, list[float]] = {0: [], 1: []}
+    for place, member in enumerate(trainer.pool.members):
+        assert member is not None
+        entry = trainer.pool.entry(member.draw)
+        rms = (small, large)[entry]
+        balanced = trainer.pool._balanced(place, [torch.full((4,), rms / 2)])
+        norms[entry].append(float(balanced[0].norm()))
+    assert all(0.8 < norm < 1.2 for each in norms.values() for norm in each)
+
+
+def test_agreement_is_the_cosine_between_halves() -> None:
+    same = [[torch.tensor([1.0, 0.0]), torch.tensor([2.0])]] * 4
+    assert pool_module.agreement(same) == pytest.approx(1.0)
+    opposite = [[torch.tensor([1.0, 0.0])], [torch.tensor([-3.0, 0.0])]]
+    assert pool_module.agreement(opposite) == pytest.approx(-1.0)
+    assert pool_module.agreement(same[:1]) is None
+    assert pool_module.agreement([[torch.zeros(2)], [torch.ones(2)]]) is None
