@@ -17,13 +17,16 @@ def refuse_what_is_for_evaluation(config: Config) -> None:
     for family in config.families:
         assert not family.build().evaluation_only, family
     text = config.to_json()  # in case that a family does not say so
-    assert not any(name in text for name in ("fashion", "physics", *TEST_STYLES))
+    assert not any(name in text for name in ("fashion", *TEST_STYLES))
 
 
 @pytest.mark.parametrize("name", available_rules())
 class TestWeights:
     def test_shipped_weights_used_no_evaluation_data(self, name: str) -> None:
         refuse_what_is_for_evaluation(of_weights(name))
+
+    def test_physics_is_unseen_by_all_but_the_rule_for_it(self, name: str) -> None:
+        assert ("physics" in of_weights(name).to_json()) == (name == "specialised-physics")
 
     def test_shipped_weights_match_a_shipped_configuration(self, name: str) -> None:
         carried = of_weights(name)
