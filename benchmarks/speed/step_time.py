@@ -120,7 +120,8 @@ def measure_machine(rounds: int, size: int = 1024, numbers: int = 1 << 26) -> Ma
 def floors(rule: UpdateRule, bytes_moved: float, machine: Machine) -> dict[str, float]:
     """Nanoseconds a parameter that the machine needs at least for each kind of work of a step.
 
-    Multiply-adds are those of the weight matrices that meet every coordinate; activations five a unit.
+    Multiply-adds are those of the weight matrices that meet every coordinate, activations five a unit; both in a step
+    in which the LSTM runs.
     """
     matrices = {name: weight for name, weight in rule.named_parameters() if weight.dim() == 2 and name != "step_weight"}
     return {

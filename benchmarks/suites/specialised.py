@@ -2,19 +2,18 @@
 
     python -m benchmarks.suites.specialised NAME RUN       # after the command; adds the rows of that run
 
-Copies the rows of RUN/comparison/gain.csv, and says in results/specialised.json what meta-training took.
+Copies the rows of RUN/comparison/gain.csv. Their first columns say what meta-training took; how to repeat it says the
+configuration of the same name.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results import RESULTS, Row, read, write
 from learned_optim.checkpoint import read_provenance
-from learned_optim.files import write_atomically
 
-ROWS = RESULTS / "specialised.csv"
+ROWS = RESULTS / "meta_training" / "specialised.csv"
 TITLES = {
     "specialised-pictures": "implicit pictures: a sine network for each photograph, 500 steps",
     "specialised-physics": "physics-informed networks for one equation, 1,000 steps",
@@ -33,7 +32,7 @@ def add(name: str, run: Path, path: Path = ROWS) -> None:
     Args:
         name: of the rule.
         run: folder that ``learned-optim specialise`` has written.
-        path: file of the rows; beside it lies a JSON file.
+        path: file of the rows.
 
     Raises:
         FileNotFoundError: the run has not been compared with the default.
@@ -41,20 +40,15 @@ def add(name: str, run: Path, path: Path = ROWS) -> None:
     gained = run / "comparison" / "gain.csv"
     if not gained.exists():
         raise FileNotFoundError(f"no {gained}; finish the run with learned-optim specialise --resume {run}")
-    rows = [{"rule": name, **row} for row in read(gained)]
-    write(path, [*(row for row in read(path) if row["rule"] != name), *rows])
-    details = path.with_suffix(".json")
-    known = json.loads(details.read_text(encoding="utf-8")) if details.exists() else {}
     made = read_provenance(run / "specialised.safetensors")
-    known[name] = {key: made[key] for key in ("seconds", "meta_step", "best_validation", "torch") if key in made}
-    known[name]["meta_steps"] = made["config"]["steps"]
-    write_atomically(details, json.dumps(known, indent=2) + "\n")
+    took = {"rule": name, "meta_steps": made["config"]["steps"], "seconds": f"{made['seconds']:.0f}"}
+    rows = [{**took, **row} for row in read(gained)]
+    write(path, [*(row for row in read(path) if row["rule"] != name), *rows])
 
 
 def table(path: Path = ROWS) -> str:
     """A row for each rule: its speed-ups over the default, and those of tuned baselines beside it."""
     rows = read(path)
-    parts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     header = ["rule", "for", "minutes", "speed-up over the default", "in seconds", "final loss", *OTHERS.values()]
     lines: list[Sequence[str]] = [header, ["---"] * len(header)]
     for name, title in TITLES.items():
@@ -64,7 +58,7 @@ def table(path: Path = ROWS) -> str:
         own = found[SPECIALISED]
         low, high = (float(own[end]) for end in ("low", "high"))
         speedup = f"{float(own['speedup']):.2f} ({low:.2f} to {high:.2f})"
-        line = [f"`{name}`", title, f"{parts[name]['seconds'] / 60:.0f}", speedup]
+        line = [f"`{name}`", title, f"{float(own['seconds']) / 60:.0f}", speedup]
         line += [f"{float(own[column]):.2f}" for column in ("in_seconds", "final_loss")]
         lines.append(line + [f"{float(found[other]['speedup']):.2f}" for other in OTHERS])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

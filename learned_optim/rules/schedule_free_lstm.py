@@ -317,8 +317,10 @@ def uniform_inputs(step: Tensor, progress: Tensor | float) -> Tensor:
 
     ``tanh(step / time scale)``, the fraction of the training that is done, and whether its length is known.
     """
-    progress = torch.zeros_like(step) + progress
-    return torch.stack([*((step / scale).tanh() for scale in TIME_SCALES), progress, (progress > 0).to(step.dtype)])
+    done = progress.to(step.dtype) if isinstance(progress, Tensor) else step.new_tensor(progress)
+    known = (done > 0).to(step.dtype)
+    times = ((step / scale).tanh() for scale in TIME_SCALES)
+    return torch.stack([*times, done.expand_as(step), known.expand_as(step)])
 
 
 def annealing(progress: Tensor | float) -> Tensor | float:

@@ -26,7 +26,7 @@ from helpers.pytorch_checks import (
     over,
 )
 from helpers.rules import normal
-from learned_optim import LearnedOptimizer, available_rules
+from learned_optim import LearnedOptimizer, available_rules, load_rule
 
 # PyTorch tests tiny rates.
 pytestmark = pytest.mark.filterwarnings("ignore:lr=.* makes every learned step:UserWarning")
@@ -95,7 +95,8 @@ def test_param_groups_weight_decay(configuration: Configuration) -> None:
     assert_went(problem, before, configuration.direction)
     other.train(configuration.make(other.parameters, weight_decay=0.0), 20)
     decay = configuration.options.get("weight_decay")  # None: the rule's own
-    decays = decay > 0 if decay is not None else configuration.options.get("rule") == "default"
+    rule = load_rule(configuration.options["rule"]) if "rule" in configuration.options else None
+    decays = decay > 0 if decay is not None else rule is not None and rule.uses_conditions
     assert torch.equal(problem.weight, other.weight) != decays
 
 

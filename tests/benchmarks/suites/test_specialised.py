@@ -15,7 +15,7 @@ def finished_run(folder: Path, speedup: float) -> Path:
     (folder / "comparison").mkdir(parents=True, exist_ok=True)
     rows = f"Adam,0.5,0.4,0.6,0.7,2\nAdamW-cosine,0.8,0.7,0.9,0.9,1.5\nspecialised,{speedup},1.4,1.7,1.6,0.6\n"
     (folder / "comparison" / "gain.csv").write_text(HEADER + rows)
-    provenance = {"seconds": 600.0, "meta_step": 10, "config": {"steps": 20}}
+    provenance = {"seconds": 600.0, "config": {"steps": 20}}
     save_rule(ScheduleFreeLSTM(), folder / "specialised.safetensors", provenance)
     return folder
 
