@@ -80,7 +80,7 @@ def main() -> None:
                 "pool": 4,
                 "stagger": options.steps >= 100,
             },
-            "estimator": {"name": "es-single", "sigma": 0.02},
+            "estimator": {"name": "es-single", "meta_loss": "log-of-mean", "sigma": 0.02},
             "meta_optimizer": {"lr": 1e-3, "average": 0.98},
             "validation": {"every": 50, "horizon": min(INNER_STEPS, 10 * options.steps), "tasks": 2},
         }

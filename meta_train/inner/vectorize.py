@@ -12,6 +12,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
 from learned_optim.meta_train.common.seeds import fixed_global_state, global_state, set_global_state, torch_generator
+from learned_optim.meta_train.inner.recorded import Recorded
 from learned_optim.meta_train.tasks import Batch, Task
 from learned_optim.rules import UpdateRule
 
@@ -121,7 +122,7 @@ class VectorizedTask:
     def part(self, rows: slice) -> "VectorizedTask":
         """The instances ``rows`` alone. Batches are drawn for all and cut, so that each sees what it sees here."""
         part = copy.copy(self)
-        for name in vars(self).keys() & {"_losses", "_grad_and_value"}:
+        for name in vars(self).keys() & {"_losses", "_grad_and_value", "_grads_of_instances", "_grads_of_copies"}:
             delattr(part, name)  # they would keep this task alive
         part.instances, part.rows = len(range(self.instances)[rows]), rows
         part.buffers = {name: tensor[rows].clone() for name, tensor in self.buffers.items()}
@@ -154,7 +155,7 @@ class VectorizedTask:
     def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
         """Loss of every instance, ``(B,)``, at ``parameters`` ``(B, N)``; or of particles, as below."""
         if parameters.dim() == 3:
-            losses: Tensor = self._of_copies(self._losses, parameters, batch)
+            losses: Tensor = self._of_copies(self._losses, of_copies(self._losses), parameters, batch)
             return losses.view(parameters.shape[:2])
         return self._losses(self._used(parameters), self.buffers, batch)
 
@@ -174,10 +175,10 @@ class VectorizedTask:
             losses = self.losses(parameters, batch)
             return losses, torch.autograd.grad(losses.sum(), parameters, create_graph=True)[0]
         if parameters.dim() == 3:
-            grads, losses = self._of_copies(self._grad_and_value, parameters, batch)
+            grads, losses = self._of_copies(self._grad_and_value, self._grads_of_copies, parameters, batch)
             grads = grads if self.scale is None else grads * self.scale
             return losses.view(parameters.shape[:2]), grads.view(parameters.shape)
-        grads, losses = self._grad_and_value(self._used(parameters), self.buffers, batch)
+        grads, losses = self._grads_of_instances(self._used(parameters), self.buffers, batch)
         return losses, grads if self.scale is None else grads * self.scale
 
     @torch.no_grad()
@@ -207,19 +208,32 @@ class VectorizedTask:
     def _grad_and_value(self) -> Callable[..., tuple[Tensor, Tensor]]:
         return vmap(grad_and_value(self._instance_loss), randomness="different")
 
+    @functools.cached_property
+    def _grads_of_instances(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return Recorded(self._grad_and_value) if self.task.same_operations else self._grad_and_value
+
+    @functools.cached_property
+    def _grads_of_copies(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        grads = of_copies(self._grad_and_value)
+        return Recorded(grads) if self.task.same_operations else grads
+
     def _ours(self, batch: Batch) -> Batch:
         whole = self.instances == self.siblings
         return tree_map(lambda tensor: (tensor if whole else tensor[self.rows]).to(self.device), batch)
 
-    def _of_copies(self, function: Callable[..., Any], parameters: Tensor, batch: Batch) -> Any:
+    def _of_copies(
+        self, function: Callable[..., Any], together: Callable[..., Any], parameters: Tensor, batch: Batch
+    ) -> Any:
         """``function`` at the parameters of particles ``(P, b, N)``, by instance: results of ``(P * b / B, B, ...)``.
+
+        ``together`` is the same function of copies side by side.
 
         All copies of an instance see the same random numbers. A nested vmap has no rule for most operations that draw
         them, fused attention among these: then one copy follows the other, from the same global random state.
         """
         used = self._used(parameters.reshape(-1, self.instances, self.coordinates))
         if not self._draws_random_numbers_on(batch):
-            return vmap(function, in_dims=(0, None, None), randomness="same")(used, self.buffers, batch)
+            return together(used, self.buffers, batch)
         state, results = global_state(self.device), []
         for copy_of_all in used:
             set_global_state(state, self.device)
@@ -242,6 +256,12 @@ class VectorizedTask:
     def _instance_loss(self, parameters: Tensor, buffers: dict[str, Tensor], batch: Batch) -> Tensor:
         loss: Tensor = functional_call(self.skeleton, {**self.named(parameters), **buffers}, (batch,))
         return loss
+
+
+def of_copies(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of parameters, buffers and batch for many copies of the parameters, which share the rest."""
+    copies: Callable[..., Any] = vmap(function, in_dims=(0, None, None), randomness="same")
+    return copies
 
 
 @contextmanager

@@ -91,6 +91,8 @@ class AutoencoderTask(DataTask):
         gain: factor on the initial parameters.
     """
 
+    same_operations = True
+
     def __init__(
         self, images: Tensor, batch_size: int, widths: list[int], code: int, activation: str, loss: str, gain: float
     ) -> None:

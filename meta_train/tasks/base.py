@@ -18,6 +18,10 @@ Batch = Any
 class Task(ABC):
     """One kind of optimizee. Many *instances* of it, each with parameters of its own, are trained side by side."""
 
+    same_operations: ClassVar[bool] = False
+    """Whether :meth:`loss` does the same operations in every call, whatever the values are, without counters or
+    Python's random numbers. Saying so makes trainings of small models faster: they record the operations once."""
+
     @abstractmethod
     def module(self) -> nn.Module:
         """A freshly initialised module, drawn with torch's global random state (which the caller seeds).

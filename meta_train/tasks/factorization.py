@@ -87,6 +87,8 @@ class FactorizationTask(Task):
         condition, observed, minibatch, noise, gain: as drawn by the family.
     """
 
+    same_operations = True
+
     def __init__(
         self,
         sizes: list[int],

@@ -92,6 +92,8 @@ class MLPFamily(TaskFamily):
 class MLPTask(ClassificationTask):
     """Perceptrons of one architecture on one data set."""
 
+    same_operations = True
+
     def __init__(
         self,
         images_and_labels: tuple[Tensor, Tensor],

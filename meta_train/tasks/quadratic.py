@@ -83,6 +83,8 @@ class QuadraticFamily(TaskFamily):
 class QuadraticTask(Task):
     """Quadratics of one dimension and condition number; the options are those of the family."""
 
+    same_operations = True
+
     def __init__(
         self,
         dimension: int,

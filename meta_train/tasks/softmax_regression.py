@@ -78,6 +78,8 @@ class SoftmaxRegressionFamily(TaskFamily):
 class SoftmaxRegressionTask(ClassificationTask):
     """Linear layers on one data set."""
 
+    same_operations = True
+
     def __init__(
         self, data: tuple[Tensor, Tensor], batch_size: int, weight_decay: float, initial_deviation: float
     ) -> None:

@@ -87,6 +87,8 @@ class TableTask(DataTask):
         gain: factor on the initial parameters.
     """
 
+    same_operations = True
+
     def __init__(
         self,
         data: tuple[Tensor, Tensor],

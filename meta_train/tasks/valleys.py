@@ -71,6 +71,8 @@ class ValleyFamily(TaskFamily):
 class ValleyTask(Task):
     """Functions of one surface, dimension and steepness; the options are those of the family."""
 
+    same_operations = True
+
     def __init__(
         self,
         surface: Surface,
