@@ -323,26 +323,31 @@ def _merged_provenance(theirs: dict[str, Any], ours: dict[str, Any], order: Sequ
 
 
 def with_result(results: SuiteResults, result: Result) -> SuiteResults:
-    """The results with those of a rule on a problem in place of earlier ones.
+    """The results with those of a rule on a problem in place of earlier ones, or after the others of the problem.
 
     Raises:
-        ValueError: there were none, or they are of trainings on other data: on all, or on those that are not held out.
+        ValueError: the problem has no rows, so that there are no baselines to compare with; or they are of trainings on
+            other data: on all, or on those that are not held out.
     """
     problem, optimizer = result.problem.name, result.optimizer
-    earlier = [row for row in results.summary if (row["problem"], row["optimizer"]) == (problem, optimizer)]
-    if not earlier:
-        raise ValueError(f"no rows of {optimizer} on {problem} to replace")
-    held_out = bool(earlier[0].get("held_out_end"))
+    places = [place for place, row in enumerate(results.summary) if row["problem"] == problem]
+    if not places:
+        raise ValueError(
+            f"no rows of problem {problem!r} beside which {optimizer} could stand; run its baselines first"
+        )
+    held_out = bool(results.summary[places[0]].get("held_out_end"))
     if held_out != (result.held_out is not None):
         raise ValueError(
             f"the rows of {problem} are of trainings on {'four fifths' if held_out else 'all'} of the data, which the "
             "suite does otherwise now: run all of its optimizers by learned-optim benchmark, and merge the results"
         )
-    row = summary_row(results, result)
+    row, behind = summary_row(results, result), places[-1] + 1
     fresh: Row = {column: row.get(column, "") for column in results.summary[0]}
     points = np.array([[float(f"{value:.6g}") for value in point] for point in zip(*result.curve, strict=True)])
+    added = [*results.summary[:behind], fresh, *results.summary[behind:]]
+    known = optimizer in results.curves[problem]
     return SuiteResults(
-        replaced(results.summary, [fresh], ("problem", "optimizer")),
+        replaced(results.summary, [fresh], ("problem", "optimizer")) if known else added,
         results.tuning,
         {**results.curves, problem: {**results.curves[problem], optimizer: points}},
     )

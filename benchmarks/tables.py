@@ -19,6 +19,8 @@ from benchmarks.results import RESULTS, ROOT, read, read_parts
 from benchmarks.speed import scale
 from benchmarks.suites import (
     cookbook_tables,
+    l2l_starts,
+    l2l_tables,
     metz_2019,
     rival_tables,
     robustness,
@@ -48,8 +50,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "rivals-problems": rival_tables.problems_table,
     **{name: partial(table_of_suites, partial(speedup_table, folder=name)) for name in SPEEDUP_TABLES},
     "held-out": partial(table_of_suites, summary_tables.held_out_table),
-    "paper": partial(table_of_suites, summary_tables.paper_table),
-    "reproduction": partial(table_of_suites, summary_tables.reproduction_table),
+    "paper": partial(table_of_suites, l2l_tables.ratios_table),
+    "paper-losses": partial(table_of_suites, l2l_tables.losses_table),
+    "reproduction": partial(table_of_suites, l2l_tables.reproduction_table),
+    "starts": l2l_starts.table,
     "metz-2019": metz_2019.table,
     "programs": cookbook_tables.table,
     "waveforms": cookbook_tables.waveforms_table,

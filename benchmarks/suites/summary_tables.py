@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results import RESULTS, Row, read_summary
-from benchmarks.suites.l2l_2016 import EXPERIMENTS
 from benchmarks.suites.wide import UNTUNED
 from learned_optim.meta_train.benchmark.evaluation import BASELINES, RATES
 from learned_optim.meta_train.benchmark.report import ratio_text
@@ -207,40 +206,6 @@ MEASURED: Mapping[str, Callable[[Row, Row], str]] = {
     "accuracy at the end (Adam, tuned)": _beside_adam("accuracy_end", percent),
 }
 """Column -> its cell, from the rows of the default rule and of tuned Adam; empty where it was not measured."""
-
-
-def paper_table(results: Results) -> str:
-    """The paper's rule on each experiment beside its best baseline; experiments without results are left out."""
-    rows = []
-    for problem, title, rule, paper in experiments_run(results):
-        names = [name for name in BASELINES if (problem, name) in results]
-        best = min(names, key=lambda name: loss(results, problem, name))
-        row = [title, rule_cell(results, problem, rule), rule_cell(results, problem, "default")]
-        row += [f"{best} {number(results[problem, best]['final_loss'])}"]
-        rows.append([*row, *(ratio_cell(results, problem, name) for name in (rule, "default")), paper])
-    return table(
-        ["problem", "lstm-l2l", "default rule", "best tuned", "lstm-l2l / best", "default / best", "paper"], rows
-    )
-
-
-def reproduction_table(results: Results) -> str:
-    """All baselines with their rates, and the band of the paper's rule."""
-    run = list(experiments_run(results))
-    baselines = baselines_of(results, [problem for problem, *_ in run])
-    rows = []
-    for problem, title, rule, _ in run:
-        row = results[problem, rule]
-        band = f"{number(row['band_low'])} to {number(row['band_high'])}"
-        rows.append([title, row["seeds"], rule_cell(results, problem, rule), band])
-        rows[-1] += baseline_cells(results, problem, baselines)
-    return table(["problem", "seeds", "lstm-l2l", "95% band", *baselines], rows)
-
-
-def experiments_run(results: Results) -> Iterable[tuple[str, str, str, str]]:
-    """Problem, title, rule and the paper's ratio of those experiments whose rule has been run."""
-    for problem, experiment in EXPERIMENTS.items():
-        if (problem, experiment.rule) in results:
-            yield problem, experiment.title, experiment.rule, experiment.paper
 
 
 def ratio_cell(results: Results, problem: str, rule: str) -> str:

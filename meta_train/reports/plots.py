@@ -44,6 +44,7 @@ COLOURS = {
     "AdamW-linear+decay": "#5c5020",
     "default": "#c44e52",
     "lstm-l2l": "#dd8452",
+    "specialised": "#b5179e",
 }
 """Contender -> its colour in every figure, of a rival as it comes by its rate; learned rules have the warm ones."""
 OTHER_COLOUR = "#333333"  # of a baseline at a given rate
@@ -236,7 +237,7 @@ def _speed_axis(panel: Axes, label: str = "speed-up over tuned Adam (steps)") ->
 
 def colour_of(optimizer: str) -> str | None:
     """The colour that an optimizer has in every figure; None if it has none of its own."""
-    family = "lstm-l2l" if optimizer.startswith("lstm-l2l") else optimizer
+    family = next((kind for kind in ("lstm-l2l", "specialised") if optimizer.startswith(kind)), optimizer)
     return COLOURS.get(family)
 
 

@@ -31,6 +31,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 PAPER_DEVIATION = 0.01  # of the initial parameters in the released code of Andrychowicz et al. 2016
+Initial = Literal["normal", "torch", "xavier"]
+
+
+def normal(layer: nn.Linear) -> None:
+    """Weights and bias as N(0, 0.01^2)."""
+    nn.init.normal_(layer.weight, std=PAPER_DEVIATION)
+    nn.init.normal_(layer.bias, std=PAPER_DEVIATION)
+
+
+def xavier(layer: nn.Linear) -> None:
+    """Weights uniform within sqrt(6 / (inputs + outputs)), bias at zero."""
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+INITIAL: dict[str, Callable[[nn.Linear], None]] = {"normal": normal, "torch": lambda layer: None, "xavier": xavier}
+"""Name -> what turns a fresh linear layer into one with these initial parameters."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,8 @@ class MLPFamily(TaskFamily):
         activations: one is drawn.
         batch_size: range of the mini-batch size.
         initial: "normal": all parameters start as N(0, 0.01^2), as in the paper's released code; "torch": PyTorch's
-            default initialisation.
+            default initialisation, which was that of Torch7 too, weights and biases uniform within 1/sqrt(inputs);
+            "xavier": weights as Glorot and Bengio 2010, uniform within sqrt(6 / (inputs + outputs)), biases at zero.
         gain: range of the factor on the initial parameters.
         layer_norm: probability of a layer norm before each activation.
     """
@@ -58,7 +76,7 @@ class MLPFamily(TaskFamily):
     width: tuple[int, int] = (20, 20)
     activations: tuple[Activation, ...] = ("sigmoid",)
     batch_size: tuple[int, int] = (128, 128)
-    initial: Literal["normal", "torch"] = "normal"
+    initial: Initial = "normal"
     gain: tuple[float, float] = (1.0, 1.0)
     layer_norm: float = 0.0
 
@@ -68,6 +86,7 @@ class MLPFamily(TaskFamily):
         check_range("batch_size", self.batch_size, 1)
         check_range("gain", self.gain, 0, included=False)
         check_choices("activations", self.activations, ACTIVATIONS)
+        check_choices("initial", (self.initial,), INITIAL)
         check_probability(layer_norm=self.layer_norm)
 
     @property
@@ -116,25 +135,22 @@ class MLPTask(ClassificationTask):
             norm = [nn.LayerNorm(outputs)] if self.layer_norm else []
             layers += [nn.Linear(inputs, outputs), *norm, ACTIVATIONS[self.activation]()]
         network = nn.Sequential(*layers, nn.Linear(sizes[-1], self.classes))
-        if self.initial == "normal":
-            with torch.no_grad():
-                for parameter in linear_parameters(network):
-                    parameter.normal_(0.0, PAPER_DEVIATION)
+        for layer in linear_layers(network):
+            INITIAL[self.initial](layer)
         return scale_parameters(network, self.gain)
 
 
-def linear_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
-    """Weights and biases of the linear layers."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear):
-            yield from layer.parameters()
+def linear_layers(network: nn.Module) -> Iterator[nn.Linear]:
+    """The linear layers."""
+    return (layer for layer in network.modules() if isinstance(layer, nn.Linear))
 
 
 def scale_parameters(network: nn.Module, gain: float) -> nn.Module:
     """The network, with weights and biases of its linear layers times ``gain``."""
     with torch.no_grad():
-        for parameter in linear_parameters(network):
-            parameter.mul_(gain)
+        for layer in linear_layers(network):
+            for parameter in layer.parameters():
+                parameter.mul_(gain)
     return network
 
 

@@ -21,9 +21,10 @@ def test_the_default_rule_has_its_colour_beside_whatever_it_stands(order: tuple[
 
 
 def test_every_baseline_and_kind_of_rule_has_one_of_its_own() -> None:
-    names = [*BASELINES, "default", "lstm-l2l-mnist"]
+    names = [*BASELINES, "default", "lstm-l2l-mnist", "specialised-mnist"]
     assert len({colours.colour(name) for name in names}) == len(names)
-    assert colours.colour("lstm-l2l-mnist") == colours.colour("lstm-l2l-cifar")
+    for kind in ("lstm-l2l", "specialised"):
+        assert colours.colour(f"{kind}-mnist") == colours.colour(f"{kind}-cifar")
 
 
 def test_every_rival_as_it_comes_has_one_of_its_own() -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.results import SuiteResults, read, read_suite, with_result, write_suite
 from benchmarks.suites import figures
 from benchmarks.suites.rerun import rerun
+from learned_optim import load_rule, save_rule
 from learned_optim.meta_train.benchmark.cache import Cache
 from learned_optim.meta_train.benchmark.contenders import baselines
 from learned_optim.meta_train.benchmark.harness import Harness
@@ -107,11 +108,37 @@ def test_rows_of_other_rules_and_problems_are_kept(committed: tuple[Path, list[R
             assert same == ((problem, optimizer) != ("small", "default"))
 
 
-def test_rule_without_rows_is_refused(committed: tuple[Path, list[Result]]) -> None:
+def test_new_rule_takes_its_place_behind_the_rows_of_the_problem(committed: tuple[Path, list[Result]]) -> None:
+    folder, rules = committed
+    before = read_suite(folder)
+    fresh = Result(rules[0].problem, "new", rules[0].losses, is_rule=True)
+    after = with_result(before, fresh)
+    small = [row["optimizer"] for row in before.summary if row["problem"] == "small"]
+    assert [row["optimizer"] for row in after.summary][: len(small) + 1] == [*small, "new"]
+    assert [row for row in after.summary if row["optimizer"] != "new"] == before.summary
+    assert list(after.curves["small"]) == [*before.curves["small"], "new"]
+    write_suite(folder, after)
+    assert read_suite(folder).summary == after.summary
+
+
+def test_weights_file_is_run_under_its_stem(committed: tuple[Path, list[Result]]) -> None:
+    folder, _ = committed
+    suite, weights = str(folder / "suite.toml"), folder / "mine.safetensors"
+    save_rule(load_rule("default"), weights)
+    with pytest.raises(ValueError, match=r"mine has no rows in .*: name the problems that it is to run on"):
+        rerun(folder, suite, str(weights), [], Cache(None))
+    rerun(folder, suite, str(weights), ["wide"], Cache(None))
+    losses = {(row["problem"], row["optimizer"]): row["final_loss"] for row in read_suite(folder).summary}
+    assert losses["wide", "mine"] == losses["wide", "default"]
+    assert ("small", "mine") not in losses
+    assert '"mine"' in (folder / "provenance.json").read_text(encoding="utf-8")
+
+
+def test_problem_without_baselines_is_refused(committed: tuple[Path, list[Result]]) -> None:
     folder, rules = committed
     results = read_suite(folder)
-    others = [row for row in results.summary if row["optimizer"] != "default"]
-    with pytest.raises(ValueError, match="no rows of default on small"):
+    others = [row for row in results.summary if row["problem"] != "small"]
+    with pytest.raises(ValueError, match="no rows of problem 'small' beside which default could stand"):
         with_result(SuiteResults(others, results.tuning, results.curves), rules[0])
 
 

@@ -73,6 +73,24 @@ class TestMLP:
         for parameter, unscaled in zip(module.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.detach(), 3.0 * unscaled, rtol=0, atol=0)
 
+    @pytest.mark.parametrize(("gain", "bound"), [(1.0, 0.1), (0.5, 0.05)])
+    def test_xavier_draws_weights_within_its_bound_and_leaves_biases_at_zero(self, gain: float, bound: float) -> None:
+        images = torch.zeros(600, 500), torch.arange(600) % 100  # sqrt(6 / (500 + 100)) = 0.1
+        with fixed_global_state(5):
+            layer = (
+                MLPTask(images, 8, [], "tanh", initial="xavier", gain=gain, layer_norm=False)
+                .module()
+                .get_submodule("0")
+            )
+        weight, bias = (parameter.detach() for parameter in layer.parameters())
+        assert 0.99 * bound < float(weight.abs().max()) <= bound
+        assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)  # of 50,000 draws
+        assert not bias.any()
+
+    def test_unknown_initialisation_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"initial must be some of normal, torch, xavier, got \['kaiming'\]"):
+            MLPFamily(initial="kaiming")  # type: ignore[arg-type]
+
     def test_splits_share_no_image(self) -> None:
         family = MLPFamily(dataset="digits")
         rows = []
