@@ -19,7 +19,7 @@ from learned_optim.step.batches import batches_of, local_columns
 from learned_optim.step.checks import check_gradients, refuse_other_shapes
 from learned_optim.step.counts import count_steps, count_training_step, start_training_count
 from learned_optim.step.dispatch import step_columns
-from learned_optim.step.modes import fake_mode_of, is_capturing, rule_on
+from learned_optim.step.modes import fake_mode_of, is_capturing, rule_on, without_idle_parts
 from learned_optim.step.programs import arithmetic_dtype, plan_if_wanted
 from learned_optim.step.settings import DECAY_RATE, check_group, settings_on, step_settings, unless_paused
 from learned_optim.step.state import (
@@ -117,7 +117,7 @@ class LearnedOptimizer(Optimizer):
     ) -> None:
         if state_dtype is not None and state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype must be one of {STATE_DTYPES} or None, got {state_dtype}")
-        self._rule = _private_copy(rule)
+        self._rule = without_idle_parts(_private_copy(rule))
         self._placed_rules: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
         self._plans: dict[tuple[torch.device, torch.dtype, bool | None], Plan | None] = {}
         self._state_dtype = state_dtype
@@ -143,7 +143,7 @@ class LearnedOptimizer(Optimizer):
 
     @property
     def rule(self) -> UpdateRule:
-        """The rule in use, a copy made at construction."""
+        """The rule in use, a copy made at construction, without what has no effect (:meth:`UpdateRule.pruned`)."""
         return self._rule
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def rule_card(source: str) -> dict[str, Any]:
         "architecture": rule.name,
         "settings": dict(rule.settings),
         "meta_parameters": sum(parameter.numel() for parameter in rule.parameters()),
-        "state_bytes_a_parameter": sum(state[entry].nbytes for entry in rule.state_features),
+        "state_bytes_a_parameter": sum(state[entry].nbytes for entry in optimizer.rule.state_features),
         "file": str(file),
         **({"card": str(file.with_suffix(".md"))} if source in available_rules() else {}),
         "origin": _origin(read_provenance(file)),

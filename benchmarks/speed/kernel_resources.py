@@ -27,6 +27,7 @@ COMPUTE_CAPABILITIES = (80, 90)
 CASES: dict[str, tuple[Callable[[], UpdateRule], torch.dtype, torch.dtype]] = {
     "schedule-free-lstm": (ScheduleFreeLSTM, torch.float32, torch.bfloat16),
     "schedule-free-lstm, bfloat16 parameters": (ScheduleFreeLSTM, torch.bfloat16, torch.bfloat16),
+    "schedule-free-lstm, no units": (functools.partial(ScheduleFreeLSTM, 0), torch.float32, torch.float32),
     "schedule-free-lstm, 32 units": (functools.partial(ScheduleFreeLSTM, 32), torch.float32, torch.bfloat16),
     "scale-free-lstm": (ScaleFreeLSTM, torch.float32, torch.bfloat16),
     "scale-free-lstm, bfloat16 parameters": (ScaleFreeLSTM, torch.bfloat16, torch.bfloat16),

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.results import RESULTS, save_rows
 from benchmarks.speed.gpu_cases import bytes_that_must_move, resnet50
 from benchmarks.speed.rivals import ADAM_KERNELS, LSTMCellLoop, Make, pylo_optimizers
-from learned_optim import LearnedOptimizer, UpdateRule, load_rule
+from learned_optim import LearnedOptimizer, UpdateRule
 from learned_optim.kernels.slots import Slot, StepSettings
 from learned_optim.step.plain import apply_in_blocks
 
@@ -33,6 +33,7 @@ ONE_THREAD = "default, one thread"
 LOOP = "loop of nn.LSTMCell(20) x 2"
 OURS: Mapping[str, Make] = {
     "default": lambda parameters: LearnedOptimizer(parameters),
+    "specialised-mnist": lambda parameters: LearnedOptimizer(parameters, "specialised-mnist"),  # with an LSTM
     "lstm-l2l-mnist": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist"),
 }
 PLAIN: Mapping[str, Make] = {
@@ -127,7 +128,7 @@ def floors(rule: UpdateRule, bytes_moved: float, machine: Machine) -> dict[str, 
     return {
         "arithmetic": 1e9 * sum(weight.numel() for weight in matrices.values()) / machine.multiply_adds,
         "memory": 1e9 * bytes_moved / machine.bytes_copied,
-        "activations": 1e9 * 5 * rule.state_features["cell"] / machine.activations,
+        "activations": 1e9 * 5 * rule.state_features.get("cell", 0) / machine.activations,
     }
 
 
@@ -158,11 +159,11 @@ def compare_block_sizes(rounds: int, count: int = 1 << 18) -> list[Row]:
     """Rows of each rule in blocks of each size; the ratio is to the fastest."""
     rows: list[Row] = []
     for name in OURS:
-        rule = load_rule(name)
         (parameter,) = parameters_with_grads([(count,)])
         assert parameter.grad is not None  # for the type checker
-        state = LearnedOptimizer([parameter], rule)  # in the dtypes that it keeps
+        state = LearnedOptimizer([parameter], name)  # in the dtypes that it keeps
         state.step()
+        rule = state.rule
         entries = {entry: state.state[parameter][entry] for entry in rule.state_features}
         slot = Slot(parameter.detach(), parameter.grad, entries, torch.ones(()))
         step = functools.partial(apply_in_blocks, rule, [slot], StepSettings(1.0, 0.0, False, True))
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows += compare_block_sizes(options.rounds, min(1 << 18, options.largest))
     lower = {}
     for name in OURS:
-        rule = load_rule(name)
+        rule = LearnedOptimizer([torch.zeros(1)], name).rule
         moved = next((float(row[5]) for row in rows if row[1] == name), 0.0)
         lower[name] = floors(rule, moved, machine)
         rows += [(f"floor of {name}", kind, "", f"{each:.2f}", "", "", "") for kind, each in lower[name].items()]

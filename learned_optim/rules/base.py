@@ -113,6 +113,13 @@ class UpdateRule(nn.Module, ABC):
     def reset_parameters(self, seed: int) -> None:
         """Draw fresh meta-parameters, independent of torch's global random state."""
 
+    def pruned(self) -> "UpdateRule":
+        """A rule with the same updates that computes and keeps less; this one itself, if there is none.
+
+        An optimizer runs it. It has the same :attr:`name`, and its parameters are copies.
+        """
+        return self
+
     def init_state(
         self, coordinates: tuple[int, ...], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> RuleState:

@@ -108,12 +108,15 @@ class ScheduleFreeLSTM(UpdateRule):
     until it runs again. The output layer starts at zero: the untrained rule is schedule-free RMSprop with
     hypergradients.
 
+    Without units there is no LSTM, and the outputs are constants, the biases of the output layer. :meth:`pruned` gives
+    such a rule where the output layer's weights are all zero.
+
     Args:
-        hidden_size: units of the LSTM.
+        hidden_size: units of the LSTM; 0: none.
         rate: learning rate that meta-training starts from.
 
     Raises:
-        ValueError: a size is less than 1, or ``rate`` not positive.
+        ValueError: ``hidden_size`` is negative, or ``rate`` not positive.
     """
 
     name = "schedule-free-lstm"
@@ -122,14 +125,15 @@ class ScheduleFreeLSTM(UpdateRule):
 
     def __init__(self, hidden_size: int = 4, rate: float = 0.02) -> None:
         super().__init__()
-        if hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
+        if hidden_size < 0:
+            raise ValueError(f"hidden_size must be at least 0, got {hidden_size}")
         if not 0 < rate < math.inf:
             raise ValueError(f"rate must be positive, got {rate}")
         self.hidden_size, self.rate = hidden_size, rate
-        self.cell = LSTMCell(LSTM_INPUTS, hidden_size)
-        self.step_weight = nn.Parameter(torch.zeros(4 * hidden_size, UNIFORM_INPUTS))
-        self.output_weight = nn.Parameter(torch.zeros(OUTPUTS, hidden_size))
+        if hidden_size:
+            self.cell = LSTMCell(LSTM_INPUTS, hidden_size)
+            self.step_weight = nn.Parameter(torch.zeros(4 * hidden_size, UNIFORM_INPUTS))
+            self.output_weight = nn.Parameter(torch.zeros(OUTPUTS, hidden_size))
         self.output_bias = nn.Parameter(torch.zeros(OUTPUTS))
         self.reset_parameters(seed=0)
 
@@ -141,14 +145,13 @@ class ScheduleFreeLSTM(UpdateRule):
     @property
     def state_features(self) -> Mapping[str, int]:
         """Momenta, fast and slow second moment, what averaging and hypergradient need, and the LSTM's state."""
-        return {
+        statistics = {
             "momentum": len(MOMENTUM_DECAYS),
             "second_moment": 2,  # of recent gradients, and of all
             "displacement": 1,
             "log_rate": 1,
-            "hidden": self.hidden_size,
-            "cell": self.hidden_size,
         }
+        return statistics | ({"hidden": self.hidden_size, "cell": self.hidden_size} if self.hidden_size else {})
 
     def tensor_scale(self, shape: Sequence[int], initial_rms: Tensor) -> Tensor:
         """The factor on the updates of a matrix: less than 1 for wide layers and for small weights.
@@ -170,24 +173,37 @@ class ScheduleFreeLSTM(UpdateRule):
     def reset_parameters(self, seed: int) -> None:
         """Fresh LSTM weights; output layer zero."""
         generator = torch.Generator().manual_seed(seed)
-        self.cell.reset_parameters(generator)
-        truncated_normal_(self.step_weight, UNIFORM_INPUTS**-0.5, generator)
-        self.output_weight.zero_()
+        if self.hidden_size:
+            self.cell.reset_parameters(generator)
+            truncated_normal_(self.step_weight, UNIFORM_INPUTS**-0.5, generator)
+            self.output_weight.zero_()
         self.output_bias.zero_()
+
+    @torch.no_grad()
+    def pruned(self) -> "ScheduleFreeLSTM":
+        """Without units, if the output layer gives them no weight: the same updates, cheaper, and a smaller state."""
+        is_plain = type(self) is ScheduleFreeLSTM  # another class may have another use for the LSTM
+        if not is_plain or not self.hidden_size or self.output_weight.count_nonzero():
+            return self
+        rule = ScheduleFreeLSTM(0, self.rate).to(self.output_bias).requires_grad_(self.output_bias.requires_grad)
+        rule.output_bias.copy_(self.output_bias)
+        return rule
 
     def forward(
         self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
     ) -> tuple[Tensor, RuleState]:
         """One step for every coordinate; arguments and results are those of :meth:`UpdateRule.forward`."""
         statistics = self._statistics(grad, state, step)
-        before = [state[entry].to(grad.dtype) for entry in ("hidden", "cell")]
-        uniform = uniform_inputs(statistics.step, conditions.progress)
-        after = self.cell(statistics.signals, *before, context=linear(self.step_weight, uniform))
-        due = step % PERIOD == 1
-        hidden, cell = (torch.where(due, new, old) for new, old in zip(after, before, strict=True))
-        outputs = linear(self.output_weight, hidden) + per_feature(self.output_bias, grad)
+        outputs, lstm = per_feature(self.output_bias, grad), {}
+        if self.hidden_size:
+            before = [state[entry].to(grad.dtype) for entry in ("hidden", "cell")]
+            uniform = uniform_inputs(statistics.step, conditions.progress)
+            after = self.cell(statistics.signals, *before, context=linear(self.step_weight, uniform))
+            due = step % PERIOD == 1
+            hidden, cell = (torch.where(due, new, old) for new, old in zip(after, before, strict=True))
+            outputs, lstm = linear(self.output_weight, hidden) + outputs, {"hidden": hidden, "cell": cell}
         update, moved = self._move(statistics, outputs, state, conditions)
-        return update, moved | {"hidden": hidden, "cell": cell}
+        return update, moved | lstm
 
     def observe(
         self, grad: Tensor, state: RuleState, step: Tensor, conditions: Conditions = NO_CONDITIONS
@@ -206,6 +222,8 @@ class ScheduleFreeLSTM(UpdateRule):
         Differentiable with respect to the weights. The outputs are those of the class, before slopes and bounds, in a
         training whose length is not known.
         """
+        if not self.hidden_size:
+            return self.output_bias[:, None].expand(len(signals), -1, signals.shape[2])
         steps = torch.arange(1, len(signals) + 1, PERIOD, dtype=signals.dtype, device=signals.device)
         uniform = uniform_inputs(steps, 0.0).T[..., None].expand(-1, -1, signals.shape[2])
         inputs = torch.cat([signals[::PERIOD], uniform], 1).transpose(1, 2)

@@ -34,6 +34,12 @@ def is_known_to_host(value: bool | Tensor) -> bool:
     )
 
 
+def without_idle_parts(rule: UpdateRule) -> UpdateRule:
+    """The rule without what has no effect, whatever fake mode or default device it is made in."""
+    with unset_fake_temporarily(), torch.device("cpu"):
+        return rule.pruned()
+
+
 def rule_on(rule: UpdateRule, parameter: Tensor, device: torch.device, dtype: torch.dtype) -> UpdateRule:
     """A copy of the rule on a device and in a dtype; its weights are fake tensors if the parameter is one."""
     mode = fake_mode_of(parameter)

@@ -87,11 +87,11 @@ def test_card_shows_size_memory_and_origin(capsys: pytest.CaptureFixture[str]) -
     rule = load_rule("default")
     assert card["architecture"] == rule.name
     assert card["meta_parameters"] == sum(parameter.numel() for parameter in rule.parameters())
-    assert card["state_bytes_a_parameter"] == 40  # as in docs/using.md
+    assert card["state_bytes_a_parameter"] == 24  # as in docs/using.md
     assert card["origin"]["description"] == read_provenance("default")["config"]["description"]
     assert Path(card["card"]).read_text().startswith("# default")
     lines = shown(capsys, "show", "default").splitlines()
-    assert ["state", "bytes", "a", "parameter", "40"] in [line.split() for line in lines]
+    assert ["state", "bytes", "a", "parameter", "24"] in [line.split() for line in lines]
     assert ["seed", str(read_provenance("default")["config"]["seed"])] in [line.split() for line in lines]
     assert any(line.startswith("settings ") and "hidden_size=" in line for line in lines)
 

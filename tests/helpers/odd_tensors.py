@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from helpers.rules import randomised
 from learned_optim import LearnedOptimizer
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
@@ -92,7 +93,7 @@ REPLACEMENTS: dict[str, Callable[[Tensor], Tensor]] = LAYOUTS | {
 }
 """Replacements of an entry of a state, as editing by hand, casts and moved models leave them."""
 RULES: Mapping[str, Callable[[], UpdateRule]] = {
-    "schedule-free-lstm": lambda: ScheduleFreeLSTM(3),
+    "schedule-free-lstm": lambda: randomised(ScheduleFreeLSTM(3), deviation=0.1).float(),
     "scale-free-lstm": lambda: ScaleFreeLSTM(3),
     "lstm-l2l": lambda: LSTML2L(3),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -27,6 +28,7 @@ VARIANTS: dict[str, Build] = {
     "lstm-l2l-three-layers": partial(LSTML2L, hidden_size=3, layers=3, p=5.0, output_scale=0.7),
     "scale-free-lstm-decay-zero": partial(ScaleFreeLSTM, 4, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
     "schedule-free-lstm-one-unit": partial(ScheduleFreeLSTM, 1, rate=1.0),
+    "schedule-free-lstm-no-units": partial(ScheduleFreeLSTM, 0),
     "mlp-large-magnitudes": partial(MLP, 5, rate=0.1, magnitude_rate=1.0),
 }
 """The architectures with other sizes and settings."""
@@ -83,6 +85,9 @@ def as_reference(rule: UpdateRule, weights: Mapping[str, Array] | None = None) -
             rule.rate,
             rule.magnitude_rate,
         )
+    if isinstance(rule, ScheduleFreeLSTM) and not rule.hidden_size:  # the oracle with a unit that has no weight
+        zeros = {"cell.weight": (4, 10), "cell.bias": (4,), "step_weight": (4, 5), "output_weight": (7, 1)}
+        weights = {**{name: np.zeros(shape) for name, shape in zeros.items()}, **weights}
     layer = (
         weights["cell.weight"],
         weights["cell.bias"],

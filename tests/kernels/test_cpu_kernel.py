@@ -201,7 +201,7 @@ def test_failed_compilation_during_training_falls_back_or_changes_nothing(
     fused: bool | None, compiled_before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parameters = [normal(size).float().requires_grad_() for size in (5, 4)]
-    optimizer = LearnedOptimizer(parameters, fused=fused)
+    optimizer = LearnedOptimizer(parameters, "specialised-mnist", fused=fused)
 
     def step() -> None:
         for parameter in parameters:

@@ -108,7 +108,7 @@ def test_optimizer_step_allocates_at_most_a_block(
     monkeypatch.setattr(launch, "LARGEST_COPY_CPU", BLOCK)
     parameter = nn.Parameter(layout(normal(16, 8, 8, 16).float()))
     parameter.grad = torch.empty_like(parameter).copy_(normal(16, 8, 8, 16, seed=1))
-    optimizer = LearnedOptimizer([parameter], fused=in_c)
+    optimizer = LearnedOptimizer([parameter], "specialised-mnist", fused=in_c)
     optimizer.step()
     hidden = 2 * optimizer.rule.state_features["hidden"]  # bytes a coordinate, copied where there are gaps
     in_copies = hidden if layout is LAYOUTS["gaps"] else 4

@@ -52,7 +52,7 @@ def test_lazily_negated_gradient_is_resolved() -> None:
 def stepped() -> tuple[nn.Parameter, LearnedOptimizer]:
     parameter = nn.Parameter(torch.ones(6, 4))
     parameter.grad = torch.ones(6, 4)
-    optimizer = LearnedOptimizer([parameter])
+    optimizer = LearnedOptimizer([parameter], "specialised-mnist")
     optimizer.step()
     return parameter, optimizer
 

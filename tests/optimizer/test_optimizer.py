@@ -98,6 +98,10 @@ def test_maximize_equals_minimising_the_negated_loss(build: Build) -> None:
 @each(ALL_RULES)
 def test_optimizer_copies_its_rule(build: Build) -> None:
     rule = build().requires_grad_(True)
+    with torch.no_grad():
+        for name, value in rule.named_parameters():
+            if name.startswith("output_"):
+                value.fill_(0.1)  # else the copy would have nothing but zeros
     optimizer = LearnedOptimizer([parameter(1.0)], rule)
     assert all(value.requires_grad for value in rule.parameters())
     assert not any(value.requires_grad for value in optimizer.rule.parameters())

@@ -147,7 +147,7 @@ def test_loaded_step_count_and_scale_become_float32_scalars() -> None:
 
 @pytest.mark.parametrize(
     ("entry", "value"),
-    [("step", "3"), ("step", torch.ones(2)), ("momentum", [1.0]), ("hidden", torch.ones(6, 4, 3) * 1j)],
+    [("step", "3"), ("step", torch.ones(2)), ("momentum", [1.0]), ("momentum", torch.ones(2, 4, 3) * 1j)],
     ids=["text", "two-counts", "list", "complex"],
 )
 def test_invalid_state_entry_is_refused(entry: str, value: Any) -> None:
@@ -283,8 +283,8 @@ def test_missing_state_entry_is_named() -> None:
     parameter.grad = torch.randn(3, 2)
     optimizer = LearnedOptimizer([parameter])
     optimizer.step()
-    del optimizer.state[parameter]["cell"]
-    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) has lost its entry 'cell'; start the parameter anew"):
+    del optimizer.state[parameter]["log_rate"]
+    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) has lost its entry 'log_rate'; start the parameter anew"):
         optimizer.step()
     optimizer.state.pop(parameter)
     optimizer.step()

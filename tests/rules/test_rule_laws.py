@@ -259,7 +259,7 @@ NAN = float("nan")
         pytest.param(partial(ScaleFreeLSTM, momentum_decays=(0.9, NAN)), "momentum_decays", id="scale-free-lstm-nan"),
         pytest.param(partial(ScaleFreeLSTM, rate=0.0), "rate", id="scale-free-lstm-no-rate"),
         pytest.param(partial(ScaleFreeLSTM, rate=NAN), "rate", id="scale-free-lstm-rate-nan"),
-        pytest.param(partial(ScheduleFreeLSTM, hidden_size=0), "hidden_size", id="schedule-free-lstm-no-units"),
+        pytest.param(partial(ScheduleFreeLSTM, hidden_size=-1), "hidden_size", id="schedule-free-lstm-negative-units"),
         pytest.param(partial(ScheduleFreeLSTM, rate=-0.1), "rate", id="schedule-free-lstm-negative-rate"),
         pytest.param(partial(ScheduleFreeLSTM, rate=NAN), "rate", id="schedule-free-lstm-rate-nan"),
         pytest.param(partial(MLP, hidden_size=0), "hidden_size", id="mlp-no-units"),

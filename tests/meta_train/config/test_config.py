@@ -163,7 +163,7 @@ def test_unknown_key_is_refused_at_every_level(text: str, key: str, suggestion: 
         ("meta_optimizer.betas=[0.5,1]", r"meta_optimizer\.betas\.1: .*less than 1"),
         ("meta_optimizer.final_fraction=0.1", 'final_fraction needs schedule = "cosine", "linear" or "exponential"'),
         ("meta_optimizer.schedule=exponential", "needs a final_fraction above 0"),
-        ("rule.settings.hidden_size=0", r"rule\.settings: hidden_size must be at least 1, got 0"),
+        ("rule.settings.hidden_size=-1", r"rule\.settings: hidden_size must be at least 0, got -1"),
         ("rule.settings.hidden_sise=4", r"rule\.settings: .*hidden_sise"),
         ("rule.settings=4", r"rule\.settings: "),
         ("description=3", "description: "),
