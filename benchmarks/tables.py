@@ -22,10 +22,12 @@ from benchmarks.suites import (
     l2l_starts,
     l2l_tables,
     metz_2019,
+    readme_table,
     rival_tables,
     robustness,
     specialised,
     summary_tables,
+    wide_seconds,
     wide_tables,
 )
 from benchmarks.suites.summary_tables import Results, read_results, speedup_table
@@ -43,10 +45,11 @@ def table_of_suites(build: Callable[[Results], str]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "claim": wide_tables.claim,
-    "readme": rival_tables.readme_table,
+    "readme": readme_table.table,
     "wide": wide_tables.table,
     "rivals-claim": rival_tables.claim,
     "rivals": rival_tables.means_table,
+    "rivals-seconds": wide_seconds.table,
     "rivals-problems": rival_tables.problems_table,
     **{name: partial(table_of_suites, partial(speedup_table, folder=name)) for name in SPEEDUP_TABLES},
     "held-out": partial(table_of_suites, summary_tables.held_out_table),

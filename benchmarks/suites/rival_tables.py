@@ -3,19 +3,17 @@
 python -m benchmarks.suites.wide --half second --rivals untuned --save
 """
 
-import math
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.suites.wide import NOISELESS, SCHEDULED, UNTUNED, geometric_mean
+from benchmarks.suites.wide import NOISELESS, UNTUNED, geometric_mean
 from benchmarks.suites.wide_tables import BEST, HELD_OUT, RESULTS, RULE, Rows, lower, mean_ratio, problems_of, read
 from learned_optim.meta_train.benchmark.contenders import REFERENCE
 from learned_optim.meta_train.benchmark.rivals import RIVALS
 from learned_optim.meta_train.benchmark.suites import load_suite
 
-MOST_IN_README = 7  # rows: the default rule, two that are tuned, untuned Adam, and the fastest rivals
 HALF = "second"  # no constant of the default rule was chosen by it
 TITLES: Mapping[str, str] = {
     RULE: "default rule",
@@ -82,34 +80,6 @@ def means_table(root: Path = RESULTS) -> str:
     for name, cells in bold(figures, BETTER).items():
         ahead = "" if name == RULE else f"{lower(rows, RULE, name)} of {len(problems_of(rows))}"
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} | {ahead} |")
-    return "\n".join(lines)
-
-
-def readme_table(root: Path = RESULTS) -> str:
-    """The default rule beside each kind of rival, at the better of its rates, and tuned Adam and AdamW.
-
-    With speed-up, final loss and lowest loss on data held out, as means over tuned Adam, and the number of problems on
-    which each ends below the default rule.
-    """
-    rows = rows_of_rivals(root)
-    kinds: dict[str, list[str]] = {}
-    for name in measured(rows):
-        kinds.setdefault(name.partition("@")[0], []).append(name)
-    better = [max(own, key=lambda name: means(rows, name)[0]) for kind, own in kinds.items() if kind != RULE]
-    kept = sorted(better, key=lambda name: -means(rows, name)[0] if name != UNTUNED else -math.inf)[
-        : MOST_IN_README - 3
-    ]
-    shown = {RULE: "default rule, nothing set", **{name: TITLES[name] for name in better if name in kept}}
-    shown |= {REFERENCE: "Adam, tuned", SCHEDULED: "AdamW-cosine, tuned"}
-    columns = (0, 3, 4)
-    figures = {name: [means(rows, name)[column] for column in columns] for name in shown}
-    lines = [
-        "| | speed-up | final loss | held out | ends below the default rule on |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, cells in bold(figures, [BETTER[column] for column in columns]).items():
-        ahead = "" if name == RULE else f"{lower(rows, name, RULE)} of {len(problems_of(rows))}"
-        lines.append(f"| {shown[name]} | {' | '.join(cells)} | {ahead} |")
     return "\n".join(lines)
 
 
