@@ -6,29 +6,13 @@ import pytest
 
 from benchmarks.suites import rival_tables
 from benchmarks.suites.wide import rivals_of
+from helpers.wide_rows import write_rows
 from learned_optim.meta_train.benchmark.rivals import RIVALS
-
-HEADER = (
-    'half,problem,optimizer,final,Adam,cosine,speed-up,strict,/ Adam,/ cosine,"held out, end",best,seconds,diverged'
-)
-
-
-def row(problem: str, optimizer: str, final: float, speedup: float = 1.0, held_out: float = 1.0) -> str:
-    return f"second,{problem},{optimizer},{final},1,1,{speedup},{speedup / 2},{final},1,{held_out},{held_out / 2},1,0"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two problems with all rows, one on which a rival was not run, and one of the other half."""
-    lines = [row(problem, "Adam", 1.0, held_out=0.5) for problem in ("perceptron", "valleys", "gru")]
-    lines += [row(problem, "AdamW-cosine", 0.4, 1.5, 0.75) for problem in ("perceptron", "valleys", "gru")]
-    lines += [row(problem, "Muon@0.003", 8.0, 0.125) for problem in ("perceptron", "valleys", "gru")]
-    lines += [row("perceptron", "default", 0.5, 4.0), row("valleys", "default", 0.5, 1.0), row("gru", "default", 9.0)]
-    lines += [row("perceptron", "Prodigy@1", 0.25, 2.0), row("valleys", "Prodigy@1", 1.0, 0.5)]
-    lines += [row(problem, "Muon@0.01", 2.0, 0.25) for problem in ("perceptron", "valleys", "gru")]
-    lines += [row(problem, "Adam@0.001", 4.0, 0.25) for problem in ("perceptron", "valleys", "gru")]
-    lines.append(row("table", "Prodigy@1", 0.0).replace("second,", "first,"))
-    (tmp_path / "wide.csv").write_text("\n".join([HEADER, *lines]))
+    write_rows(tmp_path)
     return tmp_path
 
 
@@ -50,24 +34,6 @@ def test_rival_that_is_ahead_on_a_problem_is_bold_there(root: Path) -> None:
         " 0.5 | **0.25** | 8 | 2 | 4 | 1 |",
         " **0.5** | 1 | 8 | 2 | 4 | 1 |",
     ]
-
-
-def test_readme_shows_of_each_rival_its_better_rate_and_where_each_is_ahead(root: Path) -> None:
-    _, _, *lines = rival_tables.readme_table(root).splitlines()
-    assert lines == [
-        "| default rule, nothing set | **2.00** | 0.50 | 2.00 |  |",
-        "| Prodigy | 1.00 | 0.50 | 2.00 | 1 of 2 |",
-        "| Muon, 0.01 | 0.25 | 2.00 | 2.00 | 0 of 2 |",
-        "| Adam, 0.001 | 0.25 | 4.00 | 2.00 | 0 of 2 |",
-        "| Adam, tuned | 1.00 | 1.00 | **1.00** | 0 of 2 |",
-        "| AdamW-cosine, tuned | 1.50 | **0.40** | 1.50 | 2 of 2 |",
-    ]
-
-
-def test_readme_has_at_most_eight_rows_and_does_not_hide_a_rival_that_is_ahead() -> None:
-    _, _, *lines = rival_tables.readme_table().splitlines()
-    assert len(lines) <= 8
-    assert any(int(line.split("|")[-2].split()[0]) > 0 for line in lines[1:])
 
 
 def test_claim_counts_the_problems_on_which_a_rival_ends_lower(root: Path) -> None:
