@@ -36,7 +36,7 @@ LIKELY_A_RATE = 0.01  # an lr of at most this was most likely left over from the
 
 
 class LearnedOptimizer(Optimizer):
-    r"""Train a model with a meta-trained update rule. No learning rate to tune.
+    r"""Train a model with an update rule, meta-trained or, as the default, made by hand. No learning rate to tune.
 
     .. math::
         p \leftarrow p + \mathrm{rule}(\text{gradient history of } p)
@@ -51,7 +51,7 @@ class LearnedOptimizer(Optimizer):
         params: parameters, named parameters or parameter groups, as for every PyTorch optimizer.
         rule: name of a shipped rule (see :func:`learned_optim.available_rules`), path of a ``.safetensors`` file, or
             an :class:`UpdateRule`, which is copied.
-        lr: factor on the learned rate; 1.0 is the rule as it was meta-trained. A number or a tensor of one element.
+        lr: factor on the rate of the rule; 1.0 is the rule as it is. A number or a tensor of one element.
             Schedulers work: they scale the moves relative to the rule's own (``OneCycleLR`` and ``CyclicLR`` with
             ``cycle_momentum=False``: there is no momentum to cycle). A step with ``lr=0`` is a pause: parameters and
             their states stay as they are.
@@ -76,8 +76,8 @@ class LearnedOptimizer(Optimizer):
             does not wait for the GPU; outside of graphs it takes a little longer.
         differentiable: let autograd record the step, so that a loss after it can be differentiated through the update;
             slow.
-        state_dtype: dtype of the recurrent part of the state (hidden and cell). None: the rule's own choice, bfloat16
-            for the default rule, and float64 for float64 parameters.
+        state_dtype: dtype of the recurrent part of the state (hidden and cell). None: the rule's own choice,
+            float64 for float64 parameters. The default rule has no such part.
 
     Raises:
         ValueError: no parameters, ``lr`` or ``weight_decay`` negative or not a number, unknown rule name, a file that
@@ -136,7 +136,7 @@ class LearnedOptimizer(Optimizer):
         super().__init__(params, defaults)
         if not isinstance(lr, Tensor) and 0 < lr <= LIKELY_A_RATE:
             warnings.warn(
-                f"lr={lr:g} makes every learned step {1 / lr:,.0f} times smaller than it was meta-trained to be: "
+                f"lr={lr:g} makes every learned step {1 / lr:,.0f} times smaller than the rule's own: "
                 "LearnedOptimizer has no learning rate to tune; leave lr out",
                 stacklevel=2,
             )

@@ -15,7 +15,7 @@ COLUMNS = (0, 3, 4)  # of the means of rivals: speed-up in steps, final loss, lo
 
 
 def table(root: Path = RESULTS) -> str:
-    """The default rule beside each kind of rival, at the better of its rates, and tuned Adam and AdamW.
+    """The default rule beside the fastest rivals, each at the better of its rates, and tuned Adam and AdamW.
 
     With speed-ups in steps and in seconds, final loss and lowest loss on data held out, as means over tuned Adam, and
     the number of problems on which each ends below the default rule.

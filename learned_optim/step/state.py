@@ -81,6 +81,8 @@ def restore_state(
     for entry in rule.state_features:
         value = _copy(saved[entry], parameter.device, entry_dtype(rule, entry, parameter, state_dtype))
         state[entry] = laid_out_like(parameter, value)
+    for entry in rule.recurrent_state - set(rule.state_features):
+        state.pop(entry, None)  # of an LSTM that this rule does without
     place = parameter.device if capturable else torch.device("cpu")
     state["step"] = _copy(saved["step"], place, torch.float32).reshape(())
     if rule.uses_tensor_scale:

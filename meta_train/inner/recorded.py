@@ -20,7 +20,8 @@ class Recorded:
     tensors are small. After some calls the operations are recorded and from then on repeated, with the same results.
 
     Args:
-        function: of trees of tensors; it does the same operations whatever their values are, and has no other inputs.
+        function: of trees of nothing but tensors, always nested alike; it does the same operations whatever the values
+            are, and has no other inputs. Neither is checked.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

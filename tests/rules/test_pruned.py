@@ -71,6 +71,7 @@ def test_state_that_was_saved_with_the_lstm_is_continued(monkeypatch: pytest.Mon
     other = copy.deepcopy(net)
     later = LearnedOptimizer(other.parameters(), fused=False)
     later.load_state_dict(earlier.state_dict())
+    assert all(set(state) == {*later.rule.state_features, "step", "scale"} for state in later.state.values())
     train(net, earlier)
     train(other, later)
     assert all(map(torch.equal, net.parameters(), other.parameters()))
