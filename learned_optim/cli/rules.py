@@ -72,9 +72,10 @@ def _list(options: argparse.Namespace) -> None:
     if getattr(options, "json", False):  # "rules" alone has no options
         print_json(cards)
         return
+    width = max(len(card["rule"]) for card in cards) + 2
     for card in cards:
         facts = f"{card['architecture']}, {card['meta_parameters']:,} meta-parameters"
-        say(f"{card['rule']:22}{facts}. {card['origin'].get('description', '')}")
+        say(f"{card['rule']:{width}}{facts}. {card['origin'].get('description', '')}")
     say("\nLearnedOptimizer(parameters, rule=...) takes one of these names, a .safetensors file, or hf://OWNER/NAME.")
     say(f"Architectures, which the rule of a configuration takes for meta-training: {', '.join(sorted(ARCHITECTURES))}")
 
