@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.results import Row, read, replaced, save_provenance, write
+from benchmarks.results import Row, read, save_part
 from benchmarks.suites.rival_tables import HALF, TITLES, bold, measured, rows_of_rivals
 from benchmarks.suites.wide import SCHEDULED, contender
 from benchmarks.suites.wide_tables import RESULTS, RULE, problems_of
@@ -45,9 +45,7 @@ def timed(problems: Iterable[str]) -> None:
         }
         timings = time_steps(task, makers, torch.device("cpu"))
         lines = [_line(problem.name, name, parameters, timing) for name, timing in timings.items()]
-        fresh = [dict(zip(HEADER, line, strict=True)) for line in lines]
-        write(RESULTS / SECONDS, replaced(read(RESULTS / SECONDS), fresh, ("problem", "optimizer")))
-        save_provenance(RESULTS / "wide.csv", f"{HALF}: seconds of a step, {problem.name}", {})
+        save_part(RESULTS / SECONDS, ("problem", "optimizer"), [HEADER, *lines], {}, problem.name)
         say(f"{problem.name}, {parameters:,} parameters: {_summary(timings)}")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.results import RESULTS, read, read_parts, read_suite, replaced, save_part, write_parts, write_suite
 
-MOST_FILES, MOST_BYTES = 63, 1_500_000  # what a clone carries for all figures and tables, pictures left out
+MOST_FILES, MOST_BYTES = 64, 1_500_000  # what a clone carries for all figures and tables, pictures left out
 LONGEST_CURVE = 201  # points: the first step, and 200 means
 
 
