@@ -335,7 +335,7 @@ def with_result(results: SuiteResults, result: Result) -> SuiteResults:
         raise ValueError(
             f"no rows of problem {problem!r} beside which {optimizer} could stand; run its baselines first"
         )
-    held_out = bool(results.summary[places[0]].get("held_out_end"))
+    held_out = any(results.summary[place].get("held_out_end") for place in places)
     if held_out != (result.held_out is not None):
         raise ValueError(
             f"the rows of {problem} are of trainings on {'four fifths' if held_out else 'all'} of the data, which the "

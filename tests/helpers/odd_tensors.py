@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from helpers.rules import randomised
 from learned_optim import LearnedOptimizer
 from learned_optim.rules import LSTML2L, ScaleFreeLSTM, ScheduleFreeLSTM, UpdateRule
 
@@ -92,8 +91,16 @@ REPLACEMENTS: dict[str, Callable[[Tensor], Tensor]] = LAYOUTS | {
     "elsewhere": lambda tensor: tensor.to("meta"),
 }
 """Replacements of an entry of a state, as editing by hand, casts and moved models leave them."""
+
+
+def steered(rule: ScheduleFreeLSTM) -> ScheduleFreeLSTM:
+    """The rule with outputs that are not zero: an LSTM without a say would be left out."""
+    nn.init.constant_(rule.output_weight, 0.1)
+    return rule
+
+
 RULES: Mapping[str, Callable[[], UpdateRule]] = {
-    "schedule-free-lstm": lambda: randomised(ScheduleFreeLSTM(3), deviation=0.1).float(),
+    "schedule-free-lstm": lambda: steered(ScheduleFreeLSTM(3)),
     "scale-free-lstm": lambda: ScaleFreeLSTM(3),
     "lstm-l2l": lambda: LSTML2L(3),
 }
