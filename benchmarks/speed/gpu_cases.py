@@ -17,6 +17,7 @@ OPTIMIZERS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
     "Adam(foreach)": lambda parameters: torch.optim.Adam(parameters, foreach=True),
     "default, fused": lambda parameters: LearnedOptimizer(parameters, fused=True),
     "default, plain": lambda parameters: LearnedOptimizer(parameters, fused=False),
+    "specialised-mnist, fused": lambda parameters: LearnedOptimizer(parameters, "specialised-mnist", fused=True),
     "scale-free-lstm, fused": lambda parameters: LearnedOptimizer(parameters, ScaleFreeLSTM(), fused=True),
     "lstm-l2l, fused": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=True),
     "lstm-l2l, plain": lambda parameters: LearnedOptimizer(parameters, "lstm-l2l-mnist", fused=False),

@@ -42,6 +42,7 @@ PARTICLE_RULES: dict[str, Callable[[], UpdateRule]] = {
     "lstm-l2l": lambda: LSTML2L(hidden_size=2, layers=2, output_scale=0.3),
     "scale-free-lstm": lambda: ScaleFreeLSTM(2, momentum_decays=(0.9, 0.5), rate=0.1),
     "schedule-free-lstm": lambda: ScheduleFreeLSTM(2, rate=0.1),
+    "schedule-free-lstm-no-units": lambda: ScheduleFreeLSTM(0, rate=0.1),
     "mlp": lambda: MLP(4, rate=0.1, magnitude_rate=0.5),
     "no-fast-path": lambda: SlowScaleFree(2, momentum_decays=(0.9, 0.5), rate=0.1),
 }

@@ -114,6 +114,8 @@ class ScheduleFreeLSTMReference:
         grad = float64(grad)
         if self.steps_taken == 0:
             self.begin(grad.shape)
+        if self.hidden.shape[1:] != grad.shape:  # the state is that of a rule without units
+            self.hidden = self.cell = np.zeros((self.output_weight.shape[1], *grad.shape))
         self.steps_taken += 1
         t = self.steps_taken
 

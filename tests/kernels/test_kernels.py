@@ -41,6 +41,7 @@ KERNEL_RULES: dict[str, Build] = {
     "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
     "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 14),
     "schedule-free-lstm": ScheduleFreeLSTM,
+    "schedule-free-lstm-no-units": functools.partial(ScheduleFreeLSTM, 0),
     "schedule-free-lstm-looped": functools.partial(ScheduleFreeLSTM, 13, rate=0.1),
     "lstm-l2l": functools.partial(LSTML2L, 4),
     "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),

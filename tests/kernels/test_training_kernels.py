@@ -32,6 +32,7 @@ RULES: dict[str, Build] = {
     "scale-free-lstm-decay-zero": functools.partial(ScaleFreeLSTM, 1, momentum_decays=(0.9, 0.0, 0.99), rate=0.1),
     "scale-free-lstm-looped": functools.partial(ScaleFreeLSTM, 9, momentum_decays=(0.5, 0.9), rate=0.1),
     "schedule-free-lstm": functools.partial(ScheduleFreeLSTM, rate=0.1),
+    "schedule-free-lstm-no-units": functools.partial(ScheduleFreeLSTM, 0, rate=0.1),
     "schedule-free-lstm-looped": functools.partial(ScheduleFreeLSTM, 9, rate=0.1),
     "lstm-l2l": functools.partial(LSTML2L, 4, output_scale=1.0),
     "lstm-l2l-one-layer": functools.partial(LSTML2L, 5, layers=1, p=5.0, output_scale=0.7),
