@@ -23,7 +23,7 @@ TITLES = {
 """Rule -> what it is for, in the order of the table."""
 SPECIALISED = "specialised"
 """The name of the rule itself in the rows of a run."""
-OTHERS = {"Adam": "tuned Adam", "AdamW-cosine": "tuned AdamW, cosine"}
+OTHERS = {"Adam": "speed-up of tuned Adam", "AdamW-cosine": "of tuned AdamW, cosine"}
 
 
 def add(name: str, run: Path, path: Path = ROWS) -> None:

@@ -114,8 +114,6 @@ class ScheduleFreeLSTMReference:
         grad = float64(grad)
         if self.steps_taken == 0:
             self.begin(grad.shape)
-        if self.hidden.shape[1:] != grad.shape:  # the state is that of a rule without units
-            self.hidden = self.cell = np.zeros((self.output_weight.shape[1], *grad.shape))
         self.steps_taken += 1
         t = self.steps_taken
 
@@ -174,6 +172,9 @@ class ScheduleFreeLSTMReference:
 
     def network(self, signals: Array, t: int, progress: float) -> Array:
         """The LSTM's outputs at step ``t``, ``(7, *coordinates)``, from its signals ``(signals, *coordinates)``."""
+        coordinates = signals.shape[1:]
+        if self.hidden.shape[1:] != coordinates:  # the state is that of a rule without units
+            self.hidden = self.cell = np.zeros((self.output_weight.shape[1], *coordinates))
         if t % self.PERIOD == 1:
             uniform = np.array([*(np.tanh(t / scale) for scale in self.TIME_SCALES), progress, float(progress > 0.0)])
             inputs = np.concatenate([signals, self.hidden], axis=0)

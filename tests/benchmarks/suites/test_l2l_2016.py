@@ -64,7 +64,7 @@ def test_suite_compares_the_rules_of_the_tables_as_far_as_they_are_shipped() -> 
     ("name", "paper_rule"),
     [
         ("specialised-quadratic", "lstm-l2l-quadratic"),
-        ("specialised-mnist-both-starts", "lstm-l2l-mnist"),
+        ("specialised-mnist", "lstm-l2l-mnist"),
         ("specialised-cifar", "lstm-l2l-cifar"),
         ("specialised-neural-art", "lstm-l2l-neural-art"),
     ],
@@ -79,7 +79,7 @@ def test_specialised_rules_are_meta_trained_from_the_default_on_the_tasks_of_the
 
 
 def test_specialised_rule_for_mnist_sees_the_networks_from_both_starts_at_both_lengths() -> None:
-    config = load_config("specialised-mnist-both-starts")
+    config = load_config("specialised-mnist")
     problems = {problem.name: problem for problem in load_suite("l2l-2016").problems}
     assert [task.options for task in config.tasks] == [problems[name].options for name in ("mnist", f"mnist{FITTED}")]
     assert config.unroll.horizon == (problems["mnist"].steps, problems["mnist-200"].steps)
