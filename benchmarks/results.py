@@ -303,7 +303,8 @@ def _others(curves: Curves, but: Curves) -> Curves:
 
 def _merged(theirs: Sequence[Row], ours: Sequence[Row], order: Sequence[str]) -> list[Row]:
     """Their rows, and ours of the problems that they do not have."""
-    if theirs and ours and (missing := set(ours[0]) - set(theirs[0]) - set(TIMING.values())):
+    told = {column for row in ours for column, value in row.items() if value}  # without columns that others need
+    if theirs and ours and (missing := told - set(theirs[0]) - set(TIMING.values())):
         raise ValueError(f"columns {', '.join(sorted(missing))} are not among those of the new rows")
     taken = {row["problem"] for row in theirs}
     kept = [row for row in ours if row["problem"] not in taken]

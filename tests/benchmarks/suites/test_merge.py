@@ -56,6 +56,15 @@ def test_merge_replaces_rows_of_problems_in_both(tmp_path: Path) -> None:
     assert seeds == {"quadratic": "2", "mnist": "3", "cifar-10": "2"}
 
 
+def test_parts_are_merged_into_committed_rows_one_after_the_other(tmp_path: Path) -> None:
+    target = write(tmp_path / "target", ["cifar-10"])
+    for name in ("quadratic", "mnist"):  # the first merge writes tuning and comparison into one table
+        merge(write(tmp_path / name, [name]), target, ORDER)
+    merged = read_suite(target)
+    assert [row["problem"] for row in merged.summary] == ORDER
+    assert list(dict.fromkeys(row["problem"] for row in merged.tuning)) == ORDER
+
+
 def test_first_results_of_a_suite_make_its_folder(tmp_path: Path) -> None:
     part, target = write(tmp_path / "part", ["mnist"]), tmp_path / "target"
     merge(part, target, ORDER)
@@ -68,7 +77,7 @@ def test_results_that_lack_a_column_are_refused(tmp_path: Path) -> None:
     table = part / "summary.csv"
     table.write_text(table.read_text().replace("speedup", "speed"))
     before = {path.name: path.read_bytes() for path in target.iterdir()}
-    with pytest.raises(ValueError, match="columns speedup, speedup_in_seconds are not among those of the new rows"):
+    with pytest.raises(ValueError, match="columns speedup are not among those of the new rows"):
         merge(part, target, ORDER)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
