@@ -33,7 +33,7 @@ class Recorded:
         """The function's results."""
         tensors = tree_leaves(arguments)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return self.function(*arguments)  # a record has no derivative
+            return self.function(*arguments)  # a record may have detached what has a derivative
         kinds = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         if record := self._records.get(kinds):
             return record(*arguments)
