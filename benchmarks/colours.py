@@ -10,9 +10,8 @@ ESTIMATORS = {
     "combined, paper's weights": "#937860",
     "PES": "#55a868",
     "ES-Single": "#8172b3",
+    "constants": "#ccb974",
 }
-ESTIMATOR_NAMES = {"truncated-bptt": "TBPTT", "pes": "PES"}
-"""Name in a configuration -> name in figures."""
 FEW_SHOT = {
     "maml": "#c44e52",
     "fomaml": "#dd8452",
@@ -30,7 +29,7 @@ FEW_SHOT = {
 def colour(name: str) -> str:
     """The colour of a contender by its name; what stands after a comma is a setting, where it has no colour itself."""
     known = ESTIMATORS | FEW_SHOT
-    for candidate in (name, ESTIMATOR_NAMES.get(name, name), name.partition(", ")[0]):
+    for candidate in (name, name.partition(", ")[0]):
         if candidate in known:
             return known[candidate]
     return colour_of(name) or OTHER_COLOUR

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from benchmarks.estimators import equal_time
 from benchmarks.few_shot import tables as few_shot
 from benchmarks.results import RESULTS, ROOT, read, read_parts
 from benchmarks.speed import scale
@@ -22,6 +23,7 @@ from benchmarks.suites import (
     l2l_starts,
     l2l_tables,
     metz_2019,
+    neural_art,
     readme_table,
     rival_tables,
     robustness,
@@ -58,11 +60,13 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "reproduction": partial(table_of_suites, l2l_tables.reproduction_table),
     "starts": l2l_starts.table,
     "metz-2019": metz_2019.table,
+    "neural-art": neural_art.table,
     "programs": cookbook_tables.table,
     "waveforms": cookbook_tables.waveforms_table,
     "waveforms-claim": cookbook_tables.waveforms_claim,
     "robustness": robustness.table,
     "specialised": specialised.table,
+    "equal-time": equal_time.table,
     "sine-waves": lambda: few_shot.sinusoid_table(read(FEW_SHOT / "sinusoid.csv")),
     "omniglot": lambda: few_shot.omniglot_table(
         read(FEW_SHOT / "omniglot.csv"), read_parts(FEW_SHOT / "omniglot.json")

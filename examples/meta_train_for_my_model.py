@@ -81,7 +81,12 @@ def main() -> None:
                 "stagger": options.steps >= 100,
             },
             "estimator": {"name": "es-single", "meta_loss": "log-of-mean", "sigma": 0.02},
-            "meta_optimizer": {"lr": 1e-3, "average": 0.98},
+            "meta_optimizer": {
+                "lr": 1e-3,
+                "rates": {"output_bias": 5e-3},
+                "schedule": "cosine",
+                "average": 0.98,
+            },
             "validation": {"every": 50, "horizon": min(INNER_STEPS, 10 * options.steps), "tasks": 2},
         }
     )

@@ -30,6 +30,7 @@ from learned_optim.meta_train.trainer.family_check import check_family
 from learned_optim.meta_train.trainer.progress import amount, run_with_progress
 from learned_optim.meta_train.trainer.record import search_modules_of
 from learned_optim.meta_train.trainer.trainer import Trainer
+from learned_optim.rules import UpdateRule
 from learned_optim.terminal import say
 
 RECORD = "specialise.json"
@@ -37,6 +38,7 @@ RECORD = "specialise.json"
 WEIGHTS = "specialised.safetensors"
 MINUTES, STEPS = 20.0, 1_000
 """Defaults: minutes of meta-training, and inner steps that the rule is made for."""
+RATE_OF_CONSTANTS = 5e-3  # of biases of the outputs; five times that of all other weights
 WINDOW = 50  # inner steps: long enough that a window shows what a rate does
 VALIDATION_SHARE = 0.15  # of the time, at most, apart from very short runs
 FEWEST_VALIDATIONS = 10
@@ -219,9 +221,14 @@ def recipe(request: Request, seed: int, *, steps: int, every: int) -> dict[str, 
             "pool": 4,
         },
         "estimator": {"name": "es-single", "meta_loss": "log-of-mean", "sigma": 0.02},
-        "meta_optimizer": {"lr": 1e-3, "average": 0.98},
+        "meta_optimizer": {"lr": 1e-3, "rates": rates_of(start), "schedule": "cosine", "average": 0.98},
         "validation": {"every": every, "horizon": inner, "tasks": 2, "instances": 16, "solved": 1e-8},
     }
+
+
+def rates_of(rule: UpdateRule) -> dict[str, float]:
+    """Rates for single parameters: the biases of the outputs, constants that all coordinates share, go first."""
+    return {name: RATE_OF_CONSTANTS for name, _ in rule.named_parameters() if name == "output_bias"}
 
 
 def within_minutes(request: Request, seed: int, tell: Callable[[str], None] = say) -> Config:

@@ -2,15 +2,16 @@
 
     python -m benchmarks.suites.specialised NAME RUN       # after the command; adds the rows of that run
 
-Copies the rows of RUN/comparison/gain.csv. Their first columns say what meta-training took; how to repeat it says the
-configuration of the same name.
+Copies the rows of RUN/comparison/gain.csv, and the provenance of the comparison. The first columns say what
+meta-training took; how to repeat it says the configuration of the same name.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.results import RESULTS, Row, read, write
+from benchmarks.results import RESULTS, Row, read, read_parts, write, write_parts
 from learned_optim.checkpoint import read_provenance
 
 ROWS = RESULTS / "meta_training" / "specialised.csv"
@@ -18,6 +19,7 @@ TITLES = {
     "specialised-pictures": "implicit pictures: a sine network for each photograph, 500 steps",
     "specialised-physics": "physics-informed networks for one equation, 1,000 steps",
     "specialised-mnist": "the network for MNIST of the paper of 2016, 200 steps",
+    "specialised-neural-art": "pictures between a photograph and a painting, 128 steps",
     "specialised-characters": "recurrent networks on characters, 500 steps",
 }
 """Rule -> what it is for, in the order of the table."""
@@ -44,6 +46,9 @@ def add(name: str, run: Path, path: Path = ROWS) -> None:
     took = {"rule": name, "meta_steps": made["config"]["steps"], "seconds": f"{made['seconds']:.0f}"}
     rows = [{**took, **row} for row in read(gained)]
     write(path, [*(row for row in read(path) if row["rule"] != name), *rows])
+    compared = json.loads((run / "comparison" / "provenance.json").read_text(encoding="utf-8"))
+    details = path.with_suffix(".json")
+    write_parts(details, {**read_parts(details), name: compared})
 
 
 def table(path: Path = ROWS) -> str:

@@ -23,7 +23,9 @@ def add_to(commands: Commands) -> None:
     art.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="what to write, .png or .jpg")
     art.add_argument("--size", type=int, default=256, help="pixels of the shorter side (%(default)s)")
     art.add_argument("--steps", type=int, default=150, help="steps of the optimizer (%(default)s)")
-    art.add_argument("--optimizer", default="default", help="a rule's name or path, adam or lbfgs (%(default)s)")
+    art.add_argument(
+        "--optimizer", default="specialised-neural-art", help="a rule's name or path, adam or lbfgs (%(default)s)"
+    )
     art.add_argument("--lr", type=float, help="learning rate (0.1 for adam; else 1)")
     art.add_argument("--style-weight", type=float, default=100.0, help="relative to the content's (%(default)s)")
     art.add_argument("--initial", choices=["content", "noise"], default="content", help="first picture (%(default)s)")
@@ -42,5 +44,5 @@ def run(options: argparse.Namespace) -> None:
 
     check_device(options.device)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Painting)}
-    loss = paint(Painting(**settings))
-    say(f"written: {options.out} (loss {loss:.4g})")
+    painted = paint(Painting(**settings))
+    say(f"written: {options.out} (loss {painted.losses[-1]:.4g})")

@@ -180,6 +180,8 @@ class MetaOptimizerConfig(Strict):
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
+    rates: dict[str, Positive] = field(default_factory=dict)
+    """Learning rates that single parameters have in place of ``lr``, by their names."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decays of the means, for Adam and AdamW."""
     weight_decay: NotNegative = 0.0
@@ -201,7 +203,7 @@ class MetaOptimizerConfig(Strict):
 
     def __post_init__(self) -> None:
         own = {"adam": ("betas",), "adamw": ("betas", "weight_decay"), "sgd": ("weight_decay", "momentum")}[self.name]
-        shared = ("lr", "schedule", "warmup", "final_fraction", "clip_value", "clip_norm", "average")
+        shared = ("lr", "rates", "schedule", "warmup", "final_fraction", "clip_value", "clip_norm", "average")
         refuse_changed(self, (*own, *shared), f"meta-optimizer {self.name!r}")
         if self.schedule == "constant" and self.final_fraction > 0:
             raise ValueError('final_fraction needs schedule = "cosine", "linear" or "exponential"')

@@ -227,8 +227,9 @@ def with_outputs(rule: ScheduleFreeLSTM, outputs: Tensor) -> ParticleRule:
 def without_outputs(rule: ScheduleFreeLSTM) -> ScheduleFreeLSTM:
     """A copy whose outputs are zero."""
     unsteered = copy.deepcopy(rule)
-    unsteered.output_weight.zero_()
-    unsteered.output_bias.zero_()
+    for name, parameter in unsteered.named_parameters():
+        if name.startswith("output_"):  # without units there are biases alone
+            parameter.zero_()
     return unsteered
 
 

@@ -2,9 +2,11 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ class Painting:
     out: Path
     size: int = 256
     steps: int = 150
-    optimizer: str = "default"
+    optimizer: str = "specialised-neural-art"
     lr: float | None = None
     network: str = "vgg19"
     style_weight: float = 100.0
@@ -72,8 +74,17 @@ class Painting:
             raise ValueError(f"--style-weight must not be negative, got {self.style_weight}")
 
 
-def paint(painting: Painting) -> float:
-    """Paint, show a progress bar on a terminal, write the file whole; returns the loss of what is written.
+class Painted(NamedTuple):
+    """How a painting went."""
+
+    losses: list[float]
+    """Before each step, and of what was written."""
+    seconds: float
+    """What the steps took."""
+
+
+def paint(painting: Painting) -> Painted:
+    """Paint, show a progress bar on a terminal, write the file whole.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -103,12 +114,14 @@ def paint(painting: Painting) -> float:
         loss.backward()
         return loss.detach()
 
-    descend(optimizer, closure, painting.steps)
-    loss = float(closure())
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} after {painting.steps} steps; lower --lr")
+    began = time.perf_counter()
+    losses = [float(loss) for loss in descend(optimizer, closure, painting.steps)]
+    seconds = time.perf_counter() - began
+    losses.append(float(closure()))
+    if not math.isfinite(losses[-1]):
+        raise ValueError(f"the loss is {losses[-1]} after {painting.steps} steps; lower --lr")
     save_picture(picture(), painting.out)
-    return loss
+    return Painted(losses, seconds)
 
 
 def make_optimizer(name: str, coordinates: Tensor, lr: float | None) -> Optimizer:
@@ -122,11 +135,14 @@ def make_optimizer(name: str, coordinates: Tensor, lr: float | None) -> Optimize
     return LearnedOptimizer([coordinates], name, lr=1.0 if lr is None else lr)
 
 
-def descend(optimizer: Optimizer, closure: Callable[[], Tensor], steps: int) -> None:
-    """Take the steps under a progress bar, which a terminal sees."""
+def descend(optimizer: Optimizer, closure: Callable[[], Tensor], steps: int) -> list[Tensor]:
+    """Take the steps under a progress bar, which a terminal sees; returns the losses before each."""
+    losses: list[Tensor] = []
     with tqdm(total=steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for _ in range(steps):
             loss = optimizer.step(closure)  # type: ignore[arg-type]  # torch's stub wants a float
+            losses.append(loss)  # type: ignore[arg-type]  # as above
             bar.update()
             if not bar.disable:
                 bar.set_postfix_str(f"loss {float(loss):.4g}")  # reading it waits for a GPU
+    return losses

@@ -17,10 +17,17 @@ class MetaOptimizer:
         module: its parameters that require a gradient are stepped.
         settings: choice of optimizer, schedule and clipping.
         steps: meta-steps of the whole run.
+
+    Raises:
+        ValueError: ``settings.rates`` names a parameter that is not stepped.
     """
 
     def __init__(self, module: torch.nn.Module, settings: MetaOptimizerConfig, steps: int) -> None:
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        stepped = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if absent := [name for name in settings.rates if name not in stepped]:
+            raise ValueError(f"meta_optimizer.rates: no parameter {absent[0]!r}; there are {', '.join(stepped)}")
+        self.parameters = list(stepped.values())
+        self.factors = [settings.rates.get(name, settings.lr) / settings.lr for name in stepped]
         self.settings, self.steps = settings, steps
         self.optimizer = build_optimizer(self.parameters, settings)
 
@@ -28,8 +35,8 @@ class MetaOptimizer:
         """Take the step after ``meta_step`` earlier ones along the meta-gradient ``grads``, which is finite."""
         for parameter, grad in zip(self.parameters, self.clipped(grads), strict=True):
             parameter.grad = grad
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(meta_step)
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = factor * self.rate(meta_step)
         self.optimizer.step()
 
     def clipped(self, grads: Sequence[Tensor]) -> list[Tensor]:
@@ -42,7 +49,7 @@ class MetaOptimizer:
         return [grad * scale for grad in clipped]
 
     def rate(self, meta_step: int) -> float:
-        """Learning rate of the step after ``meta_step`` earlier ones."""
+        """Learning rate of the step after ``meta_step`` earlier ones, of parameters that have none of their own."""
         settings, warmup = self.settings, self.settings.warmup
         if meta_step < warmup:
             return settings.lr * (meta_step + 1) / warmup
@@ -69,12 +76,13 @@ class MetaOptimizer:
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], settings: MetaOptimizerConfig) -> Optimizer:
-    """The optimizer that ``settings`` name."""
+    """The optimizer that ``settings`` name, with a group for each parameter."""
+    groups = [{"params": [parameter]} for parameter in parameters]
     if settings.name == "sgd":
-        return SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return SGD(groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     if settings.name == "adamw":
-        return AdamW(parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
-    return Adam(parameters, settings.lr, betas=settings.betas)
+        return AdamW(groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    return Adam(groups, settings.lr, betas=settings.betas)
 
 
 def norm_of(tensors: Sequence[Tensor]) -> float:

@@ -21,8 +21,8 @@ def test_committed_results_are_few_and_small() -> None:
 def test_every_table_has_its_provenance() -> None:
     for path in RESULTS.rglob("*.csv"):
         beside = {other.stem for other in path.parent.glob("*.json")}
-        # tables of one experiment, whose JSON file has parts for both, or which configurations repeat
-        shared = {"waves": "sinusoid", "toy-surface": "toy", "specialised": "meta_training"}
+        # tables of one experiment, whose JSON file has parts for both
+        shared = {"waves": "sinusoid", "toy-surface": "toy"}
         assert beside & {path.stem, shared.get(path.stem), "provenance"}, path
 
 

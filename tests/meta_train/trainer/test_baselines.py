@@ -60,6 +60,13 @@ class TestScores:
         assert trainer.baselines["default"] == trainer.validate(load_rule("default"))
         assert trainer.baselines["outputs of zero"] == trainer.validate(ScheduleFreeLSTM()) != start
 
+    def test_rule_without_an_lstm_has_all_of_them(self) -> None:
+        rule = {"architecture": "schedule-free-lstm", "settings": {"hidden_size": 0}}
+        trainer = Trainer(plain(rule=rule, estimator={"name": "es", "sigma": 0.01}, steps=1))
+        run(trainer)
+        assert list(trainer.baselines) == ["start", "default", "outputs of zero", "tuned Adam"]
+        assert trainer.baselines["start"] == trainer.baselines["outputs of zero"]
+
     def test_rules_that_do_the_same_are_scored_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         trainer, scored = Trainer(steered(steps=1)), Counter[str]()
         suite = trainer.suites["mixture"]

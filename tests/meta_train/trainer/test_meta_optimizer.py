@@ -48,6 +48,21 @@ def test_rate_follows_the_schedule(settings: dict[str, Any], expected: Any) -> N
         assert rate == stepped.rate(step) == pytest.approx(0.5 * expected(step), abs=1e-15)
 
 
+def test_parameters_with_rates_of_their_own_follow_the_same_schedule() -> None:
+    stepped = optimizer(lr=0.5, rates={"output_bias": 2.0}, schedule="cosine")
+    names = [name for name, _ in LSTML2L(2).named_parameters()]
+    for step in range(3):
+        stepped.step([torch.ones_like(parameter) for parameter in stepped.parameters], step)
+        rates = dict(zip(names, (group["lr"] for group in stepped.optimizer.param_groups), strict=True))
+        assert rates.pop("output_bias") == pytest.approx(4 * stepped.rate(step))
+        assert set(rates.values()) == {stepped.rate(step)}
+
+
+def test_rate_of_no_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"meta_optimizer\.rates: no parameter 'bias'; there are .*output_bias"):
+        optimizer(rates={"bias": 0.1})
+
+
 @pytest.mark.parametrize(
     ("settings", "build"),
     [
