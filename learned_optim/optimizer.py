@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -134,12 +135,7 @@ class LearnedOptimizer(Optimizer):
             "differentiable": differentiable,
         }
         super().__init__(params, defaults)
-        if not isinstance(lr, Tensor) and 0 < lr <= LIKELY_A_RATE:
-            warnings.warn(
-                f"lr={lr:g} makes every learned step {1 / lr:,.0f} times smaller than the rule's own: "
-                "LearnedOptimizer has no learning rate to tune; leave lr out",
-                stacklevel=2,
-            )
+        warn_of_left_over_rate(lr)
 
     @property
     def rule(self) -> UpdateRule:
@@ -148,12 +144,15 @@ class LearnedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; raises like the constructor."""
+        warn_of_left_over_rate(param_group.get("lr"))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["decoupled_weight_decay"] = True  # even if another optimizer has filled in the group before
         start_training_count(group, self.param_groups[0])
         try:
             check_group(group, self._rule)
+            if group["total_steps"] is not None:
+                group["total_steps"] = int(group["total_steps"])  # of NumPy, say: a state holds plain numbers
         except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()  # a refused group leaves no trace
             raise
@@ -194,11 +193,11 @@ class LearnedOptimizer(Optimizer):
         return all(group["capturable"] for group in self.param_groups)
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        count_training_step(group)
+        found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # of a GradScaler
+        count_training_step(group, self.state, found[1])
         columns = Columns([], [], {entry: [] for entry in self._rule.state_features}, [], [], [])
         parameters, grads, states, steps, scales, sees_parameter = columns
         self._init_group(group, parameters, grads, steps, scales, *states.values())
-        found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # of a GradScaler
         settings = unless_paused(step_settings(group, *found))
         if not parameters or settings is None:
             return
@@ -276,6 +275,7 @@ class LearnedOptimizer(Optimizer):
             ValueError: the state belongs to other parameters or to another architecture; nothing is loaded then.
         """
         saved: dict[Any, Any] = {}
+        lengths = [group["total_steps"] for group in self.param_groups]
 
         def check(_: Optimizer, state_dict: dict[str, Any]) -> None:
             saved.update(state_by_parameter(self.param_groups, state_dict))
@@ -290,6 +290,7 @@ class LearnedOptimizer(Optimizer):
             for parameter, state in saved.items():
                 kept, on_device = self.state[parameter], parameter in capturable
                 restore_state(kept, state, self._rule, parameter, self._state_dtype, capturable=on_device)
+            warn_of_other_length(lengths, self.param_groups)
 
         # Hooks, because those of the user may rewrite the state before and read it after.
         handles = [
@@ -324,9 +325,33 @@ class LearnedOptimizer(Optimizer):
                     kept.setdefault("scale", torch.ones((), device=parameter.device, dtype=torch.float32))
 
 
-def _private_copy(rule: str | Path | UpdateRule) -> UpdateRule:
+def _private_copy(rule: object) -> UpdateRule:
     if isinstance(rule, str | Path):
         return load_rule(rule)
     if isinstance(rule, UpdateRule):
         return copy.deepcopy(rule).requires_grad_(False)
-    raise TypeError(f"rule must be a name, a path or an instance of an UpdateRule, got {rule!r}")
+    hint = "; there is no learning rate to tune, leave it out" if isinstance(rule, Real | Tensor) else ""
+    raise TypeError(f"rule must be a name, a path or an instance of an UpdateRule, got {rule!r}{hint}")
+
+
+def warn_of_left_over_rate(lr: object) -> None:
+    """Warn of an ``lr`` that was most likely left over from the optimizer that is replaced."""
+    if not isinstance(lr, Real) or not 0 < (rate := float(lr)) <= LIKELY_A_RATE:
+        return
+    warnings.warn(
+        f"lr={rate:g} makes every learned step {1 / rate:,.0f} times smaller than the rule's own: "
+        "LearnedOptimizer has no learning rate to tune; leave lr out",
+        stacklevel=3,
+    )
+
+
+def warn_of_other_length(before: Sequence[int | None], groups: Sequence[dict[str, Any]]) -> None:
+    """Warn of groups whose ``total_steps`` a loaded state has changed."""
+    for given, group in zip(before, groups, strict=True):
+        if given is not None and given != group["total_steps"]:
+            warnings.warn(
+                f"the state that is loaded has total_steps={group['total_steps']}, which holds now, not {given}; to "
+                "change the length of the training, set total_steps in optimizer.param_groups after loading",
+                stacklevel=4,
+            )
+            return

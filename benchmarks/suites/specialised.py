@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.results import RESULTS, Row, read, read_parts, write, write_parts
+from benchmarks.results import RESULTS, Row, read, read_parts, replaced, write, write_parts
 from learned_optim.checkpoint import read_provenance
 
 ROWS = RESULTS / "meta_training" / "specialised.csv"
@@ -25,6 +25,8 @@ TITLES = {
 """Rule -> what it is for, in the order of the table."""
 SPECIALISED = "specialised"
 """The name of the rule itself in the rows of a run."""
+CONSTANTS = "constants"
+"""That of the control, see benchmarks/suites/specialised_control.py."""
 OTHERS = {"Adam": "speed-up of tuned Adam", "AdamW-cosine": "of tuned AdamW, cosine"}
 
 
@@ -45,7 +47,11 @@ def add(name: str, run: Path, path: Path = ROWS) -> None:
     made = read_provenance(run / "specialised.safetensors")
     took = {"rule": name, "meta_steps": made["config"]["steps"], "seconds": f"{made['seconds']:.0f}"}
     rows = [{**took, **row} for row in read(gained)]
-    write(path, [*(row for row in read(path) if row["rule"] != name), *rows])
+    kept = [row for row in read(path) if row["rule"] != name or row["optimizer"] == CONSTANTS]
+    write(
+        path,
+        replaced([*kept], [{key: str(value) for key, value in row.items()} for row in rows], ("rule", "optimizer")),
+    )
     compared = json.loads((run / "comparison" / "provenance.json").read_text(encoding="utf-8"))
     details = path.with_suffix(".json")
     write_parts(details, {**read_parts(details), name: compared})
@@ -54,7 +60,8 @@ def add(name: str, run: Path, path: Path = ROWS) -> None:
 def table(path: Path = ROWS) -> str:
     """A row for each rule: its speed-ups over the default, and those of tuned baselines beside it."""
     rows = read(path)
-    header = ["rule", "for", "minutes", "speed-up over the default", "in seconds", "final loss", *OTHERS.values()]
+    header = ["rule", "for", "minutes", "speed-up over the default", "in seconds", "final loss"]
+    header += ["of the best constants: speed-up", "their final loss", *OTHERS.values()]
     lines: list[Sequence[str]] = [header, ["---"] * len(header)]
     for name, title in TITLES.items():
         found: Mapping[str, Row] = {row["optimizer"]: row for row in rows if row["rule"] == name}
@@ -65,6 +72,8 @@ def table(path: Path = ROWS) -> str:
         speedup = f"{float(own['speedup']):.2f} ({low:.2f} to {high:.2f})"
         line = [f"`{name}`", title, f"{float(own['seconds']) / 60:.0f}", speedup]
         line += [f"{float(own[column]):.2f}" for column in ("in_seconds", "final_loss")]
+        constants = found.get(CONSTANTS, {})
+        line += [f"{float(constants[each]):.2f}" if constants else "" for each in ("speedup", "final_loss")]
         lines.append(line + [f"{float(found[other]['speedup']):.2f}" for other in OTHERS])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         if not options.json:
             print(title)
             for name, finding in found[title].items():
-                print(f"  {name:32}{coloured(finding, _colour(finding))}", flush=True)
+                print(f"  {name:31} {coloured(finding, _colour(finding))}", flush=True)
     problems = [
         f"{name}: {finding}" for part in found.values() for name, finding in part.items() if _colour(finding) == RED
     ]

@@ -1,7 +1,7 @@
 """Step counts: of each parameter, and of a training whose length is known."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,14 +34,29 @@ def start_training_count(group: dict[str, Any], other: dict[str, Any], states: S
     device = parameters[0].device if group["capturable"] and parameters else torch.device("cpu")
     done = other.get("steps_done")
     if done is None:
-        done = max((float(state["step"]) for state in states), default=0.0)
-    group["steps_done"] = torch.as_tensor(done).to(device, torch.float32, copy=True)
+        done = max((float(state["step"]) for state in states if "step" in state), default=0.0)
+    if not isinstance(done, Tensor):
+        done = torch.tensor(done, device="cpu")  # whatever the default device is
+    group["steps_done"] = done.to(device, torch.float32, copy=True)
 
 
-def count_training_step(group: dict[str, Any]) -> None:
-    """Count one more step of the training, whether or not the group has gradients."""
-    if group["total_steps"] is not None:
-        group["steps_done"] += 1
+def count_training_step(
+    group: dict[str, Any], states: Mapping[Tensor, dict[str, Any]], found_inf: Tensor | None
+) -> None:
+    """Count one more step of the training, whether or not the group has gradients.
+
+    Args:
+        group: its ``total_steps`` may have been set, changed or taken back since the last step.
+        states: those of all parameters; a length that is given late counts from the steps that they have made.
+        found_inf: of a ``GradScaler``, which calls the step off where it is not zero; None: there is none.
+    """
+    if group["total_steps"] is None:
+        group.pop("steps_done", None)
+        return
+    if "steps_done" not in group:
+        start_training_count(group, group, [states[p] for p in group["params"] if p in states])
+    done: Tensor = group["steps_done"]
+    done += 1 if found_inf is None else (found_inf == 0).to(done)
 
 
 def training_progress(group: dict[str, Any]) -> float | Tensor:

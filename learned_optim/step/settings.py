@@ -1,7 +1,7 @@
 """The settings of a step: what a parameter group may hold, and what follows from it for one step."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ DECAY_RATE = 1e-3
 def check_group(group: dict[str, Any], rule: UpdateRule) -> None:
     """Raise a TypeError, ValueError or RuntimeError if the rule cannot step such a group."""
     check_types(group)
+    for name in ("rule", "state_dtype"):
+        if name in group:
+            raise ValueError(f"{name} is the same for all groups of parameters: give it to LearnedOptimizer itself")
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
@@ -70,7 +73,7 @@ def check_total_steps(total_steps: Any, rule: UpdateRule) -> None:
     """Raise a TypeError or ValueError if ``total_steps`` is no number of steps, or the rule has no use for it."""
     if total_steps is None:
         return
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int):
+    if isinstance(total_steps, bool) or not isinstance(total_steps, Integral):
         raise TypeError(f"total_steps must be an integer or None, got {total_steps!r}")
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}; None if the length is not known")

@@ -135,14 +135,17 @@ def tensor_scale_of(rule: UpdateRule, parameter: Tensor) -> Tensor | None:
 
 
 def root_mean_square(parameter: Tensor) -> Tensor:
-    """The root mean square of all values of a parameter, on whatever process: 0-d, float32, on its device."""
+    """The root mean square of all values of a parameter, on whatever process: 0-d, float32, on its device.
+
+    Zero if one of them is not finite: a rule then takes the tensor for one whose values do not show its size.
+    """
     # In float64, so that shards and memory orders do not change a bit of it; where there may be none, they may.
     dtype = torch.float64 if parameter.device.type in ("cpu", "cuda", "meta") else torch.float32
     norm: Any = torch.linalg.vector_norm(parameter.detach(), dtype=dtype)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     root: Tensor = norm / max(1, parameter.numel()) ** 0.5
-    return root.float()
+    return root.float().nan_to_num(nan=0.0, posinf=0.0)
 
 
 def _copy(value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

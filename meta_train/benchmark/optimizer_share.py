@@ -108,6 +108,8 @@ def measure_shares(model: str, device: str = "cpu") -> Shares:
             module = task.module()
     except Exception as error:  # whatever a user's code raises
         raise _failure(model, "the model cannot be built", error) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"--model {model}: what it returns must be a torch.nn.Module, got {module!r}")
     parameters = sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad)
     if not parameters:
         raise ConfigError(f"--model {model}: the module has no parameters to train")

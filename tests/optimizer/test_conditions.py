@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,57 @@ def test_older_state_resumes_with_total_steps() -> None:
     resumed.load_state_dict(saved)
     assert resumed.param_groups[0]["steps_done"] == 7
     train(model, resumed, 3)
+
+
+def test_length_may_be_given_late_changed_and_taken_back() -> None:
+    model = net()
+    optimizer = LearnedOptimizer(model.parameters())
+    (group,) = optimizer.param_groups
+    train(model, optimizer, 3)
+    group["total_steps"] = 20
+    train(model, optimizer, 2)
+    assert group["steps_done"] == 5
+    group["total_steps"] = None
+    train(model, optimizer, 4)
+    assert "steps_done" not in group
+    group["total_steps"] = 20
+    train(model, optimizer, 1)
+    assert group["steps_done"] == 10
+
+
+def test_loading_a_state_of_another_length_warns_that_it_holds() -> None:
+    model = net()
+    optimizer = LearnedOptimizer(model.parameters(), total_steps=10)
+    train(model, optimizer, 4)
+    longer = LearnedOptimizer(model.parameters(), total_steps=20)
+    with pytest.warns(UserWarning, match=r"has total_steps=10, which holds now, not 20; .* after loading"):
+        longer.load_state_dict(optimizer.state_dict())
+    longer.param_groups[0]["total_steps"] = 20
+    train(model, longer, 1)
+    assert longer.param_groups[0]["steps_done"] == 5
+
+
+def test_steps_that_a_scaler_calls_off_do_not_count() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([parameter], total_steps=10, capturable=True)
+    for found in (0.0, 1.0, 0.0):
+        parameter.grad = torch.ones(3)
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(found), torch.tensor(1.0)  # type: ignore[attr-defined]
+        optimizer.step()
+    assert optimizer.param_groups[0]["steps_done"] == 2
+
+
+def test_length_may_be_a_number_of_numpy_and_parameters_on_the_meta_device() -> None:
+    optimizer = LearnedOptimizer([nn.Parameter(torch.ones(2))], total_steps=np.int64(5))  # type: ignore[arg-type]
+    assert type(optimizer.param_groups[0]["total_steps"]) is int
+    with torch.device("meta"):
+        LearnedOptimizer([nn.Parameter(torch.ones(2))], total_steps=5)
+
+
+@pytest.mark.parametrize("name", ["rule", "state_dtype"])
+def test_what_is_the_same_for_all_groups_is_refused_in_one(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is the same for all groups"):
+        LearnedOptimizer([{"params": [nn.Parameter(torch.ones(2))], name: "default"}])
 
 
 def test_added_group_ends_with_the_others() -> None:

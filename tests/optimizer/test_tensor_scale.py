@@ -55,6 +55,20 @@ def test_vectors_scalars_and_empty_tensors_have_scale_one() -> None:
     assert scale_of(torch.zeros(0)) == scale_of(torch.zeros(0, 3)) == scale_of(torch.zeros(3, 0)) == 1
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("fused", [None, False])
+def test_weight_that_is_no_number_harms_no_other(value: float, fused: bool | None) -> None:
+    weight = nn.Parameter(torch.ones(5, 3))
+    with torch.no_grad():
+        weight[0] = value  # a row that is never used, as that of padding
+    optimizer = LearnedOptimizer([weight], fused=fused)
+    for _ in range(3):
+        optimizer.zero_grad()
+        weight[1:].square().sum().backward()
+        optimizer.step()
+    assert (weight[1:] < 1).all()
+
+
 def test_zero_matrix_has_the_scale_of_a_default_initialization() -> None:
     drawn = nn.Linear(3000, 50).weight.detach()
     assert scale_of(torch.zeros(50, 3000)) == pytest.approx(scale_of(drawn), rel=0.01)
