@@ -135,7 +135,12 @@ class LearnedOptimizer(Optimizer):
             "differentiable": differentiable,
         }
         super().__init__(params, defaults)
-        warn_of_left_over_rate(lr)
+        if not isinstance(lr, Tensor) and 0 < lr <= LIKELY_A_RATE:
+            warnings.warn(
+                f"lr={lr:g} makes every learned step {1 / lr:,.0f} times smaller than the rule's own: "
+                "LearnedOptimizer has no learning rate to tune; leave lr out",
+                stacklevel=2,
+            )
 
     @property
     def rule(self) -> UpdateRule:
@@ -144,7 +149,6 @@ class LearnedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; raises like the constructor."""
-        warn_of_left_over_rate(param_group.get("lr"))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["decoupled_weight_decay"] = True  # even if another optimizer has filled in the group before
@@ -332,17 +336,6 @@ def _private_copy(rule: object) -> UpdateRule:
         return copy.deepcopy(rule).requires_grad_(False)
     hint = "; there is no learning rate to tune, leave it out" if isinstance(rule, Real | Tensor) else ""
     raise TypeError(f"rule must be a name, a path or an instance of an UpdateRule, got {rule!r}{hint}")
-
-
-def warn_of_left_over_rate(lr: object) -> None:
-    """Warn of an ``lr`` that was most likely left over from the optimizer that is replaced."""
-    if not isinstance(lr, Real) or not 0 < (rate := float(lr)) <= LIKELY_A_RATE:
-        return
-    warnings.warn(
-        f"lr={rate:g} makes every learned step {1 / rate:,.0f} times smaller than the rule's own: "
-        "LearnedOptimizer has no learning rate to tune; leave lr out",
-        stacklevel=3,
-    )
 
 
 def warn_of_other_length(before: Sequence[int | None], groups: Sequence[dict[str, Any]]) -> None:

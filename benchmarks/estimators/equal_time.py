@@ -13,7 +13,6 @@ initial one, not chosen among several. Writes results/meta_training/equal_time.c
 """
 
 import argparse
-import dataclasses
 import math
 import statistics
 import time
@@ -129,7 +128,7 @@ def meta_train(tasks: str, estimator: str, minutes: float, meta_rate: float, see
         rows.append((*key, round(seconds, 1), trainer.meta_step, f"{score:.6g}", trainer.skipped))
         print(*rows[-1], flush=True)
         began = time.process_time()
-    save_part(ROWS, KEYS, rows, {"config": dataclasses.asdict(config)})
+    save_part(ROWS, KEYS, rows, {})
 
 
 def adam(tasks: str) -> None:

@@ -175,8 +175,6 @@ def test_profiler_records_step_and_zero_grad() -> None:
 def test_learning_rate_of_another_optimizer_warns() -> None:
     with pytest.warns(UserWarning, match=r"lr=0.001 makes every learned step 1,000 times smaller.*leave lr out"):
         LearnedOptimizer([parameter(1.0)], lr=1e-3)
-    with pytest.warns(UserWarning, match="leave lr out"):
-        LearnedOptimizer([{"params": [parameter(1.0)], "lr": 1e-3}])
     with pytest.raises(TypeError, match=r"got 0\.001; there is no learning rate to tune, leave it out"):
         LearnedOptimizer([parameter(1.0)], 1e-3)  # type: ignore[arg-type]
     with warnings.catch_warnings():
