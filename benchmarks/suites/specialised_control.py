@@ -85,7 +85,7 @@ def control(name: str, path: Path = ROWS) -> None:
     fresh = {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in row.items()}
     write(path, replaced(read(path), [fresh], ("rule", "optimizer")))
     outputs = [round(value, 3) for value in trainer.best.state_dict()["output_bias"].tolist()]
-    details = {"config": dataclasses.asdict(config), "outputs": outputs, "best_meta_step": trainer.best_meta_step}
+    details = {"outputs": outputs, "best_meta_step": trainer.best_meta_step}
     save_provenance(path, f"{name}, {CONSTANTS}", details)
     print(name, fresh, flush=True)
 

@@ -29,7 +29,7 @@ def test_later_run_replaces_the_rows_of_an_earlier_one(tmp_path: Path) -> None:
     add("specialised-mnist", finished_run(tmp_path / "other", 1.9), path)
     add("specialised-pictures", finished_run(tmp_path / "second", 1.5), path)
     _, _, pictures, mnist = table(path).splitlines()
-    assert "| 10 | 1.50 (1.40 to 1.70) | 1.60 | 0.60 | 0.50 | 0.80 |" in pictures
+    assert "| 10 | 1.50 (1.40 to 1.70) | 1.60 | 0.60 |  |  | 0.50 | 0.80 |" in pictures
     assert "1.90 (" in mnist
     compared = {name: part["date"] for name, part in read_parts(path.with_suffix(".json")).items()}
     assert compared == {"specialised-pictures": "1.5", "specialised-mnist": "1.9"}
