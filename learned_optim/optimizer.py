@@ -85,9 +85,9 @@ class LearnedOptimizer(Optimizer):
             holds no rule, ``nonfinite`` not one of the three, ``state_dtype`` not a floating dtype of at most 32 bits,
             ``total_steps`` less than 1; ``total_steps`` or ``averaging=False`` with a rule that has no use for it.
         TypeError: an argument is of a wrong type, or a parameter is complex.
-        RuntimeError: ``fused=True`` where no fused kernel can run or be compiled, or with ``differentiable=True``; in
-            :meth:`step`, a sparse gradient, capture in a CUDA graph without ``capturable=True``, and a nonfinite
-            gradient with ``nonfinite="error"``.
+        RuntimeError: ``fused=True`` where no fused kernel can run, or with ``differentiable=True``; in :meth:`step`, a
+            kernel that cannot be compiled with ``fused=True``, a sparse gradient, capture in a CUDA graph without
+            ``capturable=True``, and a nonfinite gradient with ``nonfinite="error"``.
 
     When not to use it: for sparse gradients and complex parameters, which it refuses; where AdamW's regularisation
     has been tuned to the last digit; for models far larger than those measured in the documentation.
