@@ -6,10 +6,11 @@
 
 All start from the default rule, whose LSTM puts out zero, and meta-train all weights. "Constants" is ES-Single on the
 rule without an LSTM, whose outputs are seven constants: what the LSTM brings is what is beyond it. Windows have 25
-steps, and everything else is equal but the meta-learning rate: of ``RATES``, each estimator has on each kind of task
-the one with the best score after a pilot with a seed of its own. Time is the processor's, of one thread, validations
-left out: other load slows it far less than the clock. A score is the final loss on the validation split over the
-initial one, not chosen among several. Writes results/meta_training/equal_time.csv.
+steps, meta-gradients are clipped to a norm of 1, and everything else is equal but the meta-learning rate: of
+``RATES``, each estimator has on each kind of task the one with the best score after a pilot with a seed of its own.
+Time is the processor's, of one thread, validations left out: other load slows it far less than the clock. A score is
+the final loss on the validation split over the initial one, not chosen among several. Writes
+results/meta_training/equal_time.csv.
 """
 
 import argparse
@@ -132,7 +133,7 @@ def meta_train(tasks: str, estimator: str, minutes: float, meta_rate: float, see
 
 
 def adam(tasks: str) -> None:
-    """Score of Adam at the best rate for each of the tasks of validation, the same for all seeds' tasks apart."""
+    """Score of Adam at the best rate for each task of validation, which every seed draws anew."""
     rows: list[Sequence[object]] = [COLUMNS]
     for seed in SEEDS:
         trainer = Trainer(configuration(tasks, "es", RATES[0], seed))
@@ -233,7 +234,7 @@ def figure() -> None:
             for name, title in NAMES.items():
                 own = gains(rows, kind, name)
                 minutes = [
-                    statistics.mean(each) for each in zip(*([time for time, _ in one] for one in own), strict=True)
+                    statistics.mean(each) for each in zip(*([passed for passed, _ in one] for one in own), strict=True)
                 ]
                 scores = list(zip(*([score for _, score in one] for one in own), strict=True))
                 middle = [math.exp(statistics.mean(map(math.log, each))) for each in scores]
