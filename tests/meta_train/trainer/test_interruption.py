@@ -21,6 +21,14 @@ from learned_optim.meta_train.trainer.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def sigint() -> Iterator[None]:
+    """Ctrl-C does what Python makes of it, also where the tests are a shell's background job, which ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture
 def sigterm() -> Iterator[None]:
     """The command line changes the handler of SIGTERM."""
