@@ -46,10 +46,10 @@ INLINE void step_lanes(
     vec grad = load(tensor->grad, place, GRAD_DTYPE, count) / (real)settings->grad_scale;
     if (settings->maximize) grad = -grad;
     ivec written = (ivec){0} == 0;
-    integer all_written = -1;
+    int all_written = 1;
     if (settings->skip_nonfinite) {
         written = magnitude(grad) < INFINITY;
-        EACH_LANE all_written &= written[lane];
+        all_written = every(written);
         grad = (vec)(written & (ivec)grad);
     }
     vec state[FEATURES];
