@@ -111,7 +111,7 @@ def _source(options: argparse.Namespace) -> None:
     from learned_optim.checkpoint import load_rule
     from learned_optim.step.programs import sources_of
 
-    sources = sources_of(load_rule(options.rule), torch.float32)
+    sources = sources_of(load_rule(options.rule).pruned(), torch.float32)  # what an optimizer runs
     if isinstance(sources, str):
         raise CommandError(f"no kernel can be made of this rule: {sources}")
     say((sources.c if options.source == "c" else sources.triton).text)
